@@ -1,0 +1,57 @@
+"""lmkit: raw text to a pretrained model, fine-tuned for a task, measured with intervals.
+
+    import lmkit
+    run = lmkit.finetune("recipe.yaml")
+    lmkit.evaluate(run)
+    lmkit.load(run).predict(["a text"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmkit.commands.predict import Predictor
+    from lmkit.recipe.schema import Recipe
+    from lmkit.run import Run
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "finetune", "load", "pretrain"]
+
+
+def pretrain(recipe: str | Path | Mapping[str, Any] | Recipe, **flags: bool) -> Run:
+    """Train a language model; ``flags`` are ``resume`` and ``overwrite``. Returns the run."""
+    return _train("pretrain", recipe, flags)
+
+
+def finetune(recipe: str | Path | Mapping[str, Any] | Recipe, **flags: bool) -> Run:
+    """Train a task model; ``flags`` are ``resume`` and ``overwrite``. Returns the run."""
+    return _train("finetune", recipe, flags)
+
+
+def _train(stage: str, recipe: str | Path | Mapping[str, Any] | Recipe, flags: dict[str, bool]) -> Run:
+    from lmkit.commands.train import train
+    from lmkit.run import Run
+
+    return Run(train(stage, recipe, **flags)["run"])
+
+
+def evaluate(recipe_or_run: str | Path | Mapping[str, Any] | Recipe | Run) -> Run:
+    """Evaluate a run, a model directory or a recipe; the numbers are in ``run.metrics("test")``."""
+    from lmkit.commands.evaluate import evaluate as run_evaluation
+    from lmkit.commands.evaluate import find_subject
+    from lmkit.run import Run
+
+    source = str(recipe_or_run.path) if isinstance(recipe_or_run, Run) else recipe_or_run
+    run_evaluation(source)
+    return find_subject(source, ())[2]
+
+
+def load(run: str | Path | Run) -> Predictor:
+    """A trained model that answers: ``load(run).predict(["a text"])``."""
+    from lmkit.commands.predict import Predictor
+    from lmkit.run import Run
+
+    return Predictor(run.path if isinstance(run, Run) else run)

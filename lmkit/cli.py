@@ -1,0 +1,271 @@
+"""The command line: options, help and exit codes. Bodies import their command, so that help needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from lmkit import __version__, console
+from lmkit.errors import LmkitError, TrainingStopped
+
+app = typer.Typer(
+    name="lmkit",
+    help="Raw text to a pretrained model, fine-tuned for a task, measured with intervals.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes = typer.Typer(help="Recipes that ship with lmkit, and yours.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(recipes, name="recipe")
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships (lmkit recipe list).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any recipe key by its dotted path; the value is YAML.")]
+Output = Annotated[str | None, typer.Option("-o", "--output", metavar="DIR", help="Run directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout; everything else goes to stderr.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint; start if there is none.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the output directory.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The same recipe end to end in seconds, on a tiny model and a few rows.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")]
+
+
+def _start(as_json: bool, quiet: bool, verbose: bool) -> None:
+    console.configure(as_json=as_json, quiet=quiet, verbose=verbose)
+    # the libraries' own bars and notices; lmkit says what matters itself
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"lmkit {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Raw text -> a language model (task: mlm | clm)."""
+    _train("pretrain", recipe, overrides, output, resume, overwrite, smoke, dry_run, as_json, quiet, verbose)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A model -> a task model or adapter (task: classification | ner | translation)."""
+    _train("finetune", recipe, overrides, output, resume, overwrite, smoke, dry_run, as_json, quiet, verbose)
+
+
+def _train(
+    stage: str,
+    recipe: str,
+    overrides: list[str] | None,
+    output: str | None,
+    resume: bool,
+    overwrite: bool,
+    smoke: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    _start(as_json, quiet, verbose)
+    if resume and overwrite:
+        raise LmkitError("--resume and --overwrite contradict each other", remedy="keep one of the two")
+    if smoke and dry_run:
+        raise LmkitError("--smoke and --dry-run contradict each other", remedy="keep one of the two")
+    from lmkit.commands.train import train
+
+    summary = train(stage, recipe, overrides or (), output=output, resume=resume, overwrite=overwrite, smoke=smoke, dry_run=dry_run)
+    if not (smoke or dry_run):
+        console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}\nnext: lmkit eval {summary['run']}")
+    console.emit(summary)
+
+
+@app.command("eval")
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A run, a model directory, a hub id, or a recipe.")],
+    overrides: Overrides = None,
+    output: Output = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A model -> metrics with intervals, and predictions."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.evaluate import evaluate as run_evaluation
+
+    console.emit(run_evaluation(source, overrides or (), output=output))
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a model directory or a hub id.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; without any, lines of stdin.")] = None,
+    file: Annotated[str | None, typer.Option("-f", "--file", metavar="FILE", help="Rows of a data file, or lines of a .txt file.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key, for example generation.num_beams=1.")] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Texts, a file or stdin -> JSON lines, in order."""
+    _start(True, quiet, verbose)
+    if texts and file:
+        raise LmkitError("texts and --file were both given", remedy="give one of the two")
+    if not texts and not file and sys.stdin.isatty():
+        raise LmkitError("nothing to predict on", remedy='give texts (lmkit predict RUN "a text"), --file FILE, or lines on stdin')
+    from lmkit.commands.predict import Predictor, text_lines
+
+    predictor = Predictor(run, settings or ())
+    if file:
+        answers: Any = predictor.file(file)
+    else:
+        answers = predictor.answers(predictor.task.text_rows(texts or text_lines(sys.stdin)))
+    for answer in answers:
+        console.emit_line(answer)
+
+
+@app.command()
+def doctor(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Versions, devices, native bf16, offline state, disk."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.doctor import doctor as examine
+
+    found = examine()
+    rows = [[key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value] for key, value in found.items()]
+    console.say(console.table(["what", "found"], rows))
+    console.emit(found)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Where the runs go.")] = "runs/demo",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The whole way on shipped data: tokenizer, pretraining, fine-tuning, evaluation, one table."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.demo import run_demo
+
+    console.emit(run_demo(output, overwrite=overwrite))
+
+
+@recipes.command("list")
+def recipe_list(as_json: Json = False) -> None:
+    """The recipes that ship with lmkit."""
+    _start(as_json, False, False)
+    from lmkit.commands.recipes import list_recipes
+
+    found = list_recipes()
+    console.say(console.table(["name", "task", "about"], [[entry["name"], entry["task"], entry["about"]] for entry in found]))
+    console.emit({"recipes": found})
+
+
+@recipes.command("show")
+def recipe_show(
+    recipe: RecipeArgument, complete: Annotated[bool, typer.Option("--complete", help="Every value that would be used, defaults included.")] = False
+) -> None:
+    """Print a recipe."""
+    _start(False, False, False)
+    from lmkit.commands.recipes import show_recipe
+
+    console.say(show_recipe(recipe, complete=complete).rstrip())
+
+
+@recipes.command("copy")
+def recipe_copy(recipe: RecipeArgument, target: Annotated[str | None, typer.Argument(metavar="[FILE]")] = None) -> None:
+    """Copy a recipe to a file of your own."""
+    _start(False, False, False)
+    from lmkit.commands.recipes import copy_recipe
+
+    console.say(f"written: {copy_recipe(recipe, target)}")
+
+
+@recipes.command("check")
+def recipe_check(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check keys, values, model and data of a recipe, in seconds and without torch."""
+    _start(as_json, False, False)
+    from lmkit.commands.recipes import check_recipe
+
+    found = check_recipe(recipe, overrides or [])
+    rows = ", ".join(f"{split} {count} rows" for split, count in found["rows"].items())
+    console.say(f"{found['recipe']}: {found['task']}; {rows}; nothing wrong")
+    console.emit(found)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
+    sys.exit(_status())
+
+
+def _status() -> int:
+    try:
+        result = app(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except LmkitError as error:
+        console.fail(str(error))
+        return 2
+    except TrainingStopped as error:
+        console.fail(str(error))
+        return 1
+    except KeyboardInterrupt:
+        console.fail("interrupted")
+        return 130
+    except Exception as error:
+        return _other(error)
+
+
+def _other(error: Exception) -> int:
+    """Mistakes in the arguments, ends by a signal, and a reader that went away (``| head``); anything else is raised."""
+    import click
+
+    if isinstance(error, click.exceptions.Abort):
+        return 130
+    if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
+        console.fail(_usage(error))
+        return 2
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    status = getattr(error, "status", None)
+    if isinstance(status, int):  # Interrupted, ProcessFailed: said already
+        return status
+    raise error
+
+
+def _usage(error: Any) -> str:
+    """Typer's own complaint, with the nearest command or option."""
+    message: str = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    help_line = f"\n  see: {context.command_path} --help" if context is not None else ""
+    return message + help_line

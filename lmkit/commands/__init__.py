@@ -1,0 +1,1 @@
+"""One plain function a command: typed values in, a value out. They never exit and never parse arguments."""

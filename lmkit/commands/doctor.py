@@ -1,0 +1,37 @@
+"""``lmkit doctor``: versions, devices and offline state."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from lmkit.data.splits import cache_folder
+from lmkit.models.source import is_offline
+from lmkit.run import versions
+
+
+def doctor() -> dict[str, Any]:
+    """What this machine has that decides how lmkit runs on it."""
+    import torch
+
+    from lmkit.recipe.schema import Hardware
+    from lmkit.train.device import choose_precision, native_bf16
+
+    cache = cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    gpus = [
+        {"name": torch.cuda.get_device_name(i), "memory_bytes": torch.cuda.get_device_properties(i).total_memory} for i in range(torch.cuda.device_count())
+    ]
+    return {
+        "versions": versions(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": gpus,
+        "native_bf16": native_bf16(),
+        "precision_auto": choose_precision(Hardware()),
+        "offline": is_offline(),
+        "cache": str(cache),
+        "free_disk_bytes": shutil.disk_usage(existing).free,
+    }

@@ -1,0 +1,113 @@
+"""``lmkit eval``: a run, a model directory or a hub id, on a split -> metrics with intervals and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit import console
+from lmkit.errors import ModelError, RecipeError
+from lmkit.models.source import ModelSource, find_model
+from lmkit.recipe import Recipe, load_recipe
+from lmkit.recipe.load import SUFFIXES, shipped_recipes
+from lmkit.run import Run, is_run
+from lmkit.tasks.registry import TASKS, task_class
+
+if TYPE_CHECKING:
+    from lmkit.data.splits import Splits
+
+
+def evaluate(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, output: str | None = None, splits: Splits | None = None
+) -> dict[str, Any]:
+    """Evaluate on ``data.test``, or where there is none on ``data.validation``, and say which.
+
+    Args:
+        source: a run, a model directory, a hub id; or a recipe, whose run is evaluated where it exists
+            and whose ``model.base`` as it stands otherwise.
+        splits: rows that were read already.
+
+    Returns:
+        The content of metrics.json.
+    """
+    recipe, found, run = find_subject(source, overrides, output=output)
+    from lmkit.data.splits import load_splits
+
+    cls = task_class(recipe.task)
+    split = "test" if recipe.data.test is not None else "validation"
+    if splits is None:
+        if recipe.data.test is None and recipe.data.validation is None and recipe.data.validation_fraction is None:
+            raise RecipeError("no data to evaluate on", place="data.test", remedy="data.test=FILE")
+        facts = found.description.get("facts") or facts_of(found, recipe)
+        splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
+    elif split not in splits.rows:
+        split = next(iter(splits.rows))
+    console.say(f"evaluating on data.{split}: {len(splits.rows[split])} rows")
+
+    from lmkit.data.encode import encode
+    from lmkit.evaluation.evaluate import evaluate_split, metrics_table
+    from lmkit.models.build import load_trained
+    from lmkit.models.tokenizer import for_words, load_tokenizer
+    from lmkit.train.device import build_accelerator, micro_batch_tokens
+
+    tokenizer = load_tokenizer(recipe.tokenizer.base or found.location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    words = any(field.kind == "words" for field in cls.fields)
+    task = cls(recipe, splits.facts, for_words(tokenizer, found.location) if words else tokenizer)
+    encoded = encode(splits.rows[split], task)
+    accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
+    model = load_trained(found, task).to(accelerator.device)
+    budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
+    result = evaluate_split(model, task, encoded, accelerator, split=split, options=recipe.eval, budget=budget, folder=run.eval_folder(split))
+    if result:
+        console.say(metrics_table(result))
+        console.say(f"written to {run.eval_folder(split)}")
+    return result
+
+
+def find_subject(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, output: str | None = None) -> tuple[Recipe, ModelSource, Run]:
+    """What to evaluate or predict with: options, weights, and the run directory that results go to."""
+    if isinstance(source, (Mapping, Recipe)) or _is_recipe(str(source)):
+        recipe = load_recipe(source, overrides)
+        run = Run(output or recipe.output)
+        if is_run(recipe.output):
+            return recipe, find_model(recipe.output, key="output"), run
+        if recipe.model.base is None:
+            raise ModelError("this recipe was not trained yet", place=recipe.output, remedy="train it first, or name a run, a model directory or a hub id")
+        return _with_task(recipe, find_model(recipe.model.base)), find_model(recipe.model.base), run
+    name = str(source)
+    found = find_model(name, key="RUN")
+    if found.run is not None:
+        recipe = load_recipe(Run(found.run).recipe_file, overrides)
+        return recipe, found, Run(output or found.run)
+    described = found.description.get("recipe", {})
+    recipe = load_recipe({**described, "name": Path(name).name.lstrip("."), "output": output or f"runs/eval-{Path(name).name}"}, overrides)
+    return _with_task(recipe, found), found, Run(output or recipe.output)
+
+
+def _is_recipe(name: str) -> bool:
+    if Path(name).is_dir():
+        return False
+    shipped = shipped_recipes()
+    return name.endswith(SUFFIXES) or name in shipped or any(known.endswith("/" + name) for known in shipped)
+
+
+def _with_task(recipe: Recipe, found: ModelSource) -> Recipe:
+    """The recipe with the task that the model says it was made for."""
+    if recipe.task:
+        return recipe
+    if "task" in found.description:
+        return recipe.model_copy(update={"task": found.description["task"]})
+    raise RecipeError("which task? lmkit did not make this model, so it does not say", place="task", remedy=f"add task=NAME: {', '.join(TASKS)}")
+
+
+def facts_of(found: ModelSource, recipe: Recipe) -> dict[str, Any]:
+    """What a model that lmkit did not make knows of its labels: ``id2label`` of its config."""
+    if not any(field.kind in ("label", "tags") for field in task_class(recipe.task).fields):
+        return {}
+    if recipe.data.labels:
+        return {"labels": recipe.data.labels}
+    from lmkit.models.build import load_config
+
+    names = load_config(found, recipe).id2label or {}
+    return {"labels": [str(names[number]) for number in sorted(names)]}

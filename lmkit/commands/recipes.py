@@ -1,0 +1,71 @@
+"""``lmkit recipe``: list, show, copy and check recipes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lmkit.errors import RecipeError
+from lmkit.recipe import load_recipe, shipped_recipes
+from lmkit.recipe.load import dump_recipe, find_recipe
+
+
+def list_recipes() -> list[dict[str, str]]:
+    """Name, task and first comment line of every recipe that ships."""
+    found = []
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        found.append({"name": name, "task": load_recipe(path).task, "about": first.lstrip("# ") if first.startswith("#") else ""})
+    return found
+
+
+def show_recipe(name: str, *, complete: bool = False) -> str:
+    """The file as it is, or every value that would be used."""
+    return dump_recipe(load_recipe(name)) if complete else find_recipe(name).read_text(encoding="utf-8")
+
+
+def copy_recipe(name: str, target: str | None) -> Path:
+    """Copy a shipped recipe to a file of your own.
+
+    Raises:
+        RecipeError: the target exists.
+    """
+    source = find_recipe(name)
+    path = Path(target) if target else Path(source.name)
+    if path.is_dir():
+        path = path / source.name
+    if path.exists():
+        raise RecipeError("the file exists", place=str(path), remedy="give another name: lmkit recipe copy NAME FILE")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, path)
+    return path
+
+
+def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
+    """Keys, values, model and data files of a recipe, without torch.
+
+    Returns:
+        What was found, for ``--json``.
+    """
+    from lmkit.commands.train import check_model_keys, check_stage
+    from lmkit.data.splits import load_splits
+    from lmkit.models.source import find_model
+    from lmkit.tasks.registry import task_class
+
+    recipe = load_recipe(source, overrides)
+    if recipe.task:
+        check_stage(recipe, task_class(recipe.task).stage)
+    else:
+        check_stage(recipe, "finetune")
+    check_model_keys(recipe, find_model(recipe.model.base) if recipe.model.base else None)
+    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
+    return {
+        "recipe": recipe.name,
+        "task": recipe.task,
+        "rows": {split: len(rows) for split, rows in splits.rows.items()},
+        "rejected_rows": len(splits.rejected),
+        "labels": splits.facts.get("labels"),
+    }
+
+

@@ -1,0 +1,100 @@
+"""``--smoke``: the same recipe end to end in seconds, on a tiny model of the same architecture."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lmkit import console
+from lmkit.data.splits import Splits, load_splits
+from lmkit.errors import ModelError
+from lmkit.models.presets import preset_config, shrink
+from lmkit.models.source import ModelSource, find_model
+from lmkit.recipe import Recipe, load_recipe
+from lmkit.recipe.schema import TokenizerTraining
+from lmkit.run import Run
+from lmkit.tasks.registry import task_class
+
+ROWS, STEPS = 32, 4
+
+
+def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
+    """All rows are checked, a few are used: train, save, reload, evaluate, predict, in a folder that is removed.
+
+    Where ``model.base`` is not there yet (the run of an earlier recipe), a tiny random model of the task's
+    usual family stands in, and that is said.
+    """
+    from lmkit.commands.evaluate import evaluate
+    from lmkit.commands.train import check_model_keys
+    from lmkit.train.fit import fit
+
+    cls = task_class(recipe.task)
+    splits = load_splits(recipe, cls, wanted=("train", "validation", "test"))
+    splits = Splits({split: rows.select(range(min(ROWS, len(rows)))) for split, rows in splits.rows.items()}, splits.facts)
+    with tempfile.TemporaryDirectory(prefix="lmkit-smoke-") as folder:
+        tiny = _tiny_recipe(recipe, splits, Path(folder))
+        source = find_model(tiny.model.base) if tiny.model.base else None
+        check_model_keys(tiny, source)
+        run = Run(Path(folder) / "run")
+        run.start(resume=False, overwrite=False)
+        trained = {split: rows for split, rows in splits.rows.items() if split != "test"}
+        summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
+        found = evaluate(str(run.path), splits=splits) if set(splits.rows) & {"test", "validation"} else {}
+    console.say(f"smoke: {recipe.name} trains, saves, reloads and evaluates; the numbers mean nothing")
+    return {"smoke": True, "task": recipe.task, "steps": summary["steps"], "seconds": summary["seconds"], "evaluation": found}
+
+
+def _tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
+    values = recipe.model_dump()
+    values["output"] = str(folder / "run")
+    values["train"] |= {"max_steps": STEPS, "epochs": None, "max_minutes": None, "batch_size": min(4, recipe.train.batch_size), "eval_every": STEPS // 2}
+    values["hardware"] |= {"processes": "auto", "checkpoint_every": None}
+    values["generation"] |= {"max_new_tokens": 8, "num_beams": min(2, recipe.generation.num_beams)}
+    values["eval"] |= {"resamples": min(50, recipe.eval.resamples)}
+    values["logging"] |= {"every": 1, "to": []}
+    if recipe.tokenizer.train is not None:
+        values["tokenizer"]["train"]["vocab_size"] = min(1000, recipe.tokenizer.train.vocab_size)
+        values["tokenizer"]["train"]["files"] = None
+    if recipe.model.base is None:
+        described = preset_config(recipe.model.preset, max_length=recipe.data.max_length) if recipe.model.preset else {}
+        values["model"] |= {"preset": None, "config": shrink(described | recipe.model.config)}
+    else:
+        values["model"] = {"base": str(_tiny_base(recipe, splits, folder / "base")), "trust_remote_code": recipe.model.trust_remote_code}
+        values["tokenizer"] = {}
+    return load_recipe(values)
+
+
+def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
+    """A model directory like ``model.base``, with its tokenizer, tiny and random."""
+    import transformers
+
+    from lmkit.models.build import load_config
+    from lmkit.train.prepare import build_tokenizer
+
+    source: ModelSource | None = None
+    try:
+        source = find_model(recipe.model.base or "")
+    except ModelError as error:
+        if not (recipe.model.base or "").startswith("runs/") and os.sep not in (recipe.model.base or ""):
+            raise
+        family = task_class(recipe.task).family
+        console.warn(f"{str(error).splitlines()[0]}; a tiny random {family} stands in for it")
+        stand_in = recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(update={"base": None, "preset": f"{family}-nano"}),
+                "tokenizer": recipe.tokenizer.model_copy(update={"base": None, "train": TokenizerTraining(algorithm="bpe", vocab_size=1000)}),
+            }
+        )
+        tokenizer = build_tokenizer(stand_in, splits, None)
+        values = preset_config(f"{family}-nano", max_length=recipe.data.max_length) | {"decoder_vocab_size": len(tokenizer)}
+    else:
+        tokenizer = build_tokenizer(recipe, splits, source)
+        values = shrink(load_config(source, recipe).to_dict())
+    values |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    values.setdefault("decoder_start_token_id", tokenizer.pad_token_id)
+    config = transformers.CONFIG_MAPPING[values.pop("model_type")](**values)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,129 @@
+"""``lmkit pretrain`` and ``lmkit finetune``: check everything that needs no torch, then train."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit import console
+from lmkit.errors import RecipeError
+from lmkit.models.source import ModelSource, find_model
+from lmkit.recipe import Recipe, load_recipe
+from lmkit.recipe.load import dump_recipe
+from lmkit.run import Run, write_text
+from lmkit.tasks.registry import TASKS, task_class
+
+if TYPE_CHECKING:
+    from lmkit.data.splits import Splits
+
+COMMAND_OF = {"pretrain": "lmkit pretrain", "finetune": "lmkit finetune"}
+
+
+def train(
+    stage: str,
+    source: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    output: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    smoke: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train a recipe; see the contract for the flags.
+
+    Args:
+        stage: ``pretrain`` or ``finetune``; the recipe's task must belong to it.
+
+    Returns:
+        The summary that ``--json`` prints.
+    """
+    recipe = load_recipe(source, overrides)
+    if output is not None:
+        recipe = recipe.model_copy(update={"output": output})
+    check_stage(recipe, stage)
+    if smoke:
+        from lmkit.commands.smoke import smoke_run
+
+        return smoke_run(stage, recipe)
+    found = find_model(recipe.model.base) if recipe.model.base else None
+    check_model_keys(recipe, found)
+    from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
+
+    run = Run(recipe.output)
+    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+    if dry_run:
+        from lmkit.commands.dry_run import dry_run_plan
+
+        return dry_run_plan(recipe, splits, found)
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    processes = 1 if launched else number_of_processes(recipe)
+    if console.is_first_process() and not launched or int(os.environ.get("RANK", "0")) == 0:
+        run.start(resume=resume, overwrite=overwrite)
+    if processes > 1:
+        return _train_in_processes(stage, recipe, splits, found, run, processes)
+    from lmkit.train.fit import fit
+
+    return fit(recipe, splits, found, run, resume=resume)
+
+
+def check_stage(recipe: Recipe, stage: str) -> None:
+    """Refuse a recipe without a task, or with one of the other stage."""
+    tasks = [name for name in TASKS if task_class(name).stage == stage]
+    if not recipe.task:
+        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(tasks)}")
+    if task_class(recipe.task).stage != stage:
+        raise RecipeError(f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {COMMAND_OF[task_class(recipe.task).stage]}, or one of: {', '.join(tasks)}")
+
+
+def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
+    """What can be said of the model section before torch is there."""
+    from lmkit.models.presets import preset_config
+
+    model = recipe.model
+    if model.base and model.preset:
+        raise RecipeError("given beside model.base", place="model.preset", remedy="keep one of the two")
+    if model.preset:
+        preset_config(model.preset, max_length=recipe.data.max_length)
+    if found is None and not model.preset and "model_type" not in model.config:
+        raise RecipeError("no model: neither model.base nor model.preset is given", place="model", remedy="model.base=RUN_OR_DIRECTORY for trained weights, model.preset=bert-mini for random ones")
+    if recipe.lora is not None and found is None:
+        raise RecipeError("LoRA adapts trained weights, and this model starts from random ones", place="lora", remedy="give model.base, or lora=null")
+    if found is None and recipe.tokenizer.base is None and recipe.tokenizer.train is None:
+        raise RecipeError("a model with random weights has no tokenizer", place="tokenizer", remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train; or give tokenizer.base")
+    if found is not None and recipe.tokenizer.train is not None:
+        raise RecipeError("a new tokenizer does not fit the weights of model.base", place="tokenizer.train", remedy="leave it out, or start from random weights with model.preset")
+
+
+def number_of_processes(recipe: Recipe) -> int:
+    """``hardware.processes``, where auto is one per GPU."""
+    if recipe.hardware.processes != "auto":
+        return recipe.hardware.processes
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _train_in_processes(stage: str, recipe: Recipe, splits: Splits, found: ModelSource | None, run: Run, processes: int) -> dict[str, Any]:
+    """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe."""
+    from lmkit.train.launch import launch
+    from lmkit.train.prepare import prepare
+
+    prepare(recipe, splits, found)
+    with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
+        file = Path(folder) / f"{recipe.name}.yaml"
+        values = recipe.model_copy(update={"output": str(run.path.resolve())})
+        write_text(file, dump_recipe(values.model_copy(update={"hardware": recipe.hardware.model_copy(update={"processes": processes})})))
+        launch(["-m", "lmkit", stage, str(file), "--resume"], processes=processes)
+    return {"run": str(run.path), "task": recipe.task, "processes": processes, **_summary(run)}
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    manifest = run.manifest
+    validation = run.metrics("validation") if run.eval_folder("validation").is_dir() else {}
+    return {"steps": manifest["steps"], "tokens": manifest["tokens_seen"], "seconds": manifest["seconds"], "best_step": manifest["best_step"], "validation": validation}
+
+

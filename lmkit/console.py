@@ -1,0 +1,114 @@
+"""The only file that prints: progress, tables, warnings, and the one JSON object of ``--json``.
+
+Everything for people goes to stderr where ``--json`` is on, to stdout otherwise; only the first
+process of several prints; ``-q`` leaves warnings and errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+
+@dataclass
+class _State:
+    as_json: bool = False
+    level: int = 1  # 0 quiet, 1 normal, 2 verbose
+
+
+_state = _State()
+
+
+def configure(*, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    """Set once by the command line, before anything is printed."""
+    _state.as_json, _state.level = as_json, 0 if quiet else 2 if verbose else 1
+
+
+def is_verbose() -> bool:
+    return _state.level > 1
+
+
+def is_quiet() -> bool:
+    return _state.level < 1
+
+
+def is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _write(text: str, stream: TextIO) -> None:
+    if is_first_process():
+        print(text, file=stream, flush=True)
+
+
+def say(text: str = "") -> None:
+    """A line for the user."""
+    if _state.level > 0:
+        _write(text, sys.stderr if _state.as_json else sys.stdout)
+
+
+def warn(text: str) -> None:
+    """A line that is shown with ``-q`` too."""
+    _write(f"warning: {text}", sys.stderr)
+
+
+def fail(text: str) -> None:
+    """The message of an error; every process says its own."""
+    print(f"lmkit: {text}", file=sys.stderr, flush=True)
+
+
+def emit(value: Any) -> None:
+    """The one JSON object that ``--json`` promises on stdout; nothing without it."""
+    if _state.as_json:
+        _write(json.dumps(value, ensure_ascii=False), sys.stdout)
+
+
+def emit_line(value: Any) -> None:
+    """A JSON line on stdout (``lmkit predict``)."""
+    _write(json.dumps(value, ensure_ascii=False), sys.stdout)
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: East Asian wide characters take two, combining marks none."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned columns; numbers to the right.
+
+    >>> print(table(["metric", "value"], [["f1", 0.5]]))
+    metric  value
+    f1        0.5
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    numeric = [all(row[i][:1].isdigit() or row[i][:1] in "-" for row in cells) and bool(cells) for i in range(len(header))]
+    widths = [max(_width(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    lines = []
+    for row in [list(header), *cells]:
+        padded = [
+            " " * (width - _width(cell)) + cell if right else cell + " " * (width - _width(cell))
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def progress(items: Iterable[Any], *, total: int | None, what: str, unit: str = "it") -> Iterator[Any]:
+    """Iterate with a bar on stderr (only on a terminal, only in the first process)."""
+    with progress_bar(total=total, what=what, unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def progress_bar(*, total: int | None, what: str, unit: str = "step", initial: int = 0) -> Any:
+    """A tqdm bar: steps done, time left, and whatever ``set_postfix_str`` is given."""
+    from tqdm import tqdm
+
+    shown = _state.level > 0 and is_first_process() and sys.stderr.isatty()
+    return tqdm(total=total, desc=what, unit=unit, initial=initial, disable=not shown, dynamic_ncols=True, leave=False)

@@ -1,0 +1,286 @@
+"""Reading the rows of a split once and checking them field by field; what is wrong with a row is said with its file and line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lmkit.data import formats, sources
+from lmkit.data.formats import BadRow, Document
+from lmkit.data.rows import FORMAT, LEAVE_OUT, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
+from lmkit.data.sources import HubId
+from lmkit.errors import DataError, nearest, suggest
+from lmkit.tasks.fields import Field
+
+Keys = tuple[str, ...]  # of a column: its name, and where that holds objects the keys within
+TYPES = {
+    type(None): "null",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def load_rows(
+    source: str | list[str],
+    *,
+    key: str,
+    split: str,
+    fields: Sequence[Field],
+    columns: Mapping[str, str],
+    on_bad_row: OnBadRow,
+    document: Document,
+    max_rows: int | None,
+    folders: list[Path],
+    cache_dir: Path,
+    with_gold: bool = True,
+) -> Rows:
+    """Find, read and check the rows of one split; what was read before, and has not changed, is not read again.
+
+    Args:
+        source, key, folders: see ``sources.find_files``; ``split`` is the split of a hub data set.
+        fields: what the task reads. columns: role -> column of the file; columns without an entry go by the role's
+            name, then by its aliases. Positions ("0", "1") say that csv and tsv files have no header; a dot leads
+            into an object (``translation.en``), unless there is a column of that very name.
+        on_bad_row: ``error`` raises at the first bad row, ``skip`` leaves it out and keeps it in ``Rows.rejected``.
+        max_rows: stop after so many usable rows.
+        cache_dir: where the Arrow file goes.
+        with_gold: False: without the fields that are to be predicted.
+
+    Raises:
+        DataError: no such file, no such column, a bad row, or no usable row at all.
+    """
+    for role in columns:
+        if role not in (names := [field.name for field in fields]):
+            raise DataError(f"this task has no column {role!r}", place="data.columns", remedy=suggest(role, names))
+    wanted = [field for field in fields if with_gold or not field.gold]
+    found = sources.find_files(source, key=key, folders=folders)
+    paths = sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
+    shown = [f"{found}/{path.name}" if isinstance(found, HubId) else sources.shown(path) for path in paths]
+    try:
+        hashes = [sources.sha256_of(path) for path in paths]
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{error.strerror}: {error.filename}", place=key, remedy="check that it can be read, and the cache written"
+        ) from None
+    kinds = ["".join(path.suffixes[-2:]).lower() for path in paths]
+    roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases)] for f in wanted]
+    fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows])
+    cached = cache_dir / f"rows-{fingerprint[:32]}.arrow"
+    summary_path = cached.with_suffix(".json")
+    with FileLock(f"{cached}.lock"):
+        if not (cached.is_file() and summary_path.is_file()):
+            reader = _Reader(paths, shown, wanted, columns, on_bad_row, document)
+            write_rows(cached, schema_of(wanted), itertools.islice(reader.rows(), max_rows))
+            _write_text(summary_path, json.dumps({"counts": reader.counts, "rejected": reader.rejected}))
+        summary = json.loads(summary_path.read_text())
+    files = [
+        DataFile(name, count, sha256, path.stat().st_size)
+        for name, count, sha256, path in zip(shown, summary["counts"], hashes, paths, strict=True)
+    ]
+    # The same content may lie elsewhere now: places are put together here, not in the cache.
+    rejected = [{"place": f"{shown[r.pop('file')]}:{r.pop('line')}", **r} for r in summary["rejected"]]
+    rows = Rows(cached, files=files, rejected=rejected, fingerprint=fingerprint)
+    if not len(rows):
+        first = rejected[0]
+        raise DataError(
+            f"all {len(rejected)} rows are bad; the first: {first['problem']}",
+            place=first["place"],
+            remedy="correct the data, or data.columns",
+        )
+    return rows
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class _Reader:
+    """Reads files one after another; counts their rows and keeps the rejected ones meanwhile."""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        shown: list[str],
+        fields: list[Field],
+        columns: Mapping[str, str],
+        on_bad_row: OnBadRow,
+        document: Document,
+    ):
+        self.paths, self.shown, self.fields, self.columns = paths, shown, fields, columns
+        self.on_bad_row, self.document = on_bad_row, document
+        self.counts = [0] * len(paths)
+        self.rejected: list[Row] = []
+
+    def rows(self) -> Iterator[Row]:
+        """The usable rows, as they go into the Arrow file."""
+        for index, path in enumerate(self.paths):
+            mapping: dict[str, Keys] | None = None
+            bad = self._rejecter(index) if self.on_bad_row == "skip" else None
+            for line, raw in formats.read_rows(path, document=self.document, header=self._has_header(path), bad=bad):
+                if mapping is None:
+                    mapping = self._map(raw, path, self.shown[index])
+                ordinal = sum(self.counts)
+                self.counts[index] += 1
+                try:
+                    row = _checked(raw, self.fields, mapping)
+                except _BadValue as error:
+                    if bad is None:
+                        raise DataError(str(error), place=f"{self.shown[index]}:{line}", remedy=LEAVE_OUT) from None
+                    self._reject(index, line, ordinal, str(error), raw)
+                    continue
+                yield {"id": ordinal, "_file": index, "_line": line, "_lines": raw.get("_lines"), **row}
+            if not self.counts[index]:
+                raise DataError(
+                    "no rows in this file", place=self.shown[index], remedy="leave it out of the list, or write it again"
+                )
+
+    def _rejecter(self, index: int) -> Callable[[BadRow], None]:
+        def reject(error: BadRow) -> None:
+            self.counts[index] += 1
+            self._reject(index, error.line, sum(self.counts) - 1, error.problem, error.row)
+
+        return reject
+
+    def _reject(self, index: int, line: int, ordinal: int, problem: str, row: Any) -> None:
+        if isinstance(row, dict):
+            row = {name: value for name, value in row.items() if not name.startswith("_")}
+        row = json.loads(json.dumps(row, default=str))  # parquet holds dates and bytes, too
+        self.rejected.append({"file": index, "line": line, "problem": problem, "id": ordinal, "row": row})
+
+    def _has_header(self, path: Path) -> bool:
+        used = [self.columns[field.name] for field in self.fields if field.name in self.columns]
+        positions = [name for name in used if name.isdecimal()]
+        if positions and len(positions) < len(used) and sources.format_of(path) in ("csv", "tsv"):
+            remedy = "give the names of the header, or positions for all where there is none"
+            raise DataError("some columns are named, others given by position", place="data.columns", remedy=remedy)
+        return not positions
+
+    def _map(self, first: Row, path: Path, place: str) -> dict[str, Keys]:
+        """Role -> column, from a file's first row."""
+        first = {name: value for name, value in first.items() if not name.startswith("_")}
+        mapping: dict[str, Keys] = {}
+        for field in self.fields:
+            choices = [self.columns[field.name]] if field.name in self.columns else [field.name, *field.aliases]
+            keys = next((keys for name in choices if (keys := _keys(first, name))), None)
+            if keys is None:
+                there = [name for column, value in first.items() for name in _names(column, value)]
+                given = f" ({choices[0]!r}, says data.columns)" if field.name in self.columns else ""
+                unused = [name for name in there if name not in map(".".join, mapping.values())]
+                close = nearest(choices[0], unused) or (unused[0] if len(unused) == 1 else "COLUMN")
+                remedy = f"say which it is: data.columns={{{field.name}: {close}}}"
+                if sources.format_of(path) in ("csv", "tsv"):
+                    remedy += "; in a file without a header, by position: 0, 1, ..."
+                raise DataError(
+                    f"no column for {field.name!r}{given}; there are: {', '.join(name[:40] for name in there)}",
+                    place=place,
+                    remedy=remedy,
+                )
+            mapping[field.name] = keys
+        return mapping
+
+
+class _BadValue(Exception):
+    """What is wrong with a row; who knows its place makes a DataError of it."""
+
+
+def _keys(row: Row, name: str) -> Keys | None:
+    """The keys that lead to what a name means, from a file's first row; None where nothing does.
+
+    >>> _keys({"translation": {"en": "sea", "de": "Meer"}, "a.b": 1}, "translation.en")
+    ('translation', 'en')
+    >>> _keys({"a.b": 1, "a": {"b": 2}}, "a.b")
+    ('a.b',)
+    """
+    if name in row:
+        return (name,)
+    for dot in re.finditer(r"\.", name):
+        head, rest = name[: dot.start()], name[dot.end() :]
+        if head in row and row[head] is None:  # this row is bad, and will be called so; the next may not be
+            return (head, *rest.split("."))
+        if isinstance(row.get(head), dict) and (keys := _keys(row[head], rest)):
+            return (head, *keys)
+    return None
+
+
+def _names(column: str, value: Any) -> list[str]:
+    """What data.columns may call a column, or the parts of one that holds an object."""
+    return [f"{column}.{key}" for key in value] if isinstance(value, dict) and value else [column]
+
+
+def _value(raw: Row, keys: Keys) -> Any:
+    """What the keys of a column lead to in one raw row."""
+    if keys[0] not in raw:
+        raise _BadValue(f"no {keys[0]!r} here, unlike in the first row")
+    value = raw[keys[0]]
+    for depth, key in enumerate(keys[1:], 1):
+        column = ".".join(keys[:depth])
+        if not isinstance(value, dict):
+            raise _BadValue(f"{column!r} is {_type(value)}; an object with {key!r} is expected")
+        if key not in value:
+            raise _BadValue(f"no {key!r} in {column!r}")
+        value = value[key]
+    return value
+
+
+def _checked(raw: Row, fields: list[Field], mapping: dict[str, Keys]) -> Row:
+    """The task's fields of one raw row; _BadValue says what is wrong with it."""
+    row: Row = {}
+    words: list[str] | None = None
+    for field in fields:
+        column, value = ".".join(mapping[field.name]), _value(raw, mapping[field.name])
+        if field.kind == "text":
+            row[field.name] = _text(value, column)
+        elif field.kind == "label":
+            row[field.name] = _label(value, column)
+        elif not isinstance(value, list):
+            raise _BadValue(f"{column!r} is {_type(value)}; a list of {field.kind} is expected")
+        elif field.kind == "words":
+            row[field.name] = words = [_text(word, f"{column}[{i}]") for i, word in enumerate(value)]
+            if not words:
+                raise _BadValue(f"{column!r} is an empty list")
+        else:
+            row[field.name] = [_label(tag, f"{column}[{i}]") for i, tag in enumerate(value)]
+            if words is not None and len(words) != len(value):
+                raise _BadValue(f"{len(words)} words but {len(value)} tags")
+    return row
+
+
+def _type(value: Any) -> str:
+    return TYPES.get(type(value), f"a {type(value).__name__}")
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise _BadValue(f"{column!r} is {_type(value)}; text is expected")
+    if not value.strip():
+        raise _BadValue(f"{column!r} is empty" if not value else f"{column!r} is blank")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise _BadValue(f"{column!r} contains half a surrogate pair, which is not a character")
+    return value
+
+
+def _label(value: Any, column: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON spells it
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str):
+        return _text(value, column).strip()
+    number = f" {value}" if isinstance(value, float) else ""
+    raise _BadValue(f"{column!r} is {_type(value)}{number}; a label is a string or a whole number")

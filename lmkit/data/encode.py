@@ -1,0 +1,145 @@
+"""Rows -> pieces of tokens, cached by content and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from lmkit import console
+from lmkit.data.plan import fill
+from lmkit.data.rows import Rows
+from lmkit.data.splits import cache_folder
+from lmkit.errors import DataError
+from lmkit.models.tokenizer import tokenizer_hash
+from lmkit.tasks.base import Piece, Row, Task, TooLong
+
+BATCH_ROWS = 1000
+FORMAT = 1  # of the cached files
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The pieces of one split, grouped into examples.
+
+    Args:
+        rows: the rows they were made of, those left out as too long excepted.
+        pieces: a ``datasets.Dataset`` with the task's columns, ``row`` and ``length``; memory-mapped.
+        groups: which pieces make each example.
+        lengths: ``(examples,)`` tokens.
+        cut: rows whose end was left out (``data.long_text: head``).
+    """
+
+    rows: Rows
+    pieces: Any
+    groups: list[list[int]]
+    lengths: np.ndarray
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def example(self, number: int) -> list[Piece]:
+        """The pieces of an example, each with its number in ``piece``."""
+        group = self.groups[number]
+        columns = self.pieces[group]
+        return [{name: column[i] for name, column in columns.items()} | {"piece": piece} for i, piece in enumerate(group)]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+
+def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
+    """Tokenise a split, or find it in the cache.
+
+    The cache key is the tokenizer's content, the options that decide the encoding, what the task
+    learned, and the rows' content; nothing else (promise 19).
+
+    Args:
+        pack: examples are the pieces that fill ``max_length`` tokens, not the pieces of a row.
+
+    Raises:
+        DataError: a row is too long and ``data.long_text`` or the task allows no cut or window.
+    """
+    from datasets import Dataset
+
+    data = task.recipe.data
+    options = [FORMAT, task.name, data.max_length, data.overlap, data.long_text, data.on_bad_row, task.facts.get("labels")]
+    content = json.dumps([options, tokenizer_hash(task.tokenizer), rows.fingerprint])
+    path = cache_folder() / f"pieces-{hashlib.sha256(content.encode()).hexdigest()[:32]}.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left_out = path.with_suffix(".json")
+    with FileLock(f"{path}.lock"):
+        if not (path.is_file() and left_out.is_file()):
+            rejected: list[dict[str, Any]] = []
+            aside = path.with_suffix(".tmp")
+            _write(aside, _encoded_batches(rows, task, rejected))
+            left_out.write_text(json.dumps(rejected), encoding="utf-8")
+            aside.replace(path)
+    rejected = json.loads(left_out.read_text(encoding="utf-8"))
+    if rejected:
+        dropped = {entry["position"] for entry in rejected}
+        entries = [{key: value for key, value in entry.items() if key != "position"} for entry in rejected]
+        rows = rows.select([i for i in range(len(rows)) if i not in dropped], rejected=rows.rejected + entries)
+    pieces = Dataset.from_file(str(path))
+    lengths = np.asarray(pieces.data.column("length").to_numpy(), dtype=np.int64)
+    owners = np.asarray(pieces.data.column("row").to_numpy(), dtype=np.int64)
+    cut = int(np.asarray(pieces.data.column("cut").to_numpy()).sum()) if "cut" in pieces.column_names else 0
+    groups = fill(lengths, task.max_length) if pack else _by_row(owners)
+    return Encoded(rows, pieces, groups, np.array([lengths[group].sum() for group in groups], dtype=np.int64), cut)
+
+
+def _by_row(owners: np.ndarray) -> list[list[int]]:
+    ends = np.flatnonzero(np.diff(owners, append=-1)) + 1
+    return [list(range(start, end)) for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+
+
+def _encoded_batches(rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> Iterator[dict[str, list[Any]]]:
+    """Columns batch by batch; ``row`` counts the rows that stay."""
+    kept = 0
+    starts = range(0, len(rows), BATCH_ROWS)
+    for start in console.progress(starts, total=len(starts), what="tokenising", unit="batch"):
+        batch = list(enumerate(rows[start : start + BATCH_ROWS], start))
+        try:
+            columns = task.encode([row for _, row in batch])
+        except TooLong as error:
+            batch = _without_long(batch, error, rows, task, rejected)
+            if not batch:
+                continue
+            columns = task.encode([row for _, row in batch])
+        columns["row"] = [kept + row for row in columns["row"]]
+        kept += len(batch)
+        if columns["row"]:
+            yield columns
+    if not kept:
+        raise DataError("no row is left: all are too long", place=rows.place(0), remedy="raise data.max_length")
+
+
+def _without_long(batch: list[tuple[int, Row]], error: TooLong, rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> list[tuple[int, Row]]:
+    for at, length in error.rows:
+        position, row = batch[at]
+        if task.recipe.data.on_bad_row == "error":
+            raise TooLong([(at, length)], error.max_length, place=rows.place(position)) from None
+        rejected.append({"position": position, "place": rows.place(position), "problem": f"{length} tokens, more than {error.max_length}", "id": row["id"], "row": row})
+    long = {at for at, _ in error.rows}
+    return [entry for at, entry in enumerate(batch) if at not in long]
+
+
+def _write(path: Any, batches: Iterator[dict[str, list[Any]]]) -> None:
+    """An Arrow stream, integers in 32 bits; memory stays that of one batch."""
+    writer = None
+    with pa.OSFile(str(path), "wb") as sink:
+        for columns in batches:
+            arrays = {name: pa.array(values, type=pa.list_(pa.int32()) if isinstance(values[0], list) else pa.int32()) for name, values in columns.items()}
+            batch = pa.RecordBatch.from_pydict(arrays)
+            writer = writer or pa.ipc.new_stream(sink, batch.schema)
+            writer.write_batch(batch)
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,138 @@
+"""What is to be predicted: labels and tags, the same in all splits; and rows set aside for validation."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock
+
+from lmkit.data import tags
+from lmkit.data.rows import FORMAT, LEAVE_OUT, OnBadRow, Row, Rows, hash_of, write_rows
+from lmkit.errors import DataError, suggest
+
+
+def labels_of(rows: Rows, field: str) -> list[str]:
+    """The distinct labels of a field, in an order that does not depend on the rows'.
+
+    Numbers are ordered by value, names by the alphabet; tags as ``O``, then by type, ``B-`` before ``I-``. A type of
+    IOB2 brings both its tags, as a type whose entities all have one word in training may have longer ones elsewhere.
+    """
+    found = _distinct(rows, field)
+    if all(re.fullmatch(r"-?\d+", label) for label in found):
+        return sorted(found, key=lambda label: (int(label), label))
+    if pa.types.is_list(rows.column(field).type) and all(label == "O" or label[:2] in ("B-", "I-") for label in found):
+        kinds = {label[2:] for label in found if label != "O"}
+        return [*(["O"] if "O" in found else []), *(f"{p}-{kind}" for kind in sorted(kinds) for p in "BI")]
+    return sorted(found, key=lambda label: (label != "O", label))
+
+
+def _distinct(rows: Rows, field: str) -> set[str]:
+    column = rows.column(field)
+    return set(pc.unique(pc.list_flatten(column) if pa.types.is_list(column.type) else column).to_pylist())
+
+
+def check_labels(rows: Rows, field: str, labels: Sequence[str], *, split: str, on_bad_row: OnBadRow = "error") -> Rows:
+    """The rows whose labels are all known; the others raise, or with ``skip`` are left out and recorded.
+
+    Raises:
+        DataError: a label that is not one of ``labels``; or no row is left.
+    """
+    known = set(labels)
+    if _distinct(rows, field) <= known:
+        return rows
+
+    def unknown(row: Row) -> tuple[int | None, str] | None:
+        found = row[field] if isinstance(row[field], list) else [row[field]]
+        for i, label in enumerate(found):
+            if label not in known:
+                what = "tag" if isinstance(row[field], list) else "label"
+                return (i if what == "tag" else None), f"the {what} {label!r} does not occur in training; {suggest(label, known)}"
+        return None
+
+    return _without(
+        rows, unknown, on_bad_row, split, "correct it, list it in data.labels, or leave such rows out with data.on_bad_row=skip"
+    )
+
+
+def _without(
+    rows: Rows, fault: Callable[[Row], tuple[int | None, str] | None], on_bad_row: OnBadRow, split: str, remedy: str
+) -> Rows:
+    """The rows without a fault, which is (word or None, problem)."""
+    kept: list[int] = []
+    rejected: list[Row] = []
+    for i, row in enumerate(rows):
+        found = fault(row)
+        if found is None:
+            kept.append(i)
+            continue
+        word, problem = found
+        if on_bad_row == "error":
+            raise DataError(problem, place=rows.place(i, word=word), remedy=remedy)
+        content = {name: value for name, value in row.items() if name != "id"}
+        rejected.append({"place": rows.place(i, word=word), "problem": problem, "id": row["id"], "row": content})
+    if not kept:
+        raise DataError(
+            f"no usable row is left for {split}; the first: {rejected[0]['problem']}",
+            place=rejected[0]["place"],
+            remedy="correct the data",
+        )
+    return rows.select(kept, rejected=rows.rejected + rejected) if rejected else rows
+
+
+def scheme_of(rows: Rows, field: str = "tags") -> tags.Scheme:
+    """The tag scheme of a split: see ``tags.recognise``."""
+    return tags.recognise(row[field] for batch in rows.batches(names=[field]) for row in batch)
+
+
+def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, field: str = "tags") -> dict[str, Rows]:
+    """Every split with its tags checked and, where they mark entities, in IOB2.
+
+    The scheme is that of the training split (of the first, where there is none), and the same for all.
+
+    Raises:
+        DataError: a tag that cannot stand where it stands, at its line; or no row is left.
+    """
+    scheme = scheme_of(splits["train"] if "train" in splits else next(iter(splits.values())), field)
+    if scheme == "plain":
+        return splits
+
+    def fault(row: Row) -> tuple[int, str] | None:
+        return tags.check_sequence(row[field], scheme)
+
+    checked = {split: _without(rows, fault, on_bad_row, split, LEAVE_OUT) for split, rows in splits.items()}
+    return checked if scheme == "iob2" else {split: _in_iob2(rows, field, scheme) for split, rows in checked.items()}
+
+
+def _in_iob2(rows: Rows, field: str, scheme: tags.Scheme) -> Rows:
+    fingerprint = hash_of([rows.fingerprint, "iob2", scheme, FORMAT])
+    path = rows.path.with_name(f"rows-{fingerprint[:32]}.arrow")
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            schema = rows.schema
+            everything = itertools.chain.from_iterable(rows.batches(names=schema.names))
+            write_rows(path, schema, ({**row, field: tags.to_iob2(row[field], scheme)} for row in everything))
+    return Rows(path, files=rows.files, rejected=rows.rejected, fingerprint=fingerprint)
+
+
+def split_by_hash(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
+    """Training and validation rows, told apart by the SHA-256 of a row's content.
+
+    So a row stays on its side when others come, go or move, and equal rows are on the same side. ``rejected`` stays
+    with the training rows.
+
+    Raises:
+        DataError: one of the sides is empty.
+    """
+    names = sorted(set(rows.names) - {"id"})
+    sides: tuple[list[int], list[int]] = [], []
+    for i, row in enumerate(itertools.chain.from_iterable(rows.batches(names=names))):
+        sides[int(hash_of(row)[:16], 16) < fraction * 2**64].append(i)
+    if not all(sides):
+        empty, all_rows = ("validation" if sides[0] else "training"), f"{len(rows)} row{'s' * (len(rows) != 1)}"
+        remedy = "choose a fraction nearer to one half, add rows, or name a file in data.validation"
+        raise DataError(f"no row of {all_rows} falls to {empty}", place="data.validation_fraction", remedy=remedy)
+    return rows.select(sides[0]), rows.select(sides[1], rejected=[])

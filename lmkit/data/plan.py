@@ -1,0 +1,112 @@
+"""Which rows make each optimizer step, on which rank, in which micro-batch.
+
+The first is decided from (seed, epoch, number of examples) alone, so what a step learns from never
+depends on the hardware. The second and third only deal the step's examples out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Index = np.ndarray  # (n,) int64 example numbers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of a whole run, computed anywhere in it at the same cost.
+
+    Args:
+        num_examples: of the training split.
+        batch_size: examples per optimizer step, over all devices.
+        seed: of the order.
+    """
+
+    num_examples: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step of an epoch takes what is left: every example of every epoch contributes once."""
+        return math.ceil(self.num_examples / self.batch_size)
+
+    def position(self, step: int) -> tuple[int, int]:
+        """(epoch, step within the epoch) of a step counted from 0."""
+        return divmod(step, self.steps_per_epoch)
+
+    def order(self, epoch: int) -> Index:
+        """The examples of an epoch in its order, keyed on (seed, epoch)."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch]))).permutation(self.num_examples)
+
+    def examples(self, step: int, order: Index | None = None) -> Index:
+        """The examples of a step counted from 0; ``order`` saves making the epoch's order again."""
+        epoch, within = self.position(step)
+        order = self.order(epoch) if order is None else order
+        return order[within * self.batch_size : (within + 1) * self.batch_size]
+
+
+def deal(examples: Index, lengths: np.ndarray, ranks: int) -> list[Index]:
+    """Deal a step's examples to ranks so that their tokens are about equal: longest first, to the least loaded.
+
+    >>> [part.tolist() for part in deal(np.array([0, 1, 2]), np.array([5, 3, 2]), 2)]
+    [[0], [1, 2]]
+    """
+    if ranks == 1:
+        return [examples]
+    loads, parts = [0] * ranks, [[] for _ in range(ranks)]  # type: list[int], list[list[int]]
+    for example in sorted(examples.tolist(), key=lambda i: (-int(lengths[i]), i)):
+        rank = loads.index(min(loads))
+        parts[rank].append(example)
+        loads[rank] += int(lengths[example])
+    return [np.array(part, dtype=np.int64) for part in parts]
+
+
+def micro_batches(examples: Index, lengths: np.ndarray, budget: int) -> list[Index]:
+    """Cut into micro-batches of at most ``budget`` tokens, padding included; alike lengths together.
+
+    An example longer than the budget makes a micro-batch of its own.
+
+    >>> [part.tolist() for part in micro_batches(np.array([0, 1, 2]), np.array([9, 2, 3]), 10)]
+    [[1, 2], [0]]
+    """
+    parts: list[list[int]] = []
+    for example in sorted(examples.tolist(), key=lambda i: (int(lengths[i]), i)):
+        # sorted upwards, so this example is the longest of its micro-batch
+        if parts and (len(parts[-1]) + 1) * int(lengths[example]) <= budget:
+            parts[-1].append(example)
+        else:
+            parts.append([example])
+    return [np.array(part, dtype=np.int64) for part in parts]
+
+
+def fill(lengths: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
+    """Group pieces so that each group has at most ``size`` tokens: first fit, longest pieces first.
+
+    Args:
+        lengths: tokens per piece, each at most ``size``.
+
+    Returns:
+        Groups of piece numbers, each group in the order of the data; deterministic.
+
+    >>> fill([4, 2, 3, 1], 5)
+    [[0, 3], [1, 2]]
+    """
+    lengths = np.asarray(lengths)
+    groups: list[list[int]] = []
+    # groups by the room that is left, so that a fitting one is found in O(size)
+    by_room: list[list[int]] = [[] for _ in range(size + 1)]
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        room = next((room for room in range(length, size + 1) if by_room[room]), None)
+        if room is None:
+            groups.append([piece])
+            by_room[size - length].append(len(groups) - 1)
+        else:
+            group = by_room[room].pop()
+            groups[group].append(piece)
+            by_room[room - length].append(group)
+    return sorted(sorted(group) for group in groups)

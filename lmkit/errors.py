@@ -1,0 +1,72 @@
+"""Mistakes of the user: one message each, with its place and its remedy.
+
+    LmkitError              anything below; the command line prints it and exits with status 2
+    ├── RecipeError         a key or a value of the recipe, or of a KEY=VALUE argument
+    ├── DataError           a data file, a column, a row
+    ├── ModelError          a model directory, a tokenizer, a checkpoint
+    └── RunError            a run directory: already there, not a run, nothing to resume
+    TrainingStopped         training cannot go on (a loss that is not finite): exit status 1
+
+Mistakes of the programmer are assertions and ordinary exceptions; they keep their traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LmkitError(Exception):
+    """A mistake of the user: what was found, where, and what to do about it.
+
+    Args:
+        problem: what is wrong, one sentence without a full stop.
+        place: where it is: ``train.conll:17``, ``train.learning_rate``; shown first.
+        remedy: what to do, one sentence without a full stop; shown on its own line.
+    """
+
+    def __init__(self, problem: str, *, place: str | None = None, remedy: str | None = None):
+        self.problem, self.place, self.remedy = problem, place, remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        first = f"{self.place}: {self.problem}" if self.place else self.problem
+        return f"{first}\n  {self.remedy}" if self.remedy else first
+
+
+class RecipeError(LmkitError):
+    """A key or a value of the recipe."""
+
+
+class DataError(LmkitError):
+    """A data file, a column or a row."""
+
+
+class ModelError(LmkitError):
+    """A model directory, a tokenizer or a checkpoint."""
+
+
+class RunError(LmkitError):
+    """A run directory."""
+
+
+class TrainingStopped(Exception):
+    """Training cannot go on; the last good checkpoint stays where it is."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like ``name``, or None when nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def suggest(name: str, known: Iterable[str], *, most: int = 12) -> str:
+    """What to say of an unknown name: the nearest known one, or all of them where they are few.
+
+    >>> suggest("llma", ["llama", "bert"])
+    "did you mean 'llama'? known: bert, llama"
+    """
+    names = sorted(known)
+    shown = ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+    close = nearest(name, names)
+    return (f"did you mean {close!r}? " if close else "") + f"known: {shown}"

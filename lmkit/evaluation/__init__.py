@@ -1,0 +1,1 @@
+"""Evaluation: predictions in file order, and metrics with intervals."""

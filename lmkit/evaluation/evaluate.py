@@ -1,0 +1,219 @@
+"""Predictions for every row of a split, in file order, exactly once; and what they are worth.
+
+Rows are read in chunks and, within a chunk, in batches of alike lengths under a token budget, so the
+memory needed does not grow with the data. Every part carries its row, ranks send (row, parts), and the
+first rank keeps one record per row: duplicates cannot happen by construction [trl#7010].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit import console
+from lmkit.data.encode import Encoded
+from lmkit.data.plan import micro_batches
+from lmkit.metrics.intervals import Interval, bootstrap_intervals
+from lmkit.models.heads import unwrap_parallel
+from lmkit.recipe.schema import Eval
+from lmkit.run import atomic_directory
+from lmkit.tasks.base import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from lmkit.metrics.statistics import Statistics
+
+CHUNK_ROWS = 2048
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "ter", "mse"})
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model does on a split.
+
+    Args:
+        statistics: per row; metrics and intervals follow from them.
+        loss: mean over the labels that count, in nats, whatever the batches.
+        examples: rows.
+        seconds: of predicting.
+    """
+
+    statistics: Statistics
+    loss: float
+    examples: int
+    seconds: float
+
+    def value(self, metric: str) -> float:
+        return self.loss if metric == "loss" else self.statistics.values()[metric]
+
+
+def predict_records(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, budget: int) -> Iterator[dict[str, Any]]:
+    """The line of predictions.jsonl of every row, in order; on ranks other than the first nothing is yielded."""
+    import torch
+    from accelerate.utils import gather_object
+
+    inner = unwrap_parallel(model)
+    was_training = inner.training
+    inner.eval()
+    try:
+        first_piece = 0
+        owners = encoded.pieces.data.column("row")
+        ranks, rank = accelerator.num_processes, accelerator.process_index
+        starts = range(0, len(encoded.rows), CHUNK_ROWS)
+        for start in console.progress(starts, total=len(starts), what="predicting", unit="chunk"):
+            rows = encoded.rows[start : start + CHUNK_ROWS]
+            pieces, lengths = [], []
+            while first_piece < len(owners) and owners[first_piece].as_py() < start + CHUNK_ROWS:
+                piece = encoded.pieces[first_piece] | {"piece": first_piece}
+                pieces.append(piece)
+                lengths.append(piece["length"])
+                first_piece += 1
+            batches = micro_batches(_numbers(len(pieces)), _array(lengths), budget)
+            parts: list[tuple[int, dict[str, Any]]] = []
+            for numbers in batches[rank::ranks]:
+                chosen = [pieces[i] for i in numbers]
+                batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in chosen]).items()}
+                with torch.inference_mode(), accelerator.autocast():
+                    parts += zip(numbers.tolist(), task.predict(inner, batch, chosen), strict=True)
+            if ranks > 1:
+                parts = gather_object(parts)
+            if rank == 0:
+                by_row: list[list[dict[str, Any]]] = [[] for _ in rows]
+                for number, part in sorted(dict(parts).items()):
+                    by_row[pieces[number]["row"] - start].append(part)
+                for row, found in zip(rows, by_row, strict=True):
+                    yield task.combine(row, found)
+    finally:
+        inner.train(was_training)
+
+
+def _numbers(count: int) -> Any:
+    import numpy as np
+
+    return np.arange(count)
+
+
+def _array(values: list[int]) -> Any:
+    import numpy as np
+
+    return np.asarray(values, dtype=np.int64)
+
+
+def measure(records: list[dict[str, Any]], task: Task, *, seconds: float) -> Evaluated:
+    """Records -> statistics and token-weighted loss."""
+    items = sum(record["items"] for record in records)
+    loss = sum(record["nll"] for record in records) / items if items else math.nan
+    return Evaluated(task.score(records), loss, len(records), seconds)
+
+
+def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, metric: str, budget: int) -> float:
+    """One metric on a split, the same on every rank: what chooses the best checkpoint."""
+    from accelerate.utils import broadcast_object_list
+
+    if metric == "loss":
+        value = mean_loss(model, task, encoded, accelerator, budget=budget)
+    else:
+        records = list(predict_records(model, task, encoded, accelerator, budget=budget))
+        value = measure(records, task, seconds=0).value(metric) if accelerator.is_main_process else 0.0
+    found = [value]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return float(found[0])
+
+
+def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, budget: int) -> float:
+    """Token-weighted loss of a split, without predictions; independent of the batches [transformers#39241]."""
+    import torch
+
+    inner = unwrap_parallel(model)
+    was_training = inner.training
+    inner.eval()
+    sums = torch.zeros(2, dtype=torch.double, device=accelerator.device)
+    with torch.inference_mode(), accelerator.autocast():
+        lengths = _array([length for length in encoded.pieces.data.column("length").to_pylist()])
+        batches = micro_batches(_numbers(len(lengths)), lengths, budget)
+        for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
+            columns = encoded.pieces[numbers.tolist()]
+            pieces = [{key: column[i] for key, column in columns.items()} | {"piece": int(piece)} for i, piece in enumerate(numbers)]
+            batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in pieces]).items()}
+            sums += torch.stack([task.loss(inner, batch).double(), torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device)])
+    inner.train(was_training)
+    total, items = accelerator.reduce(sums, "sum").tolist()
+    return total / items if items else math.nan
+
+
+def is_better(metric: str, value: float, than: float | None) -> bool:
+    if math.isnan(value):
+        return False
+    return than is None or (value < than if metric in LOWER_IS_BETTER else value > than)
+
+
+def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval, seed: int) -> dict[str, Any]:
+    """The content of metrics.json (contract)."""
+    intervals = bootstrap_intervals(evaluated.statistics, confidence=options.confidence, resamples=options.resamples, seed=seed)
+    found: dict[str, Any] = {
+        "task": task.name,
+        "split": split,
+        "examples": evaluated.examples,
+        "loss": finite(evaluated.loss),
+        "confidence": options.confidence,
+        "metrics": {name: _interval(interval) for name, interval in intervals.items()},
+    }
+    if by_label := evaluated.statistics.label_values():
+        found["by_label"] = by_label
+    found["signature"] = " ".join(filter(None, [evaluated.statistics.signature, f"bootstrap:percentile|resamples:{options.resamples}|seed:{seed}"]))
+    found["seconds"] = round(evaluated.seconds, 3)
+    return found
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    return {key: finite(value) for key, value in interval.as_dict().items()}
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no inf and no nan: null stands for what cannot be said."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def evaluate_split(
+    model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, split: str, options: Eval, budget: int, folder: Path | None
+) -> dict[str, Any]:
+    """Predict, measure and write ``metrics.json`` and ``predictions.jsonl`` into a folder that is whole or absent.
+
+    Returns:
+        The content of metrics.json on the first rank, an empty mapping on the others.
+    """
+    started = time.perf_counter()
+    records = list(predict_records(model, task, encoded, accelerator, budget=budget))
+    if not accelerator.is_main_process:
+        return {}
+    evaluated = measure(records, task, seconds=time.perf_counter() - started)
+    found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
+    if folder is not None:
+        with atomic_directory(folder) as aside:
+            with (aside / "predictions.jsonl").open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            (aside / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def metrics_table(found: dict[str, Any]) -> str:
+    """The metrics with their intervals, for people."""
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    level = f"{found['confidence'] * 100:g} % interval"
+    rows = [
+        [name, shown(m["value"]), f"{shown(m['low'])} ... {shown(m['high'])}" if m["low"] is not None else "-"]
+        for name, m in found["metrics"].items()
+    ]
+    if "loss" not in found["metrics"]:
+        rows.append(["loss", shown(found["loss"]), ""])
+    return console.table(["metric", "value", level], rows)

@@ -1,0 +1,1 @@
+"""Models and tokenizers: the home of transformers' Auto classes and of PEFT."""

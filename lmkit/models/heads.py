@@ -1,0 +1,63 @@
+"""Logits only where they are needed: the head of a language model runs on chosen positions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lmkit.tasks.base import MODEL_INPUTS, Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def unwrap_parallel(model: Any) -> Any:
+    """The model inside DistributedDataParallel; with LoRA that is PEFT's."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def unwrap(model: Any) -> Any:
+    """The Hugging Face model inside DistributedDataParallel and PEFT wrappers."""
+    inner = unwrap_parallel(model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+@contextmanager
+def only_at(model: Any, chosen: torch.Tensor) -> Iterator[bool]:
+    """While active, the backbone passes on the hidden states of the chosen positions only.
+
+    A forward hook on ``base_model`` replaces ``last_hidden_state`` ``(batch, length, width)`` by
+    ``(1, chosen, width)`` before any head runs, whatever the architecture.
+
+    Args:
+        chosen: ``(batch, length)`` booleans.
+
+    Yields:
+        False where the model has no backbone of its own, so that logits come out whole.
+    """
+    inner = unwrap(model)
+    backbone = inner.base_model
+    if backbone is inner:
+        yield False
+        return
+
+    def keep(module: Any, arguments: Any, output: Any) -> Any:
+        output["last_hidden_state"] = output["last_hidden_state"][chosen][None]
+        return output
+
+    handle = backbone.register_forward_hook(keep)
+    try:
+        yield True
+    finally:
+        handle.remove()
+
+
+def logits_at(model: Any, batch: Batch, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits ``(1, chosen, vocabulary)`` and labels ``(1, chosen)`` at the chosen positions."""
+    inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
+    with only_at(model, chosen) as selected:
+        logits = model(**inputs).logits
+    return logits if selected else logits[chosen][None], batch["labels"][chosen][None]

@@ -1,0 +1,108 @@
+"""Several documents in one row that do not see each other, on models where that is shown to be exact.
+
+A row carries ``segment_ids``; a block mask lets a token attend to its own segment only, and positions
+start anew in each. Nothing is believed of an architecture: ``find_packing`` runs two documents together
+and apart through the model at hand and packs only if the logits are equal (promise 11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmkit.models.heads import unwrap
+from lmkit.tasks.base import Batch, lay_out
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 1e-4  # in fp32; a document that sees another differs by 0.1
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a model takes a packed row.
+
+    Args:
+        causal: tokens attend backwards only.
+        first_position: position id of the first token of a segment (RoBERTa's is 2).
+        window: tokens to either side that a sliding layer sees; None where all layers see all.
+    """
+
+    causal: bool
+    first_position: int = 0
+    window: int | None = None
+
+    def apply(self, batch: Batch) -> Batch:
+        """``segment_ids`` -> the mask and positions of this model; batches without segments pass unchanged."""
+        if "segment_ids" not in batch:
+            return batch
+        packed = {key: value for key, value in batch.items() if key != "segment_ids"}
+        packed["attention_mask"] = self._mask(batch["segment_ids"])
+        packed["position_ids"] = batch["position_ids"] + self.first_position
+        return packed
+
+    def _mask(self, segments: torch.Tensor) -> Any:
+        """``(rows, 1, length, length)``, True where a query may see a key; padding sees padding, so no row is empty."""
+        import torch
+
+        mask = (segments[:, None, :, None] == segments[:, None, None, :])
+        if self.causal:
+            mask = mask.tril()
+        if self.window is None:
+            return mask
+        place = torch.arange(segments.shape[1], device=segments.device)
+        near = (place[:, None] - place[None, :]).abs() <= self.window
+        return {"full_attention": mask, "sliding_attention": mask & near}
+
+
+def find_packing(model: Any) -> Packing | None:
+    """The way in which this model, in fp32 and evaluation mode, gives packed documents their unpacked logits; None if none does."""
+    import torch
+
+    inner = unwrap(model)
+    config = inner.config
+    if getattr(config, "is_encoder_decoder", False):
+        return None
+    causal = getattr(config, "is_decoder", False) or "CausalLM" in type(inner).__name__ or "LMHead" in type(inner).__name__
+    window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
+    padding = getattr(config, "pad_token_id", None) or 0
+    # more tokens than a sliding window, where it is short enough to be tried
+    length = 12 if window is None else min(window + 8, 200)
+    candidates = [Packing(causal, first, half) for first in (0, padding + 1) for half in ((None,) if window is None else (window // 2, window, None))]
+    was_training = inner.training
+    inner.eval()
+    try:
+        with torch.inference_mode():
+            return next((packing for packing in candidates if _is_exact(inner, packing, length)), None)
+    finally:
+        inner.train(was_training)
+
+
+def _is_exact(model: Any, packing: Packing, length: int) -> bool:
+    import torch
+
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = [(7 + 5 * i) % max(2, vocabulary - 1) + 1 for i in range(2 * length)]
+    tokens = [token % vocabulary for token in tokens]
+    documents = [{"input_ids": tokens[: length - 3]}, {"input_ids": tokens[length - 3 : 2 * length - 4]}]
+    columns = {"input_ids": 0}
+    together = packing.apply(lay_out([documents], columns=columns, packed=True))
+    try:
+        packed = _logits(model, together)[0]
+        for document, start in zip(documents, (0, length - 3), strict=True):
+            alone = _logits(model, lay_out([[document]], columns=columns, packed=False))[0]
+            if not torch.allclose(packed[start : start + len(alone)], alone, atol=TOLERANCE, rtol=1e-3):
+                return False
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
+        return False  # the architecture does not take such a mask
+    return True
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    moved = {
+        key: {kind: mask.to(model.device) for kind, mask in value.items()} if isinstance(value, dict) else value.to(model.device)
+        for key, value in batch.items()
+    }
+    logits: torch.Tensor = model(**moved).logits.float()
+    return logits

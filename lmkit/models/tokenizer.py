@@ -1,0 +1,125 @@
+"""Tokenizers: trained on the data, or loaded from a run, a directory or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmkit.errors import ModelError
+from lmkit.recipe.schema import TokenizerTraining
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Role = Literal["encoder", "decoder", "encoder-decoder"]
+SPECIAL: dict[Role, dict[str, str]] = {
+    "encoder": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
+    "decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    "encoder-decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
+}
+
+
+def train_tokenizer(texts: Iterable[str], options: TokenizerTraining, *, role: Role, max_length: int) -> PreTrainedTokenizerBase:
+    """Learn a tokenizer from texts, deterministically.
+
+    Args:
+        texts: may be a generator; read once.
+        role: which special tokens it gets: [CLS] ... [SEP] around the texts of encoders, </s> after
+            those of encoder-decoders, none around those of decoders (documents get <s> and </s> as blocks are cut).
+
+    Raises:
+        ModelError: the texts hold too little to reach more than the single characters.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = SPECIAL[role]
+    trainer_options: dict[str, Any] = {
+        "vocab_size": options.vocab_size,
+        "special_tokens": list(special.values()),
+        "show_progress": False,
+    }
+    unknown = special["unk_token"]
+    if options.algorithm == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unknown, max_input_chars_per_word=100))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=options.lowercase, strip_accents=options.lowercase or None)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece(prefix="##")
+        trainer: Any = trainers.WordPieceTrainer(**trainer_options)
+    elif options.algorithm == "bpe":
+        tokenizer = Tokenizer(models.BPE(unk_token=None))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if options.lowercase else [])])
+        # a space before the first word too, so that a word is the same token wherever it stands
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **trainer_options)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *([normalizers.Lowercase()] if options.lowercase else [])])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.UnicodeScripts(), pre_tokenizers.Digits(individual_digits=True)])
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(unk_token=unknown, **trainer_options)
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() <= len(special):
+        raise ModelError("the texts are too few to learn a tokenizer from", place="tokenizer.train", remedy="give more text, or tokenizer.base")
+    identity = {name: (token, tokenizer.token_to_id(token)) for name, token in special.items()}
+    if role == "encoder":
+        cls, sep = identity["cls_token"], identity["sep_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{cls[0]} $A {sep[0]}", pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1", special_tokens=[cls, sep]
+        )
+    elif role == "encoder-decoder":
+        end = identity["eos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end])
+    extra = {"add_prefix_space": True} if options.algorithm == "bpe" else {}
+    names = ["input_ids", "token_type_ids", "attention_mask"] if role == "encoder" else ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_length, model_input_names=names, clean_up_tokenization_spaces=False, **special, **extra
+    )
+
+
+def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id, with a padding token.
+
+    Raises:
+        ModelError: none is there, or it is not a fast one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise ModelError(f"no tokenizer could be loaded: {_first_line(error)}", place=source, remedy="give tokenizer.base, or tokenizer.train to learn one from the data") from None
+    if not tokenizer.is_fast:
+        raise ModelError("this tokenizer is a slow one, without character offsets", place=source, remedy="convert it with transformers to a tokenizer.json")
+    if not len(tokenizer.get_vocab()):
+        raise ModelError("this tokenizer has an empty vocabulary", place=source, remedy="are all its files there? or give tokenizer.base")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError("this tokenizer has neither a padding nor an end token", place=source, remedy="give another tokenizer.base")
+    return tokenizer
+
+
+def for_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that takes lists of words: byte-level ones need a space before each (RoBERTa, GPT-2)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer([["a"]], is_split_into_words=True)
+    except (AssertionError, ValueError):
+        return AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of everything that decides how text becomes tokens."""
+    backend = tokenizer.backend_tokenizer
+    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    return hashlib.sha256(f"{backend.to_str()}{special}".encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
+

@@ -1,0 +1,6 @@
+"""What to do: the recipe's schema, and how a recipe is read, overridden and checked."""
+
+from lmkit.recipe.load import dump_recipe, load_recipe, shipped_recipes
+from lmkit.recipe.schema import Recipe
+
+__all__ = ["Recipe", "dump_recipe", "load_recipe", "shipped_recipes"]

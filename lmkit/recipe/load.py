@@ -1,0 +1,263 @@
+"""From a YAML file, a shipped name or a mapping, with KEY=VALUE on top, to a checked Recipe."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lmkit.errors import RecipeError, nearest, suggest
+from lmkit.recipe.foreign import FOREIGN
+from lmkit.recipe.schema import Recipe
+
+SUFFIXES = (".yaml", ".yml")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-4 is a number, no and on are words, a key stands once."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, (list, dict)):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
+
+
+def _parse_yaml(text: str, place: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{place}:{mark.line + 1}" if mark else place
+        what = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise RecipeError(f"not readable as YAML: {what}", place=where) from None
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of every recipe that ships with lmkit; ``finetune/ner`` for finetune/ner.yaml."""
+    root = recipe_folder()
+    found = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    return {name.replace("\\", "/"): path for name, path in found.items() if not name.startswith("accelerate")}
+
+
+def find_recipe(name: str) -> Path:
+    """The file behind a path or a shipped name (``finetune/ner``, or ``ner`` where only one ends so).
+
+    Raises:
+        RecipeError: neither a file nor a shipped recipe; suggests the nearest of either.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in SUFFIXES:
+        here = [str(found) for found in path.parent.glob("*") if found.suffix in SUFFIXES] if path.parent.is_dir() else []
+        raise RecipeError(f"no such file: {name}", remedy=suggest(name, here) if here else "lmkit recipe list shows the recipes that ship")
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    ending = [found for found in shipped if found.split("/")[-1] == name]
+    if len(ending) == 1:
+        return shipped[ending[0]]
+    if ending:
+        raise RecipeError(f"{name!r} is the end of several recipes", remedy=f"say which: {', '.join(ending)}")
+    raise RecipeError(f"no recipe {name!r}: neither a file nor one that ships with lmkit", remedy=suggest(name, shipped))
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        source: a YAML file, the name of a shipped recipe, a mapping, or a Recipe.
+        overrides: ``KEY=VALUE`` strings with dotted keys and YAML values; they win over the source.
+
+    Returns:
+        The recipe with ``name`` and ``output`` filled in. Relative paths of a file that do not
+        exist from here but do from the file's folder are rewritten to the latter.
+
+    Raises:
+        RecipeError: names every unknown key and wrong value at once, with the nearest valid name.
+    """
+    from lmkit.tasks.registry import TASKS
+
+    values: dict[str, Any]
+    if isinstance(source, Recipe):
+        values, place, stem = source.model_dump(exclude_unset=True), "recipe", source.name
+    elif isinstance(source, Mapping):
+        values, place, stem = _plain(source), "recipe", "run"
+    else:
+        path = find_recipe(str(source))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot be read: {error}", place=str(path)) from None
+        loaded = _parse_yaml(text, str(path))
+        if not isinstance(loaded, dict):
+            found = "empty" if loaded is None else f"a {type(loaded).__name__}"
+            raise RecipeError(f"a recipe is a mapping of keys to values, this is {found}", place=str(path))
+        values, place, stem = loaded, str(path), path.stem
+        _anchor(values, path.parent)
+    for override in overrides:
+        _apply(values, override)
+    recipe = _validate(values, place)
+    if recipe.task and recipe.task not in TASKS:
+        raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=suggest(recipe.task, TASKS))
+    name = recipe.name or stem
+    if not re.fullmatch(r"[\w][\w.\- ]*", name):
+        raise RecipeError(f"{name!r} cannot be the name of a folder", place=f"{place}: name", remedy="use letters, digits, '-', '_' and '.'")
+    return recipe.model_copy(update={"name": name, "output": recipe.output.replace("{name}", name)})
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every value, defaults included, and local paths made absolute."""
+    values = recipe.model_dump()
+    for section, key in PATH_KEYS:
+        if holder := _holder(values, section):
+            holder[key] = _each(holder.get(key), lambda entry: str(Path(entry).resolve()) if _is_local(entry) else entry)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+# where a recipe names things on disk
+PATH_KEYS = [(("data",), key) for key in ("train", "validation", "test")] + [
+    (("tokenizer", "train"), "files"),
+    (("tokenizer",), "base"),
+    (("model",), "base"),
+]
+
+
+def _holder(values: Mapping[str, Any], section: tuple[str, ...]) -> dict[str, Any] | None:
+    found: Any = values
+    for key in section:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _each(value: Any, change: Any) -> Any:
+    if isinstance(value, list):
+        return [_each(entry, change) for entry in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _is_local(entry: str) -> bool:
+    return bool(entry) and (Path(entry).expanduser().exists() or bool(glob.glob(entry, recursive=True)))
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    def from_folder(entry: str) -> str:
+        beside = str(folder / entry)
+        return beside if not Path(entry).is_absolute() and not _is_local(entry) and _is_local(beside) else entry
+
+    for section, key in PATH_KEYS:
+        if holder := _holder(values, section):
+            holder[key] = _each(holder.get(key), from_folder)
+            if holder[key] is None:
+                del holder[key]
+
+
+def _plain(value: Any) -> Any:
+    return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"{override!r} is not KEY=VALUE", remedy="for example train.learning_rate=3e-4")
+    holder, parts = values, key.strip().split(".")
+    for part in parts[:-1]:
+        if not isinstance(holder.get(part), dict):
+            holder[part] = {}
+        holder = holder[part]
+    holder[parts[-1]] = _parse_yaml(text, key)
+
+
+def _validate(values: Mapping[str, Any], place: str) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems: dict[str, list[str]] = {}
+        for problem in error.errors():
+            key, message = _explain(dict(problem))
+            problems.setdefault(key, []).append(message)
+        lines = [f"{key}: {' or '.join(dict.fromkeys(messages))}" for key, messages in problems.items()]
+        raise RecipeError("\n  ".join(lines), place=place) from None
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    """The section of the schema at a path, through ``X | None``."""
+    section: type[BaseModel] = Recipe
+    for key in path:
+        field = section.model_fields.get(key)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            break
+        section = inner[0]
+    return section
+
+
+def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key a recipe may have."""
+    keys = []
+    for name in section.model_fields:
+        keys.append(prefix + name)
+        if (inner := _section([*prefix.split(".")[:-1], name])) is not section and inner is not Recipe:
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _explain(problem: dict[str, Any]) -> tuple[str, str]:
+    """The dotted key of a pydantic problem, and what to say of it."""
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return ".".join(path), _explain_unknown(path)
+    # pydantic appends the branch of a union (``str``, ``literal['auto']``) to the place: keep the keys only
+    keys = [part for depth, part in enumerate(path) if part in _section(path[:depth]).model_fields]
+    if problem["type"] == "model_type":
+        return ".".join(keys), f"expected a mapping of keys to values, found {problem['input']!r}"
+    return ".".join(keys), f"{problem['msg'][0].lower() + problem['msg'][1:]}, found {problem['input']!r}"
+
+
+def _explain_unknown(path: list[str]) -> str:
+    name, dotted, siblings = path[-1], ".".join(path), _section(path[:-1]).model_fields
+    if name in FOREIGN and dotted != FOREIGN[name]:
+        return f"unknown key; here it is {FOREIGN[name]}"
+    everywhere = known_keys()
+    same_name = [key for key in everywhere if key.split(".")[-1] == name]
+    if same_name:
+        return f"unknown key; did you mean {' or '.join(same_name)}?"
+    if close := nearest(name, siblings):
+        return f"unknown key; did you mean {'.'.join([*path[:-1], close])}?"
+    if elsewhere := nearest(dotted, everywhere):
+        return f"unknown key; did you mean {elsewhere}?"
+    return f"unknown key; known here: {', '.join(siblings)}"

@@ -1,0 +1,177 @@
+"""The run directory: its paths, atomic writes, manifest and log."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmkit.errors import RunError
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """A fresh folder to fill, which becomes ``target`` when the block ends well: whole or absent.
+
+    Every file is on the disk (fsync) before the rename. An existing target is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for path in [*aside.rglob("*"), aside]:
+        _sync(path)
+    if target.exists():
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        os.rename(target, old)
+        os.rename(aside, target)
+        shutil.rmtree(old)
+    else:
+        os.rename(aside, target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+class Run:
+    """A directory with everything about one execution (contract: "Run directory")."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.manifest_file = self.path / "manifest.json"
+        self.log_file = self.path / "log.jsonl"
+        self.rejects_file = self.path / "rejects.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.card_file = self.path / "README.md"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.manifest_file.is_file() and (self.model / "config.json").is_file() or (self.model / "adapter_config.json").is_file()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        return found
+
+    def eval_folder(self, split: str) -> Path:
+        return self.path / "eval" / split
+
+    def metrics(self, split: str) -> dict[str, Any]:
+        """The metrics of a split, as ``lmkit eval`` left them."""
+        found: dict[str, Any] = json.loads((self.eval_folder(split) / "metrics.json").read_text(encoding="utf-8"))
+        return found
+
+    def start(self, *, resume: bool, overwrite: bool) -> None:
+        """Claim the directory for a training command.
+
+        Raises:
+            RunError: it is there, not empty, and neither flag was given; or it is no run of lmkit's.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError("the output is a file, not a directory", place=str(self.path), remedy="give another -o/--output")
+        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
+            if not overwrite:
+                raise RunError(
+                    "the output directory is not empty",
+                    place=str(self.path),
+                    remedy="add --resume to go on from its newest checkpoint, --overwrite to start anew, or -o DIR for another place",
+                )
+            if not self.recipe_file.is_file():
+                raise RunError("--overwrite only replaces a run of lmkit's, and here is no recipe.yaml", place=str(self.path), remedy="give another -o/--output, or empty it yourself")
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"the output directory cannot be made: {error.strerror}", place=str(self.path), remedy="give another -o/--output") from None
+
+    def stored_recipe(self) -> dict[str, Any]:
+        found: dict[str, Any] = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        return found
+
+    def append_log(self, line: dict[str, Any]) -> None:
+        with self.log_file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()] if self.log_file.is_file() else []
+
+    def cut_log(self, step: int) -> None:
+        """Drop the lines after ``step``, and a half-written last one: what a resumed run will write again."""
+        if not self.log_file.is_file():
+            return
+        kept = []
+        for line in self.log_file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        write_text(self.log_file, "".join(kept))
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a directory is a run of lmkit's."""
+    return (Path(path) / "recipe.yaml").is_file()
+
+
+def versions() -> dict[str, str]:
+    """Python, lmkit and the libraries that decide what is computed."""
+    found = {"python": platform.python_version()}
+    for name in ("lmkit", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "evaluate", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the folder the command was started in, with ``+`` where files are changed."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def command_line() -> list[str]:
+    return ["lmkit", *sys.argv[1:]]

@@ -1,0 +1,193 @@
+"""What a task is: six questions, answered in one file per task. Nothing here imports torch at module level.
+
+Words used throughout: a *row* is one example of the data. A *piece* is what the model reads as one
+text: a whole row, or one window or block of it. An *example* is what ``train.batch_size`` counts:
+all windows of a row, or (pretraining) the pieces that together fill ``data.max_length`` tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from lmkit.errors import DataError
+from lmkit.recipe.schema import Recipe
+from lmkit.tasks.fields import Field
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from lmkit.metrics.statistics import Statistics
+
+Row = dict[str, Any]
+Piece = dict[str, Any]
+Columns = dict[str, list[Any]]
+Batch = dict[str, "torch.Tensor"]
+IGNORE = -100  # a label that does not count
+
+
+class TooLong(DataError):
+    """Rows that are longer than the model reads; ``rows`` are (position in the batch, tokens)."""
+
+    def __init__(self, rows: Sequence[tuple[int, int]], max_length: int, *, place: str | None = None):
+        self.rows, self.max_length = list(rows), max_length
+        longest = max(length for _, length in rows)
+        remedy = f"raise data.max_length (to {longest}, if the model reads that much), cut with data.long_text=head, or leave such rows out with data.on_bad_row=skip"
+        super().__init__(f"{rows[0][1]} tokens, more than data.max_length = {max_length}", place=place, remedy=remedy)
+
+
+class Task(ABC):
+    """One kind of problem.
+
+    Args:
+        recipe: the options; only ``data``, ``masking``, ``generation``, ``train.label_smoothing`` and ``seed`` are read.
+        facts: what the training rows taught (``learn``), stored beside the model.
+        tokenizer: the one the model was or will be trained with.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[Literal["pretrain", "finetune"]]
+    model_class: ClassVar[str]  # the Auto class of transformers
+    family: ClassVar[str]  # the preset that stands in where a smoke run has no model
+    fields: ClassVar[tuple[Field, ...]]
+    packs: ClassVar[bool] = False  # several pieces may share a row of the batch
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
+        self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
+        self.max_length = recipe.data.max_length
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """What ``train.select_best`` may name; the first is the default."""
+
+    @classmethod
+    def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
+        """What has to be known of the training rows, and of their labels, before a model is built: JSON-ready."""
+        return {}
+
+    def model_config(self) -> dict[str, Any]:
+        """Fields of the Hugging Face config that this task decides."""
+        return {}
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Refuse a model that cannot do this task, with a ModelError."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row]) -> Columns:
+        """Rows -> pieces, as columns of equal length; works on rows without gold too.
+
+        ``row`` is the position in ``rows`` that a piece belongs to, ``length`` its tokens.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False) -> Batch:
+        """Examples -> padded tensors, ``labels`` aligned with the logits and -100 where nothing counts.
+
+        A pure function of the pieces, the seed and the epoch: randomness is keyed, never drawn.
+        """
+
+    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``(..., classes)`` and the labels ``(...)`` aligned with them."""
+        inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
+        return model(**inputs).logits, batch["labels"]
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        """The *sum* of the cross-entropies of the labels that count, in nats; its weight is ``items(batch)``."""
+        from torch.nn.functional import cross_entropy
+
+        logits, labels = self.logits(model, batch)
+        smoothing = self.recipe.train.label_smoothing if model.training else 0.0
+        return cross_entropy(
+            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+        )
+
+    @staticmethod
+    def items(batch: Batch) -> int:
+        """How many labels count."""
+        return int((batch["labels"] != IGNORE).sum())
+
+    @abstractmethod
+    def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        """One JSON-ready part per piece; with gold also ``nll`` (summed) and ``items``."""
+
+    @abstractmethod
+    def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The parts of one row, in order -> its line of predictions.jsonl."""
+
+    @abstractmethod
+    def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
+        """Lines of predictions.jsonl -> the statistics that metrics and intervals are made of. No tensors."""
+
+    def show(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A line of predictions.jsonl without gold -> a line of ``lmkit predict``."""
+        return {key: value for key, value in record.items() if key not in ("gold", "nll", "items")}
+
+    def text_rows(self, texts: Sequence[str]) -> list[Row]:
+        """Raw texts -> rows without gold (``lmkit predict``)."""
+        return [{"id": number, "text": text} for number, text in enumerate(texts)]
+
+    def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]] | None:
+        """What ``lmkit predict`` says, where that is not what evaluation measures; None: the same."""
+        return None
+
+
+MODEL_INPUTS = frozenset(
+    {"input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask"}
+)
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Ragged integers -> ``(len(sequences), longest)``, padded at the end.
+
+    >>> pad([[1, 2], [3]], 0).tolist()
+    [[1, 2], [3, 0]]
+    """
+    import torch
+
+    out = torch.full((len(sequences), max(map(len, sequences), default=0)), value, dtype=torch.long)
+    for row, sequence in zip(out, sequences, strict=True):
+        row[: len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
+    return out
+
+
+def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], packed: bool) -> Batch:
+    """Place pieces in the rows of a batch: one a row, or (``packed``) all pieces of an example in one.
+
+    Args:
+        examples: pieces by example; each piece has every column as a list of one length.
+        columns: column -> padding value.
+        packed: also returns ``segment_ids`` (0 for padding, then 1, 2, ... by piece) and
+            ``position_ids`` that start anew in every piece.
+
+    Returns:
+        ``(rows, longest)`` tensors, with ``attention_mask``.
+    """
+    groups = [list(example) for example in examples] if packed else [[piece] for example in examples for piece in example]
+    first = next(iter(columns))
+    batch = {
+        name: pad([[token for piece in group for token in piece[name]] for group in groups], value)
+        for name, value in columns.items()
+    }
+    batch["attention_mask"] = pad([[1] * sum(len(piece[first]) for piece in group) for group in groups], 0)
+    if packed:
+        batch["segment_ids"] = pad([[n for n, piece in enumerate(group, 1) for _ in piece[first]] for group in groups], 0)
+        batch["position_ids"] = pad([[i for piece in group for i in range(len(piece[first]))] for group in groups], 0)
+    return batch
+
+
+def flat(examples: Sequence[Sequence[Piece]]) -> list[Piece]:
+    """The pieces of examples one after the other: the rows of an unpacked batch."""
+    return [piece for example in examples for piece in example]
+
+
+def keyed_rng(*key: int) -> Any:
+    """A NumPy generator that depends on the key alone: (seed, epoch, piece), whatever was drawn before.
+
+    Philox is a counter-based generator (Salmon et al. 2011), so neighbouring keys are independent.
+    """
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))

@@ -1,0 +1,73 @@
+"""Causal language modelling: predict every token from the ones before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, TooLong, lay_out
+from lmkit.tasks.language import LanguageModeling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class CausalLanguageModeling(LanguageModeling):
+    name = "clm"
+    model_class = "AutoModelForCausalLM"
+    family = "llama"
+    counts_bytes = True
+
+    def encode(self, rows: Sequence[Row]) -> Columns:
+        """Blocks of a document whose labels are the next tokens, across the cut too: each is predicted once."""
+        columns: Columns = {"input_ids": [], "labels": [], "row": [], "length": []}
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        end = self.tokenizer.eos_token_id
+        encoded = self.tokenizer([row["text"] for row in rows], add_special_tokens=False)["input_ids"]
+        for number, ids in enumerate(encoded):
+            tokens = [start] * (start is not None) + ids + [end] * (end is not None)
+            for inputs, labels in blocks(tokens, self.max_length):
+                columns["input_ids"].append(inputs)
+                columns["labels"].append(labels)
+                columns["row"].append(number)
+                columns["length"].append(len(inputs))
+        return columns
+
+    def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False) -> Batch:
+        return lay_out(examples, columns={"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE}, packed=packed)
+
+    def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """A continuation of every text: greedy, or the best of ``generation.num_beams`` beams."""
+        import torch
+
+        generation, answers = self.recipe.generation, []
+        limit = getattr(model.config, "max_position_embeddings", None)
+        for row in rows:
+            ids = self.tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+            start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+            prompt = [start] * (start is not None) + ids
+            room = generation.max_new_tokens if limit is None else min(generation.max_new_tokens, limit - len(prompt))
+            if room < 1:
+                raise TooLong([(0, len(prompt))], limit or 0, place=f"text {row['id'] + 1}")
+            inputs = torch.tensor([prompt], device=model.device)
+            with torch.inference_mode():
+                output = model.generate(
+                    inputs,
+                    attention_mask=torch.ones_like(inputs),
+                    max_new_tokens=room,
+                    num_beams=generation.num_beams,
+                    do_sample=False,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+            text = self.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+            answers.append({"id": row["id"], "text": row["text"], "continuation": text})
+        return answers
+
+
+def blocks(tokens: Sequence[int], size: int) -> list[tuple[list[int], list[int]]]:
+    """Inputs and labels of a document in blocks of at most ``size``; every token but the first is a label once.
+
+    >>> blocks([1, 2, 3, 4], 2)
+    [([1, 2], [2, 3]), ([3], [4])]
+    """
+    return [(list(tokens[i : min(i + size, len(tokens) - 1)]), list(tokens[i + 1 : i + 1 + size])) for i in range(0, len(tokens) - 1, size)]

@@ -1,0 +1,54 @@
+"""What the language-modelling tasks share: predictions are sums per document, and their score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lmkit.tasks.base import IGNORE, Batch, Piece, Row, Task
+from lmkit.tasks.fields import Field
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lmkit.metrics.statistics import Statistics
+
+
+class LanguageModeling(Task):
+    """Predict tokens of the text itself; the unit of the statistics is the document."""
+
+    stage = "pretrain"
+    fields = (Field("text", "text", aliases=("content", "document", "sentence")),)
+    packs = True
+    counts_bytes: ClassVar[bool]  # every token is predicted once, so bits per byte of the text mean something
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("loss", "perplexity", "accuracy", *(("bits_per_byte",) if self.counts_bytes else ()))
+
+    def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        logits, labels = self.logits(model, batch)
+        counted = batch["labels"] != IGNORE
+        flat_labels, flat_logits = labels.flatten(), logits.flatten(0, -2).float()
+        kept = flat_labels != IGNORE
+        flat_labels, flat_logits = flat_labels[kept], flat_logits[kept]
+        losses = cross_entropy(flat_logits, flat_labels, reduction="none").double()
+        hits = (flat_logits.argmax(-1) == flat_labels).double()
+        owner = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
+        sums = torch.zeros(3, len(counted), dtype=torch.double, device=counted.device)
+        sums.index_add_(1, owner, torch.stack([losses, torch.ones_like(losses), hits]))
+        return [{"nll": nll, "items": int(items), "correct": int(correct)} for nll, items, correct in sums.T.tolist()]
+
+    def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        sums = {key: sum(part[key] for part in parts) for key in ("nll", "items", "correct")}
+        loss = sums["nll"] / sums["items"] if sums["items"] else None
+        return {"id": row["id"], "text": row["text"], "score": loss, "bytes": len(row["text"].encode()), **sums}
+
+    def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
+        from lmkit.metrics.language_model import language_model_statistics
+
+        nll, items, num_bytes, correct = ([record[key] for record in records] for key in ("nll", "items", "bytes", "correct"))
+        return language_model_statistics(nll, items, num_bytes if self.counts_bytes else None, correct)

@@ -1,0 +1,114 @@
+"""Masked language modelling (Devlin et al. 2019): predict the tokens that were hidden, from both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmkit.errors import DataError, ModelError
+from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, TooLong, keyed_rng, lay_out
+from lmkit.tasks.language import LanguageModeling
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedModel
+
+EVALUATION_EPOCH = 1_000_000_007  # evaluation masks are the same at every evaluation, and unlike any training epoch's
+
+
+class MaskedLanguageModeling(LanguageModeling):
+    name = "mlm"
+    model_class = "AutoModelForMaskedLM"
+    family = "bert"
+    counts_bytes = False
+
+    def encode(self, rows: Sequence[Row]) -> Columns:
+        if self.tokenizer.mask_token_id is None:
+            raise ModelError("this tokenizer has no mask token, and mlm needs one", place="tokenizer", remedy="use task: clm, or another tokenizer")
+        texts = [row["text"] for row in rows]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_overflowing_tokens=True, return_offsets_mapping=True)
+        columns: Columns = {"input_ids": encoded["input_ids"], "row": list(encoded["overflow_to_sample_mapping"])}
+        columns["words"] = [
+            word_numbers(texts[row], encoded.word_ids(piece), encoded["offset_mapping"][piece]) for piece, row in enumerate(columns["row"])
+        ]
+        columns["length"] = [len(ids) for ids in columns["input_ids"]]
+        return columns
+
+    def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = EVALUATION_EPOCH, packed: bool = False) -> Batch:
+        masked = [[self._mask(piece, epoch) for piece in example] for example in examples]
+        return lay_out(masked, columns={"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE}, packed=packed)
+
+    def _mask(self, piece: Piece, epoch: int) -> Piece:
+        import numpy as np
+
+        ids = np.asarray(piece["input_ids"])
+        rng = keyed_rng(self.recipe.seed, epoch, piece["piece"])
+        words = np.asarray(piece["words"])
+        hidden = choose(words, self.recipe.masking.share, whole_words=self.recipe.masking.whole_words, rng=rng)
+        roll, random_ids = rng.random(len(ids)), rng.integers(0, len(self.tokenizer), len(ids))
+        seen = np.where(roll < 0.8, self.tokenizer.mask_token_id, np.where(roll < 0.9, random_ids, ids))
+        return {"input_ids": np.where(hidden, seen, ids), "labels": np.where(hidden, ids, IGNORE)}
+
+    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        from lmkit.models.heads import logits_at
+
+        return logits_at(model, batch, batch["labels"] != IGNORE)
+
+    def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """The five likeliest tokens at every mask token of every text."""
+        import torch
+
+        mask = self.tokenizer.mask_token
+        answers = []
+        for row in rows:
+            encoded = self.tokenizer(row["text"], return_tensors="pt").to(model.device)
+            if encoded["input_ids"].shape[1] > self.max_length:
+                raise TooLong([(0, encoded["input_ids"].shape[1])], self.max_length, place=f"text {row['id'] + 1}")
+            positions = (encoded["input_ids"][0] == self.tokenizer.mask_token_id).nonzero().flatten().tolist()
+            if not positions:
+                raise DataError(f"no {mask} in this text: nothing to fill", place=f"text {row['id'] + 1}", remedy=f"put {mask} where a word is to be found")
+            with torch.inference_mode():
+                probabilities = model(**encoded).logits[0, positions].float().softmax(-1)
+            best = probabilities.topk(min(5, probabilities.shape[-1]))
+            fills = [
+                [{"token": self.tokenizer.decode([token]).strip(), "score": score} for token, score in zip(tokens, scores, strict=True)]
+                for tokens, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            answers.append({"id": row["id"], "text": row["text"], "fills": fills})
+        return answers
+
+
+def word_numbers(text: str, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """The word that each token belongs to, counted from 0; -1 for special tokens.
+
+    Words are the tokenizer's own, and end at white space besides: a Metaspace tokenizer may call a
+    whole sentence one word [transformers#11768].
+
+    >>> word_numbers("a bc", [None, 0, 0, 0, None], [(0, 0), (0, 1), (1, 3), (3, 4), (0, 0)])
+    [-1, 0, 1, 1, -1]
+    """
+    numbers, current, previous, previous_end = [], -1, None, -1
+    for word, (start, end) in zip(word_ids, offsets, strict=True):
+        if word is None:
+            numbers.append(-1)
+            continue
+        if current < 0 or word != previous or text[max(previous_end, 0) : start + 1].strip() == "" or text[start:end][:1].isspace():
+            current += 1
+        previous, previous_end = word, end
+        numbers.append(current)
+    return numbers
+
+
+def choose(words: np.ndarray, share: float, *, whole_words: bool, rng: Any) -> np.ndarray:
+    """Which tokens to predict: each token, or each word with all its tokens, with probability ``share``.
+
+    Args:
+        words: ``(length,)`` the word of every token, -1 where none may be chosen.
+
+    Returns:
+        ``(length,)`` booleans.
+    """
+    draws = rng.random(int(words.max(initial=-1)) + 1)[words] if whole_words else rng.random(len(words))
+    chosen: np.ndarray = (draws < share) & (words >= 0)
+    return chosen

@@ -1,0 +1,98 @@
+"""Checkpoints: everything a run needs to go on, whole or absent, in safetensors and JSON alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lmkit.errors import ModelError
+from lmkit.run import Run, atomic_directory
+from lmkit.models.heads import unwrap_parallel
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def checkpoint_steps(run: Run) -> list[int]:
+    """Steps of the checkpoints that are there, oldest first."""
+    if not run.checkpoints.is_dir():
+        return []
+    names = [re.fullmatch(r"step-(\d{8})", path.name) for path in run.checkpoints.iterdir()]
+    return sorted(int(name[1]) for name in names if name)
+
+
+def save_checkpoint(run: Run, step: int, model: Any, optimizer: Any, state: dict[str, Any]) -> Path:
+    """Write trained weights, optimizer state and ``state`` aside, then rename into place.
+
+    The random state needs no saving: it is keyed on the step.
+    """
+    from safetensors.torch import save_file
+
+    target = run.checkpoints / name_of(step)
+    inner = unwrap_parallel(model)
+    weights = {name: p.detach().contiguous() for name, p in inner.named_parameters() if p.requires_grad}
+    moments = {
+        f"{key}/{name}": value.detach().contiguous()
+        for name, p in inner.named_parameters()
+        for key, value in _optimizer_state(optimizer).get(p, {}).items()
+    }
+    with atomic_directory(target) as folder:
+        save_file(weights, folder / "model.safetensors")
+        save_file(moments, folder / "optimizer.safetensors")
+        (folder / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+    return target
+
+
+def load_weights(run: Run, step: int, model: Any) -> None:
+    """Copy a checkpoint's weights into the model, in place."""
+    import torch
+
+    path = run.checkpoints / name_of(step) / "model.safetensors"
+    stored = _tensors(path)
+    parameters = {name: p for name, p in unwrap_parallel(model).named_parameters() if p.requires_grad}
+    if stored.keys() != parameters.keys() or any(stored[name].shape != p.shape for name, p in parameters.items()):
+        raise ModelError("the checkpoint is of another model", place=str(path), remedy="the recipe's model changed; start anew with --overwrite")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+
+
+def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str, Any]:
+    """Restore weights and optimizer; returns the state that was saved with them."""
+    load_weights(run, step, model)
+    folder = run.checkpoints / name_of(step)
+    parameters = dict(unwrap_parallel(model).named_parameters())
+    state = _optimizer_state(optimizer)
+    for key, value in _tensors(folder / "optimizer.safetensors").items():
+        kind, _, name = key.partition("/")
+        parameter = parameters[name]
+        # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
+        state[parameter][kind] = value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
+    found: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return found
+
+
+def drop_old(run: Run, *, keep: int, best: int | None) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the best one."""
+    steps = checkpoint_steps(run)
+    for step in steps[: max(0, len(steps) - keep)]:
+        if step != best:
+            shutil.rmtree(run.checkpoints / name_of(step))
+
+
+def _optimizer_state(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer).state
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"this checkpoint cannot be read: {error}", place=str(path), remedy="remove its folder; --resume goes on from the one before") from None

@@ -1,0 +1,76 @@
+"""What the run is computed on: processes, precision, micro-batch size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmkit.errors import RecipeError
+from lmkit.recipe.schema import Hardware
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def native_bf16() -> bool:
+    """Whether this chip multiplies bf16 matrices natively: GPUs from Ampere on, CPUs with AMX or AVX512-BF16."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability()[0] >= 8
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def choose_precision(hardware: Hardware) -> str:
+    """``fp32``, ``bf16`` or ``fp16``; ``auto`` is decided by the chip.
+
+    Raises:
+        RecipeError: fp16 on a CPU, where it is neither fast nor safe.
+    """
+    import torch
+
+    if hardware.precision == "fp16" and not torch.cuda.is_available():
+        raise RecipeError("fp16 needs a GPU", place="hardware.precision", remedy="auto, bf16 or fp32")
+    if hardware.precision == "auto":
+        return "bf16" if native_bf16() else "fp32"
+    return hardware.precision
+
+
+def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, folder: str | None = None) -> Accelerator:
+    """Accelerate with this precision, one process or the several that were started.
+
+    Raises:
+        RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
+    """
+    from accelerate import Accelerator
+
+    precision = choose_precision(hardware)
+    try:
+        accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, log_with=trackers or None, project_dir=folder)
+    except ValueError as error:
+        raise RecipeError(str(error).split("\n")[0], place="logging.to" if trackers else "hardware", remedy="install the tracker, or leave it out") from None
+    if hardware.processes not in ("auto", accelerator.num_processes):
+        raise RecipeError(
+            f"{accelerator.num_processes} processes run, not {hardware.processes}",
+            place="hardware.processes",
+            remedy="start lmkit without a launcher and it starts them itself, or give the launcher the same number",
+        )
+    return accelerator
+
+
+def micro_batch_tokens(hardware: Hardware, device: Any) -> int:
+    """Tokens of one forward pass on one device; does not change what is learned."""
+    if hardware.micro_batch_tokens != "auto":
+        return hardware.micro_batch_tokens
+    return 16384 if device.type == "cuda" else 4096
+
+
+def peak_memory_bytes() -> int:
+    """Peak of this process so far: on the GPU where there is one, else resident memory."""
+    import resource
+    import sys
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,37 @@
+"""Several processes on this machine, through the launcher that torchrun and ``accelerate launch`` use."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+class ProcessFailed(Exception):
+    """A process ended with this exit status; it has said why itself."""
+
+    def __init__(self, status: int):
+        super().__init__(f"a process ended with exit status {status}")
+        self.status = status
+
+
+def launch(arguments: list[str], *, processes: int) -> None:
+    """Run ``python ARGUMENTS`` as ``processes`` ranks; when one fails, the others are ended.
+
+    Raises:
+        ProcessFailed: with the exit status of the first that failed.
+    """
+    import torch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="lmkit", max_restarts=0, monitor_interval=0.2
+    )
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        raise ProcessFailed(status if status > 0 else 1) from None

@@ -1,0 +1,128 @@
+"""From a recipe to a task, its tokens and a model: all that has to be there before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit import console
+from lmkit.data.check import load_rows
+from lmkit.data.encode import Encoded, encode
+from lmkit.data.splits import Splits, cache_folder
+from lmkit.errors import RecipeError
+from lmkit.models.build import architecture
+from lmkit.models.source import ModelSource, find_model
+from lmkit.models.tokenizer import Role, for_words, load_tokenizer, train_tokenizer
+from lmkit.recipe.schema import Recipe
+from lmkit.tasks.base import Task
+from lmkit.tasks.fields import Field
+from lmkit.tasks.registry import task_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with its data as tokens.
+
+    Args:
+        source: where ``model.base`` was found, if the recipe has one.
+        encoded: tokens by split.
+    """
+
+    task: Task
+    source: ModelSource | None
+    splits: Splits
+    encoded: dict[str, Encoded]
+
+
+def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack: bool = True) -> Prepared:
+    """Load or learn the tokenizer, make the task, encode every split.
+
+    Args:
+        pack: pretraining examples of the training split are filled up to ``data.max_length``.
+
+    Raises:
+        RecipeError, ModelError, DataError: whatever can be known before a model is built.
+    """
+    cls = task_class(recipe.task)
+    tokenizer = build_tokenizer(recipe, splits, source)
+    task = cls(recipe, splits.facts, tokenizer)
+    encoded = {
+        split: encode(rows, task, pack=pack and task.packs and split == "train") for split, rows in splits.rows.items()
+    }
+    rows = {split: found.rows for split, found in encoded.items()}
+    for split, found in encoded.items():
+        if found.cut:
+            console.warn(f"data.{split}: the end of {found.cut} of {len(found.rows)} rows was cut off at {recipe.data.max_length} tokens (data.long_text={recipe.data.long_text})")
+    for split, found_rows in rows.items():
+        if found_rows.rejected:
+            console.warn(f"data.{split}: {len(found_rows.rejected)} rows left out, the first at {found_rows.rejected[0]['place']}: {found_rows.rejected[0]['problem']}")
+    return Prepared(task, source, replace(splits, rows=rows), encoded)
+
+
+def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> PreTrainedTokenizerBase:
+    """The tokenizer a recipe asks for: learned from its data, named, or the base model's own."""
+    options, task = recipe.tokenizer, task_class(recipe.task)
+    if options.train is not None and options.base is not None:
+        raise RecipeError("given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two")
+    kind, is_encoder_decoder = architecture(recipe, source)
+    role: Role = "encoder-decoder" if is_encoder_decoder else "decoder" if _is_decoder(recipe, kind) else "encoder"
+    if options.train is not None:
+        if source is not None:
+            raise RecipeError("a new tokenizer does not fit the weights of model.base", place="tokenizer.train", remedy="leave it out, or start from random weights with model.preset")
+        console.say(f"tokenizer: learning {options.train.vocab_size} {options.train.algorithm} pieces")
+        return train_tokenizer(_texts(recipe, splits), options.train, role=role, max_length=recipe.data.max_length)
+    if options.base is not None:
+        location = find_model(options.base, key="tokenizer.base").location if not _has_tokenizer(options.base) else options.base
+    elif source is not None:
+        location = source.location
+    else:
+        raise RecipeError("a model with random weights has no tokenizer", place="tokenizer", remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train, or give tokenizer.base")
+    tokenizer = load_tokenizer(location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    words = any(field.kind == "words" for field in task.fields)
+    return for_words(tokenizer, location) if words else tokenizer
+
+
+def _has_tokenizer(place: str) -> bool:
+    return any((Path(place).expanduser() / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+
+
+def _is_decoder(recipe: Recipe, kind: str) -> bool:
+    """Whether texts of this architecture are read from left to right, without marks around them."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return recipe.task == "clm" or (kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+
+
+def _texts(recipe: Recipe, splits: Splits) -> Iterator[str]:
+    """The text to learn a tokenizer from: ``tokenizer.train.files``, or every text of the training rows."""
+    options = recipe.tokenizer.train
+    assert options is not None
+    if options.files is not None:
+        rows = load_rows(
+            options.files,
+            key="tokenizer.train.files",
+            split="train",
+            fields=[Field("text", "text", aliases=("content", "sentence"))],
+            columns={},
+            on_bad_row=recipe.data.on_bad_row,
+            document=recipe.data.document,
+            max_rows=None,
+            folders=[Path.cwd()],
+            cache_dir=cache_folder(),
+        )
+        names: list[tuple[str, str]] = [("text", "text")]
+    else:
+        rows = splits.rows["train"]
+        names = [(field.name, field.kind) for field in task_class(recipe.task).fields if field.kind in ("text", "words")]
+    for row in rows:
+        for name, kind in names:
+            yield _text(row, name, kind)
+
+
+def _text(row: Mapping[str, Any], name: str, kind: str) -> str:
+    return " ".join(row[name]) if kind == "words" else row[name]

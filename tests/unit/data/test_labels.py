@@ -1,0 +1,140 @@
+"""Labels and tags over all splits, and the rows set aside for validation."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmkit.data.check import load_rows
+from lmkit.data.labels import check_labels, labels_of, prepare_tags, scheme_of, split_by_hash
+from lmkit.data.rows import Rows
+from lmkit.errors import DataError
+from lmkit.tasks.fields import Field
+
+CLASSIFICATION = (Field("text", "text"), Field("label", "label", gold=True))
+NER = (Field("tokens", "words"), Field("tags", "tags", gold=True))
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(source: str, fields: tuple[Field, ...] = CLASSIFICATION) -> Rows:
+    options: dict[str, Any] = {"columns": {}, "on_bad_row": "error", "document": "line", "max_rows": None}
+    return load_rows(source, key="data.train", split="train", fields=fields, folders=[Path()], cache_dir=Path("cache"), **options)
+
+
+def jsonl(name: str, *rows: dict[str, Any]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def conll(name: str, *sentences: str) -> str:
+    """Sentences as ``word/TAG word/TAG``."""
+    blocks = ("".join(" ".join(pair.split("/")) + "\n" for pair in sentence.split()) for sentence in sentences)
+    Path(name).write_text("\n".join(blocks))
+    return name
+
+
+def examples(number: int) -> list[dict[str, Any]]:
+    return [{"text": f"第{i}句", "label": i % 3} for i in range(number)]
+
+
+def test_labels_have_an_order_of_their_own() -> None:
+    rows = load(jsonl("a.jsonl", *({"text": "a", "label": n} for n in (10, 9, -1, 9))))
+    assert labels_of(rows, "label") == ["-1", "9", "10"]
+    assert labels_of(rows.select([0, 1]), "label") == ["9", "10"]
+    assert labels_of(load(jsonl("b.jsonl", *({"text": "a", "label": n} for n in ("b", "10", "a")))), "label") == ["10", "a", "b"]
+    tagged = load(conll("a.conll", "a/I-PER b/B-LOC", "c/O d/B-PER"), NER)
+    assert labels_of(tagged, "tags") == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    assert labels_of(load(conll("b.conll", "a/NOUN b/DET"), NER), "tags") == ["DET", "NOUN"]
+
+
+def test_unknown_labels_are_said_or_left_out() -> None:
+    rows = load(jsonl("a.jsonl", {"text": "a", "label": "good"}, {"text": "b", "label": "godd"}))
+    assert check_labels(rows, "label", ["good", "godd"], split="test") is rows
+    with pytest.raises(
+        DataError, match=r"a.jsonl:2: the label 'godd' does not .*; did you mean 'good'\?.*\n.*data.labels.*on_bad_row=skip"
+    ):
+        check_labels(rows, "label", ["good", "bad"], split="test")
+    kept = check_labels(rows, "label", ["good", "bad"], split="test", on_bad_row="skip")
+    assert [row["text"] for row in kept] == ["a"]
+    assert [(r["place"], r["id"], r["row"]) for r in kept.rejected] == [("a.jsonl:2", 1, {"text": "b", "label": "godd"})]
+    with pytest.raises(DataError, match="no usable row is left for test"):
+        check_labels(rows, "label", ["x"], split="test", on_bad_row="skip")
+
+
+def test_unknown_tags_are_said_at_the_line_of_the_word() -> None:
+    rows = load(conll("a.conll", "a/O", "b/O c/B-PRE"), NER)
+    with pytest.raises(DataError, match=r"a.conll:4: the tag 'B-PRE'.* did you mean 'B-PER'"):
+        check_labels(rows, "tags", ["O", "B-PER"], split="test")
+
+
+def test_tags_become_iob2_by_the_scheme_of_the_training_rows() -> None:
+    splits = {
+        "test": load(conll("b.conll", "d/I-LOC e/I-LOC"), NER),
+        "train": load(conll("a.conll", "a/I-PER b/I-PER", "c/I-PER d/B-PER e/O"), NER),
+    }
+    assert scheme_of(splits["train"]) == "iob1"
+    for _ in range(2):  # the second time from the cache
+        prepared = prepare_tags(splits, on_bad_row="error")
+        assert [row["tags"] for row in prepared["train"]] == [["B-PER", "I-PER"], ["B-PER", "B-PER", "O"]]
+        assert prepared["test"][0]["tags"] == ["B-LOC", "I-LOC"]
+        assert prepared["train"].place(1, word=2) == "a.conll:6"
+    assert prepared["train"].fingerprint != splits["train"].fingerprint
+
+
+def test_iob2_and_plain_tags_stay_as_they_are() -> None:
+    for sentence in ("a/B-PER b/I-PER", "a/NOUN b/X"):
+        splits = {"train": load(conll("a.conll", sentence), NER)}
+        assert prepare_tags(splits, on_bad_row="error")["train"] is splits["train"]
+
+
+def test_wrong_sequences_are_said_at_the_line_of_the_word_or_left_out() -> None:
+    rows = load(conll("a.conll", "a/B-PER", "b/O c/I-PER", "d/B-LOC"), NER)
+    with pytest.raises(DataError, match=r"a.conll:4: I-PER follows O; an entity begins with B-\n.*data.on_bad_row=skip"):
+        prepare_tags({"train": rows}, on_bad_row="error")
+    kept = prepare_tags({"train": rows}, on_bad_row="skip")["train"]
+    assert [row["id"] for row in kept] == [0, 2]
+    assert kept.rejected == [
+        {
+            "place": "a.conll:4",
+            "problem": "I-PER follows O; an entity begins with B-",
+            "id": 1,
+            "row": {"tokens": ["b", "c"], "tags": ["O", "I-PER"]},
+        }
+    ]
+
+
+# ---------------------------------------------------------------------------------- validation
+
+
+def texts(rows: Rows) -> set[str]:
+    return {row["text"] for row in rows}
+
+
+def test_the_split_does_not_depend_on_order_or_company() -> None:
+    data = examples(400)
+    train, validation = split_by_hash(load(jsonl("a.jsonl", *data)), 0.1)
+    assert 20 < len(validation) < 60
+    assert len(train) + len(validation) == 400
+    random.Random(0).shuffle(data)
+    moved = split_by_hash(load(jsonl("a.jsonl", *data)), 0.1)
+    assert (texts(moved[0]), texts(moved[1])) == (texts(train), texts(validation))
+    fewer = split_by_hash(load(jsonl("a.jsonl", *data[:200])), 0.1)
+    assert texts(fewer[1]) <= texts(validation)
+    doubled = split_by_hash(load(jsonl("a.jsonl", *data, *data)), 0.1)
+    assert not texts(doubled[0]) & texts(doubled[1])
+
+
+def test_an_empty_side_of_the_split_is_an_error() -> None:
+    rows = load(jsonl("a.jsonl", *examples(2)))
+    with pytest.raises(DataError, match=r"data.validation_fraction: no row of 2 rows falls to validation\n.*data.validation"):
+        split_by_hash(rows, 1e-9)
+    with pytest.raises(DataError, match="falls to training"):
+        split_by_hash(rows, 1 - 1e-9)

@@ -1,0 +1,75 @@
+"""Tag schemes, on sequences that can be checked by eye."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmkit.data.tags import Scheme, check_sequence, recognise, to_iob2
+
+RIGHT_IOB2 = [["O", "B-PER", "I-PER", "O"], ["B-LOC"], ["B-ORG", "B-ORG", "I-ORG"]]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "scheme"),
+    [
+        ([["DET", "NOUN", "X"]], "plain"),
+        ([["O", "O"]], "plain"),
+        ([["B", "M", "E", "S"]], "plain"),
+        (RIGHT_IOB2, "iob2"),
+        ([["B-NP", "I-NP", "B-VP", "O"]], "iob2"),
+        ([["I-PER", "I-PER", "O"], ["I-LOC", "B-LOC"]], "iob1"),
+        ([["I-PER", "O"]], "iob1"),
+        ([["S-LOC", "O"], ["B-PER", "I-PER", "E-PER"]], "bioes"),
+        ([["U-LOC", "O"], ["B-PER", "I-PER", "L-PER"]], "bioes"),
+        ([["S-LOC", "O"], ["B-PER", "M-PER", "E-PER"]], "bioes"),
+        ([["B-地名", "I-地名"]], "iob2"),
+    ],
+)
+def test_schemes_are_recognised(sequences: list[list[str]], scheme: Scheme) -> None:
+    assert recognise(sequences) == scheme
+    assert all(check_sequence(tags, scheme) is None for tags in sequences)
+
+
+def test_a_few_wrong_sequences_do_not_change_the_scheme() -> None:
+    assert recognise(RIGHT_IOB2 * 20 + [["O", "I-PER"]]) == "iob2"
+    assert recognise(RIGHT_IOB2 * 20 + [["O", "E-PER"]]) == "iob2"
+    assert recognise([*RIGHT_IOB2, ["B_PER"]]) == "iob2"
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "index", "problem"),
+    [
+        (["O", "I-PER"], "iob2", 1, "I-PER follows O; an entity begins with B-"),
+        (["I-PER"], "iob2", 0, "I-PER begins the sentence; an entity begins with B-"),
+        (["B-LOC", "I-PER"], "iob2", 1, "I-PER follows B-LOC"),
+        (["B_PER"], "iob2", 0, "did you mean 'B-PER'?"),
+        (["PER"], "iob2", 0, "did you mean 'B-PER'?"),
+        (["b-PER"], "iob2", 0, "did you mean 'B-PER'?"),
+        (["o"], "iob2", 0, "did you mean 'O'?"),
+        (["B-X", "E-X"], "iob2", 1, "'E-X' is not a tag of this data"),
+        (["O", "B-PER"], "iob1", 1, "B-PER follows O"),
+        (["B-X", "O"], "bioes", 1, "O follows B-X"),
+        (["B-X", "I-X"], "bioes", 1, "I-X ends the sentence"),
+        (["S-X", "E-X"], "bioes", 1, "E-X follows S-X"),
+        (["B-X", "S-X"], "bioes", 1, "S-X follows B-X"),
+    ],
+)
+def test_wrong_sequences_are_described(tags: list[str], scheme: Scheme, index: int, problem: str) -> None:
+    found = check_sequence(tags, scheme)
+    assert found is not None
+    assert found[0] == index
+    assert problem in found[1]
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "expected"),
+    [
+        (["I-A", "I-A", "B-A", "I-A", "I-B"], "iob1", ["B-A", "I-A", "B-A", "I-A", "B-B"]),
+        (["B-A", "I-A", "E-A", "S-A", "O"], "bioes", ["B-A", "I-A", "I-A", "B-A", "O"]),
+        (["B-A", "L-A", "U-A"], "bioes", ["B-A", "I-A", "B-A"]),
+        (["NOUN"], "plain", ["NOUN"]),
+    ],
+)
+def test_conversion_keeps_the_entities(tags: list[str], scheme: Scheme, expected: list[str]) -> None:
+    assert to_iob2(tags, scheme) == expected
+    assert check_sequence(expected, "plain" if scheme == "plain" else "iob2") is None
