@@ -23,7 +23,7 @@ class CausalLanguageModeling(LanguageModeling):
         columns: Columns = {"input_ids": [], "labels": [], "row": [], "length": []}
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         end = self.tokenizer.eos_token_id
-        encoded = self.tokenizer([row["text"] for row in rows], add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer([row["text"] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
         for number, ids in enumerate(encoded):
             tokens = [start] * (start is not None) + ids + [end] * (end is not None)
             for inputs, labels in blocks(tokens, self.max_length):
@@ -43,7 +43,7 @@ class CausalLanguageModeling(LanguageModeling):
         generation, answers = self.recipe.generation, []
         limit = getattr(model.config, "max_position_embeddings", None)
         for row in rows:
-            ids = self.tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"]
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
             prompt = [start] * (start is not None) + ids
             room = generation.max_new_tokens if limit is None else min(generation.max_new_tokens, limit - len(prompt))
