@@ -1,9 +1,9 @@
 """lmkit: raw text to a pretrained model, fine-tuned for a task, measured with intervals.
 
-    import lmkit
-    run = lmkit.finetune("recipe.yaml")
-    lmkit.evaluate(run)
-    lmkit.load(run).predict(["a text"])
+import lmkit
+run = lmkit.finetune("recipe.yaml")
+lmkit.evaluate(run)
+lmkit.load(run).predict(["a text"])
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "finetune", "load", "pretrain"]
 
 
-def pretrain(recipe: str | Path | Mapping[str, Any] | Recipe, **flags: bool) -> Run:
-    """Train a language model; ``flags`` are ``resume`` and ``overwrite``. Returns the run."""
-    return _train("pretrain", recipe, flags)
+def pretrain(recipe: str | Path | Mapping[str, Any] | Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train a language model; returns the run."""
+    return _train("pretrain", recipe, resume, overwrite)
 
 
-def finetune(recipe: str | Path | Mapping[str, Any] | Recipe, **flags: bool) -> Run:
-    """Train a task model; ``flags`` are ``resume`` and ``overwrite``. Returns the run."""
-    return _train("finetune", recipe, flags)
+def finetune(recipe: str | Path | Mapping[str, Any] | Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train a task model; returns the run."""
+    return _train("finetune", recipe, resume, overwrite)
 
 
-def _train(stage: str, recipe: str | Path | Mapping[str, Any] | Recipe, flags: dict[str, bool]) -> Run:
+def _train(stage: str, recipe: str | Path | Mapping[str, Any] | Recipe, resume: bool, overwrite: bool) -> Run:
     from lmkit.commands.train import train
     from lmkit.run import Run
 
-    return Run(train(stage, recipe, **flags)["run"])
+    return Run(train(stage, recipe, resume=resume, overwrite=overwrite)["run"])
 
 
 def evaluate(recipe_or_run: str | Path | Mapping[str, Any] | Recipe | Run) -> Run:

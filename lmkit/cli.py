@@ -24,8 +24,12 @@ app = typer.Typer(
 recipes = typer.Typer(help="Recipes that ship with lmkit, and yours.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(recipes, name="recipe")
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships (lmkit recipe list).")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any recipe key by its dotted path; the value is YAML.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships (lmkit recipe list).")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any recipe key by its dotted path; the value is YAML.")
+]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="DIR", help="Run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings and errors only.")]
@@ -107,7 +111,9 @@ def _train(
         raise LmkitError("--smoke and --dry-run contradict each other", remedy="keep one of the two")
     from lmkit.commands.train import train
 
-    summary = train(stage, recipe, overrides or (), output=output, resume=resume, overwrite=overwrite, smoke=smoke, dry_run=dry_run)
+    summary = train(
+        stage, recipe, overrides or (), output=output, resume=resume, overwrite=overwrite, smoke=smoke, dry_run=dry_run
+    )
     if not (smoke or dry_run):
         console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}\nnext: lmkit eval {summary['run']}")
     console.emit(summary)
@@ -133,8 +139,12 @@ def evaluate(
 def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a model directory or a hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; without any, lines of stdin.")] = None,
-    file: Annotated[str | None, typer.Option("-f", "--file", metavar="FILE", help="Rows of a data file, or lines of a .txt file.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key, for example generation.num_beams=1.")] = None,
+    file: Annotated[
+        str | None, typer.Option("-f", "--file", metavar="FILE", help="Rows of a data file, or lines of a .txt file.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key, for example generation.num_beams=1.")
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -143,7 +153,9 @@ def predict(
     if texts and file:
         raise LmkitError("texts and --file were both given", remedy="give one of the two")
     if not texts and not file and sys.stdin.isatty():
-        raise LmkitError("nothing to predict on", remedy='give texts (lmkit predict RUN "a text"), --file FILE, or lines on stdin')
+        raise LmkitError(
+            "nothing to predict on", remedy='give texts (lmkit predict RUN "a text"), --file FILE, or lines on stdin'
+        )
     from lmkit.commands.predict import Predictor, text_lines
 
     predictor = Predictor(run, settings or ())
@@ -162,7 +174,10 @@ def doctor(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False
     from lmkit.commands.doctor import doctor as examine
 
     found = examine()
-    rows = [[key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value] for key, value in found.items()]
+    rows = [
+        [key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value]
+        for key, value in found.items()
+    ]
     console.say(console.table(["what", "found"], rows))
     console.emit(found)
 
@@ -195,7 +210,8 @@ def recipe_list(as_json: Json = False) -> None:
 
 @recipes.command("show")
 def recipe_show(
-    recipe: RecipeArgument, complete: Annotated[bool, typer.Option("--complete", help="Every value that would be used, defaults included.")] = False
+    recipe: RecipeArgument,
+    complete: Annotated[bool, typer.Option("--complete", help="Every value that would be used, defaults included.")] = False,
 ) -> None:
     """Print a recipe."""
     _start(False, False, False)

@@ -84,7 +84,11 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return self.manifest_file.is_file() and (self.model / "config.json").is_file() or (self.model / "adapter_config.json").is_file()
+        return (
+            (self.manifest_file.is_file()
+            and (self.model / "config.json").is_file())
+            or (self.model / "adapter_config.json").is_file()
+        )
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -115,12 +119,18 @@ class Run:
                     remedy="add --resume to go on from its newest checkpoint, --overwrite to start anew, or -o DIR for another place",
                 )
             if not self.recipe_file.is_file():
-                raise RunError("--overwrite only replaces a run of lmkit's, and here is no recipe.yaml", place=str(self.path), remedy="give another -o/--output, or empty it yourself")
+                raise RunError(
+                    "--overwrite only replaces a run of lmkit's, and here is no recipe.yaml",
+                    place=str(self.path),
+                    remedy="give another -o/--output, or empty it yourself",
+                )
             shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"the output directory cannot be made: {error.strerror}", place=str(self.path), remedy="give another -o/--output") from None
+            raise RunError(
+                f"the output directory cannot be made: {error.strerror}", place=str(self.path), remedy="give another -o/--output"
+            ) from None
 
     def stored_recipe(self) -> dict[str, Any]:
         found: dict[str, Any] = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
@@ -131,7 +141,11 @@ class Run:
             log.write(json.dumps(line) + "\n")
 
     def log_lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()] if self.log_file.is_file() else []
+        return (
+            [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
+            if self.log_file.is_file()
+            else []
+        )
 
     def cut_log(self, step: int) -> None:
         """Drop the lines after ``step``, and a half-written last one: what a resumed run will write again."""

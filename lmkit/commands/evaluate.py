@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, output: str | None = None, splits: Splits | None = None
+    source: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    output: str | None = None,
+    splits: Splits | None = None,
 ) -> dict[str, Any]:
     """Evaluate on ``data.test``, or where there is none on ``data.validation``, and say which.
 
@@ -51,21 +55,27 @@ def evaluate(
     from lmkit.models.tokenizer import for_words, load_tokenizer
     from lmkit.train.device import build_accelerator, micro_batch_tokens
 
-    tokenizer = load_tokenizer(recipe.tokenizer.base or found.location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        recipe.tokenizer.base or found.location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+    )
     words = any(field.kind == "words" for field in cls.fields)
     task = cls(recipe, splits.facts, for_words(tokenizer, found.location) if words else tokenizer)
     encoded = encode(splits.rows[split], task)
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
     model = load_trained(found, task).to(accelerator.device)
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
-    result = evaluate_split(model, task, encoded, accelerator, split=split, options=recipe.eval, budget=budget, folder=run.eval_folder(split))
+    result = evaluate_split(
+        model, task, encoded, accelerator, split=split, options=recipe.eval, budget=budget, folder=run.eval_folder(split)
+    )
     if result:
         console.say(metrics_table(result))
         console.say(f"written to {run.eval_folder(split)}")
     return result
 
 
-def find_subject(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, output: str | None = None) -> tuple[Recipe, ModelSource, Run]:
+def find_subject(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, output: str | None = None
+) -> tuple[Recipe, ModelSource, Run]:
     """What to evaluate or predict with: options, weights, and the run directory that results go to."""
     if isinstance(source, (Mapping, Recipe)) or _is_recipe(str(source)):
         recipe = load_recipe(source, overrides)
@@ -73,7 +83,11 @@ def find_subject(source: str | Path | Mapping[str, Any] | Recipe, overrides: Seq
         if is_run(recipe.output):
             return recipe, find_model(recipe.output, key="output"), run
         if recipe.model.base is None:
-            raise ModelError("this recipe was not trained yet", place=recipe.output, remedy="train it first, or name a run, a model directory or a hub id")
+            raise ModelError(
+                "this recipe was not trained yet",
+                place=recipe.output,
+                remedy="train it first, or name a run, a model directory or a hub id",
+            )
         return _with_task(recipe, find_model(recipe.model.base)), find_model(recipe.model.base), run
     name = str(source)
     found = find_model(name, key="RUN")
@@ -81,7 +95,9 @@ def find_subject(source: str | Path | Mapping[str, Any] | Recipe, overrides: Seq
         recipe = load_recipe(Run(found.run).recipe_file, overrides)
         return recipe, found, Run(output or found.run)
     described = found.description.get("recipe", {})
-    recipe = load_recipe({**described, "name": Path(name).name.lstrip("."), "output": output or f"runs/eval-{Path(name).name}"}, overrides)
+    recipe = load_recipe(
+        {**described, "name": Path(name).name.lstrip("."), "output": output or f"runs/eval-{Path(name).name}"}, overrides
+    )
     return _with_task(recipe, found), found, Run(output or recipe.output)
 
 
@@ -98,7 +114,9 @@ def _with_task(recipe: Recipe, found: ModelSource) -> Recipe:
         return recipe
     if "task" in found.description:
         return recipe.model_copy(update={"task": found.description["task"]})
-    raise RecipeError("which task? lmkit did not make this model, so it does not say", place="task", remedy=f"add task=NAME: {', '.join(TASKS)}")
+    raise RecipeError(
+        "which task? lmkit did not make this model, so it does not say", place="task", remedy=f"add task=NAME: {', '.join(TASKS)}"
+    )
 
 
 def facts_of(found: ModelSource, recipe: Recipe) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class Predictor:
         from lmkit.train.device import build_accelerator, micro_batch_tokens
 
         cls = task_class(recipe.task)
-        tokenizer = load_tokenizer(found.location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+        tokenizer = load_tokenizer(
+            found.location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+        )
         words = any(field.kind == "words" for field in cls.fields)
         facts = found.description.get("facts") or facts_of(found, recipe)
         self.recipe = recipe
@@ -74,7 +76,9 @@ class Predictor:
 
         for numbers in micro_batches(np.arange(len(pieces)), np.asarray(columns["length"]), self.budget):
             chosen = [pieces[i] for i in numbers]
-            batch = {key: value.to(self.accelerator.device) for key, value in self.task.collate([[piece] for piece in chosen]).items()}
+            batch = {
+                key: value.to(self.accelerator.device) for key, value in self.task.collate([[piece] for piece in chosen]).items()
+            }
             with torch.inference_mode(), self.accelerator.autocast():
                 found |= dict(zip(numbers.tolist(), self.task.predict(self.model, batch, chosen), strict=True))
         for number, part in sorted(found.items()):
@@ -89,7 +93,9 @@ class Predictor:
             key="--file",
             split="test",
             fields=fields,
-            columns={role: column for role, column in self.recipe.data.columns.items() if role in [field.name for field in fields]},
+            columns={
+                role: column for role, column in self.recipe.data.columns.items() if role in [field.name for field in fields]
+            },
             on_bad_row="error",
             document=self.recipe.data.document,
             max_rows=None,

@@ -67,5 +67,3 @@ def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
         "rejected_rows": len(splits.rejected),
         "labels": splits.facts.get("labels"),
     }
-
-

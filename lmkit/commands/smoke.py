@@ -49,7 +49,13 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
 def _tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
     values = recipe.model_dump()
     values["output"] = str(folder / "run")
-    values["train"] |= {"max_steps": STEPS, "epochs": None, "max_minutes": None, "batch_size": min(4, recipe.train.batch_size), "eval_every": STEPS // 2}
+    values["train"] |= {
+        "max_steps": STEPS,
+        "epochs": None,
+        "max_minutes": None,
+        "batch_size": min(4, recipe.train.batch_size),
+        "eval_every": STEPS // 2,
+    }
     values["hardware"] |= {"processes": "auto", "checkpoint_every": None}
     values["generation"] |= {"max_new_tokens": 8, "num_beams": min(2, recipe.generation.num_beams)}
     values["eval"] |= {"resamples": min(50, recipe.eval.resamples)}
@@ -61,7 +67,10 @@ def _tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
         described = preset_config(recipe.model.preset, max_length=recipe.data.max_length) if recipe.model.preset else {}
         values["model"] |= {"preset": None, "config": shrink(described | recipe.model.config)}
     else:
-        values["model"] = {"base": str(_tiny_base(recipe, splits, folder / "base")), "trust_remote_code": recipe.model.trust_remote_code}
+        values["model"] = {
+            "base": str(_tiny_base(recipe, splits, folder / "base")),
+            "trust_remote_code": recipe.model.trust_remote_code,
+        }
         values["tokenizer"] = {}
     return load_recipe(values)
 
@@ -84,7 +93,9 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
         stand_in = recipe.model_copy(
             update={
                 "model": recipe.model.model_copy(update={"base": None, "preset": f"{family}-nano"}),
-                "tokenizer": recipe.tokenizer.model_copy(update={"base": None, "train": TokenizerTraining(algorithm="bpe", vocab_size=1000)}),
+                "tokenizer": recipe.tokenizer.model_copy(
+                    update={"base": None, "train": TokenizerTraining(algorithm="bpe", vocab_size=1000)}
+                ),
             }
         )
         tokenizer = build_tokenizer(stand_in, splits, None)

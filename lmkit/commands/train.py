@@ -61,7 +61,7 @@ def train(
         return dry_run_plan(recipe, splits, found)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     processes = 1 if launched else number_of_processes(recipe)
-    if console.is_first_process() and not launched or int(os.environ.get("RANK", "0")) == 0:
+    if (console.is_first_process() and not launched) or int(os.environ.get("RANK", "0")) == 0:
         run.start(resume=resume, overwrite=overwrite)
     if processes > 1:
         return _train_in_processes(stage, recipe, splits, found, run, processes)
@@ -76,7 +76,11 @@ def check_stage(recipe: Recipe, stage: str) -> None:
     if not recipe.task:
         raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(tasks)}")
     if task_class(recipe.task).stage != stage:
-        raise RecipeError(f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {COMMAND_OF[task_class(recipe.task).stage]}, or one of: {', '.join(tasks)}")
+        raise RecipeError(
+            f"{recipe.task} is not for lmkit {stage}",
+            place="task",
+            remedy=f"use {COMMAND_OF[task_class(recipe.task).stage]}, or one of: {', '.join(tasks)}",
+        )
 
 
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
@@ -89,13 +93,29 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
     if model.preset:
         preset_config(model.preset, max_length=recipe.data.max_length)
     if found is None and not model.preset and "model_type" not in model.config:
-        raise RecipeError("no model: neither model.base nor model.preset is given", place="model", remedy="model.base=RUN_OR_DIRECTORY for trained weights, model.preset=bert-mini for random ones")
+        raise RecipeError(
+            "no model: neither model.base nor model.preset is given",
+            place="model",
+            remedy="model.base=RUN_OR_DIRECTORY for trained weights, model.preset=bert-mini for random ones",
+        )
     if recipe.lora is not None and found is None:
-        raise RecipeError("LoRA adapts trained weights, and this model starts from random ones", place="lora", remedy="give model.base, or lora=null")
+        raise RecipeError(
+            "LoRA adapts trained weights, and this model starts from random ones",
+            place="lora",
+            remedy="give model.base, or lora=null",
+        )
     if found is None and recipe.tokenizer.base is None and recipe.tokenizer.train is None:
-        raise RecipeError("a model with random weights has no tokenizer", place="tokenizer", remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train; or give tokenizer.base")
+        raise RecipeError(
+            "a model with random weights has no tokenizer",
+            place="tokenizer",
+            remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train; or give tokenizer.base",
+        )
     if found is not None and recipe.tokenizer.train is not None:
-        raise RecipeError("a new tokenizer does not fit the weights of model.base", place="tokenizer.train", remedy="leave it out, or start from random weights with model.preset")
+        raise RecipeError(
+            "a new tokenizer does not fit the weights of model.base",
+            place="tokenizer.train",
+            remedy="leave it out, or start from random weights with model.preset",
+        )
 
 
 def number_of_processes(recipe: Recipe) -> int:
@@ -107,7 +127,9 @@ def number_of_processes(recipe: Recipe) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _train_in_processes(stage: str, recipe: Recipe, splits: Splits, found: ModelSource | None, run: Run, processes: int) -> dict[str, Any]:
+def _train_in_processes(
+    stage: str, recipe: Recipe, splits: Splits, found: ModelSource | None, run: Run, processes: int
+) -> dict[str, Any]:
     """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe."""
     from lmkit.train.launch import launch
     from lmkit.train.prepare import prepare
@@ -116,7 +138,9 @@ def _train_in_processes(stage: str, recipe: Recipe, splits: Splits, found: Model
     with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
         file = Path(folder) / f"{recipe.name}.yaml"
         values = recipe.model_copy(update={"output": str(run.path.resolve())})
-        write_text(file, dump_recipe(values.model_copy(update={"hardware": recipe.hardware.model_copy(update={"processes": processes})})))
+        write_text(
+            file, dump_recipe(values.model_copy(update={"hardware": recipe.hardware.model_copy(update={"processes": processes})}))
+        )
         launch(["-m", "lmkit", stage, str(file), "--resume"], processes=processes)
     return {"run": str(run.path), "task": recipe.task, "processes": processes, **_summary(run)}
 
@@ -124,6 +148,10 @@ def _train_in_processes(stage: str, recipe: Recipe, splits: Splits, found: Model
 def _summary(run: Run) -> dict[str, Any]:
     manifest = run.manifest
     validation = run.metrics("validation") if run.eval_folder("validation").is_dir() else {}
-    return {"steps": manifest["steps"], "tokens": manifest["tokens_seen"], "seconds": manifest["seconds"], "best_step": manifest["best_step"], "validation": validation}
-
-
+    return {
+        "steps": manifest["steps"],
+        "tokens": manifest["tokens_seen"],
+        "seconds": manifest["seconds"],
+        "best_step": manifest["best_step"],
+        "validation": validation,
+    }

@@ -122,12 +122,22 @@ def _encoded_batches(rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> 
         raise DataError("no row is left: all are too long", place=rows.place(0), remedy="raise data.max_length")
 
 
-def _without_long(batch: list[tuple[int, Row]], error: TooLong, rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> list[tuple[int, Row]]:
+def _without_long(
+    batch: list[tuple[int, Row]], error: TooLong, rows: Rows, task: Task, rejected: list[dict[str, Any]]
+) -> list[tuple[int, Row]]:
     for at, length in error.rows:
         position, row = batch[at]
         if task.recipe.data.on_bad_row == "error":
             raise TooLong([(at, length)], error.max_length, place=rows.place(position)) from None
-        rejected.append({"position": position, "place": rows.place(position), "problem": f"{length} tokens, more than {error.max_length}", "id": row["id"], "row": row})
+        rejected.append(
+            {
+                "position": position,
+                "place": rows.place(position),
+                "problem": f"{length} tokens, more than {error.max_length}",
+                "id": row["id"],
+                "row": row,
+            }
+        )
     long = {at for at, _ in error.rows}
     return [entry for at, entry in enumerate(batch) if at not in long]
 
@@ -137,7 +147,10 @@ def _write(path: Any, batches: Iterator[dict[str, list[Any]]]) -> None:
     writer = None
     with pa.OSFile(str(path), "wb") as sink:
         for columns in batches:
-            arrays = {name: pa.array(values, type=pa.list_(pa.int32()) if isinstance(values[0], list) else pa.int32()) for name, values in columns.items()}
+            arrays = {
+                name: pa.array(values, type=pa.list_(pa.int32()) if isinstance(values[0], list) else pa.int32())
+                for name, values in columns.items()
+            }
             batch = pa.RecordBatch.from_pydict(arrays)
             writer = writer or pa.ipc.new_stream(sink, batch.schema)
             writer.write_batch(batch)

@@ -52,7 +52,9 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
     if data.validation is not None and data.validation_fraction is not None:
         raise RecipeError("given beside data.validation", place="data.validation_fraction", remedy="keep one of the two")
     from_train = data.validation_fraction is not None and bool({"train", "validation"} & set(wanted))
-    read = [split for split in wanted if getattr(data, split) is not None] + (["train"] if from_train and "train" not in wanted else [])
+    read = [split for split in wanted if getattr(data, split) is not None] + (
+        ["train"] if from_train and "train" not in wanted else []
+    )
     rows = {split: _load(recipe, task, split) for split in dict.fromkeys(read)}
     gold = [field for field in task.fields if field.gold and field.kind in ("label", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
@@ -65,7 +67,8 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
         facts = task.learn(rows["train"], labels)
     for field in gold:
         rows = {
-            split: check_labels(found, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row) for split, found in rows.items()
+            split: check_labels(found, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row)
+            for split, found in rows.items()
         }
     return Splits({split: found for split, found in rows.items() if split in wanted}, facts)
 
@@ -90,6 +93,9 @@ def provenance(splits: Splits) -> list[dict[str, Any]]:
     """Every data file with its rows and sha256, for the manifest."""
 
     def described(split: str, rows: Rows) -> Iterable[dict[str, Any]]:
-        return ({"split": split, "path": file.path, "rows": file.rows, "sha256": file.sha256, "bytes": file.bytes} for file in rows.files)
+        return (
+            {"split": split, "path": file.path, "rows": file.rows, "sha256": file.sha256, "bytes": file.bytes}
+            for file in rows.files
+        )
 
     return [entry for split, rows in splits.rows.items() for entry in described(split, rows)]

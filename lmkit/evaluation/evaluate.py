@@ -53,7 +53,9 @@ class Evaluated:
         return self.loss if metric == "loss" else self.statistics.values()[metric]
 
 
-def predict_records(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, budget: int) -> Iterator[dict[str, Any]]:
+def predict_records(
+    model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, budget: int
+) -> Iterator[dict[str, Any]]:
     """The line of predictions.jsonl of every row, in order; on ranks other than the first nothing is yielded."""
     import torch
     from accelerate.utils import gather_object
@@ -140,9 +142,16 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
         batches = micro_batches(_numbers(len(lengths)), lengths, budget)
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
             columns = encoded.pieces[numbers.tolist()]
-            pieces = [{key: column[i] for key, column in columns.items()} | {"piece": int(piece)} for i, piece in enumerate(numbers)]
+            pieces = [
+                {key: column[i] for key, column in columns.items()} | {"piece": int(piece)} for i, piece in enumerate(numbers)
+            ]
             batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in pieces]).items()}
-            sums += torch.stack([task.loss(inner, batch).double(), torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device)])
+            sums += torch.stack(
+                [
+                    task.loss(inner, batch).double(),
+                    torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device),
+                ]
+            )
     inner.train(was_training)
     total, items = accelerator.reduce(sums, "sum").tolist()
     return total / items if items else math.nan
@@ -167,7 +176,9 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
     }
     if by_label := evaluated.statistics.label_values():
         found["by_label"] = by_label
-    found["signature"] = " ".join(filter(None, [evaluated.statistics.signature, f"bootstrap:percentile|resamples:{options.resamples}|seed:{seed}"]))
+    found["signature"] = " ".join(
+        filter(None, [evaluated.statistics.signature, f"bootstrap:percentile|resamples:{options.resamples}|seed:{seed}"])
+    )
     found["seconds"] = round(evaluated.seconds, 3)
     return found
 
@@ -182,7 +193,15 @@ def finite(value: float | None) -> float | None:
 
 
 def evaluate_split(
-    model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, split: str, options: Eval, budget: int, folder: Path | None
+    model: Any,
+    task: Task,
+    encoded: Encoded,
+    accelerator: Accelerator,
+    *,
+    split: str,
+    options: Eval,
+    budget: int,
+    folder: Path | None,
 ) -> dict[str, Any]:
     """Predict, measure and write ``metrics.json`` and ``predictions.jsonl`` into a folder that is whole or absent.
 

@@ -10,9 +10,7 @@ from numpy.typing import ArrayLike
 from lmkit.metrics.statistics import FloatArray, Statistics, ratio
 
 
-def language_model_statistics(
-    nll: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike | None, correct: ArrayLike
-) -> Statistics:
+def language_model_statistics(nll: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike | None, correct: ArrayLike) -> Statistics:
     """``loss`` (nats per token), ``perplexity`` = exp(loss), ``bits_per_byte`` and ``accuracy`` (0..1).
 
     An example is a document. All are ratios of sums over documents, so they do not depend on how documents were

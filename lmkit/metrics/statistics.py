@@ -52,9 +52,7 @@ def ratio(numerator: FloatArray, denominator: FloatArray, *, undefined: float = 
     return quotient
 
 
-def label_report(
-    labels: list[str], correct: FloatArray, predicted: FloatArray, gold: FloatArray
-) -> dict[str, dict[str, float]]:
+def label_report(labels: list[str], correct: FloatArray, predicted: FloatArray, gold: FloatArray) -> dict[str, dict[str, float]]:
     """Per label precision, recall, F1 (0..1; 0/0 is 0) and support, from ``(labels,)`` counts."""
     columns = (ratio(correct, predicted), ratio(correct, gold), ratio(2 * correct, predicted + gold), gold)
     names = ("precision", "recall", "f1", "support")

@@ -31,9 +31,7 @@ def tagging_statistics(gold: Tags, predicted: Tags) -> Statistics:
     """
     assert len(gold) == len(predicted), f"{len(gold)} gold sentences, {len(predicted)} predicted"
     for i, (gold_tags, predicted_tags) in enumerate(zip(gold, predicted, strict=True)):
-        assert len(gold_tags) == len(predicted_tags), (
-            f"sentence {i}: {len(gold_tags)} gold tags, {len(predicted_tags)} predicted"
-        )
+        assert len(gold_tags) == len(predicted_tags), f"sentence {i}: {len(gold_tags)} gold tags, {len(predicted_tags)} predicted"
     tags = sorted({tag for sentences in (gold, predicted) for sentence in sentences for tag in sentence})
     return _entity_statistics(gold, predicted) if is_iob2(tags) else _word_statistics(gold, predicted, tags)
 
@@ -47,9 +45,7 @@ def is_iob2(tags: Sequence[str]) -> bool:
     # A bare B or I is IOB2 only among its like: one-letter parts of speech use both.
     other = [tag for tag in tags if not IOB2_TAG.fullmatch(tag)]
     if other and any(tag.startswith(("B-", "I-")) for tag in tags):
-        raise DataError(
-            f"tag {other[0]!r} is not IOB2, though others are", remedy="write the tags as B-TYPE, I-TYPE and O"
-        )
+        raise DataError(f"tag {other[0]!r} is not IOB2, though others are", remedy="write the tags as B-TYPE, I-TYPE and O")
     return not other
 
 

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 WIDTHS = {"bleu": 10, "chrf": 18, "ter": 2}
 
 
-def translation_statistics(
-    hypotheses: Sequence[str], references: Sequence[str], *, tokenize: str = "13a"
-) -> Statistics:
+def translation_statistics(hypotheses: Sequence[str], references: Sequence[str], *, tokenize: str = "13a") -> Statistics:
     """``bleu`` (Papineni et al. 2002) and ``chrf`` (chrF2, Popovic 2015), 0..100; ``ter`` (Snover et al. 2006), from 0.
 
     Equal to sacreBLEU's ``corpus_bleu``, ``corpus_chrf`` and ``corpus_ter`` (Post 2018); the signature names all three.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.heads import unwrap
-from lmkit.models.presets import preset_config, shrink
+from lmkit.models.presets import preset_config
 from lmkit.models.source import DESCRIPTION, ModelSource
 from lmkit.recipe.schema import Lora, Recipe
 
@@ -40,18 +40,21 @@ def architecture(recipe: Recipe, source: ModelSource | None) -> tuple[str, bool]
     if source is None:
         config = _described(recipe)
         if "model_type" not in config:
-            raise RecipeError("no model: neither model.base nor model.preset is given", place="model", remedy="for example model.preset=bert-mini, or model.base=DIR")
+            raise RecipeError(
+                "no model: neither model.base nor model.preset is given",
+                place="model",
+                remedy="for example model.preset=bert-mini, or model.base=DIR",
+            )
         return config["model_type"], bool(_config_class(config["model_type"])().is_encoder_decoder)
     config = load_config(source, recipe)
     return config.model_type, bool(config.is_encoder_decoder)
 
 
-def build_model(recipe: Recipe, task: Task, source: ModelSource | None, *, tiny: bool = False) -> Built:
+def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built:
     """The model a recipe asks for, with a head for the task; random parts follow ``recipe.seed``.
 
     Args:
         source: where ``model.base`` was found; None for a preset or a config.
-        tiny: the same architecture in a size for smoke runs, with random weights.
 
     Raises:
         ModelError, RecipeError: it cannot be built or loaded, or cannot do the task.
@@ -59,12 +62,17 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None, *, tiny:
     import torch
 
     torch.manual_seed(recipe.seed)
-    if source is None or tiny:
-        values = load_config(source, recipe).to_dict() if source else _described(recipe)
-        values = (shrink(values) if tiny else values) | _token_ids(task.tokenizer, values["model_type"]) | task.model_config()
-        model, new, origin = _from_config(values, recipe, task), [], f"random {values['model_type']}"
+    new: list[str] = []
+    if source is None:
+        values = _described(recipe)
+        values |= _token_ids(task.tokenizer, values["model_type"]) | task.model_config()
+        model, origin = _from_config(values, recipe, task), f"random {values['model_type']}"
     elif source.is_adapter:
-        raise ModelError("an adapter cannot be trained on; merge it first, or name its base", place=f"model.base: {source.location}", remedy="set model.base to the model the adapter was made for")
+        raise ModelError(
+            "an adapter cannot be trained on; merge it first, or name its base",
+            place=f"model.base: {source.location}",
+            remedy="set model.base to the model the adapter was made for",
+        )
     else:
         model, new = _from_source(recipe, task, source)
         origin = source.location
@@ -74,7 +82,11 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None, *, tiny:
         model.resize_token_embeddings(len(task.tokenizer))
     if recipe.lora is not None:
         if source is None:
-            raise RecipeError("LoRA adapts trained weights, and this model starts from random ones", place="lora", remedy="give model.base, or lora: null")
+            raise RecipeError(
+                "LoRA adapts trained weights, and this model starts from random ones",
+                place="lora",
+                remedy="give model.base, or lora: null",
+            )
         model = add_lora(model, recipe.lora, new, task)
     return Built(model, new, origin)
 
@@ -91,7 +103,11 @@ def _config_class(model_type: str) -> Any:
     from lmkit.errors import suggest
 
     if model_type not in CONFIG_MAPPING:
-        raise RecipeError(f"transformers knows no model_type {model_type!r}", place="model.config.model_type", remedy=suggest(model_type, CONFIG_MAPPING.keys(), most=5))
+        raise RecipeError(
+            f"transformers knows no model_type {model_type!r}",
+            place="model.config.model_type",
+            remedy=suggest(model_type, CONFIG_MAPPING.keys(), most=5),
+        )
     return CONFIG_MAPPING[model_type]
 
 
@@ -115,7 +131,11 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
     except (ValueError, TypeError, KeyError, AssertionError, RuntimeError, AttributeError, ZeroDivisionError) as error:
         if recipe.model.config or "Unrecognized configuration class" in str(error):
             message = str(error).strip().split("\n")[0]
-            raise RecipeError(f"no {task.model_class} can be made of this: {message}", place="model.config" if recipe.model.config else "model", remedy="the fields must fit together; lmkit's own presets: model.preset=bert-mini, ...") from None
+            raise RecipeError(
+                f"no {task.model_class} can be made of this: {message}",
+                place="model.config" if recipe.model.config else "model",
+                remedy="the fields must fit together; lmkit's own presets: model.preset=bert-mini, ...",
+            ) from None
         raise
     return model
 
@@ -124,7 +144,9 @@ def _with_dropout(values: dict[str, Any], present: Mapping[str, Any], rate: floa
     """Set every dropout rate that the config has, except for whole layers (``layerdrop``)."""
     if rate is None:
         return values
-    names = [name for name, value in present.items() if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float)]
+    names = [
+        name for name, value in present.items() if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float)
+    ]
     return values | dict.fromkeys(names, rate)
 
 
@@ -134,10 +156,16 @@ def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
 
     place = f"model.base: {source.location}"
     try:
-        return AutoConfig.from_pretrained(source.location, revision=recipe.model.revision or "main", trust_remote_code=recipe.model.trust_remote_code)
+        return AutoConfig.from_pretrained(
+            source.location, revision=recipe.model.revision or "main", trust_remote_code=recipe.model.trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
         message = str(error).strip().split("\n")[0]
-        remedy = "if you trust its code, model.trust_remote_code=true" if "trust_remote_code" in str(error) else "is it the directory with config.json, or a hub id that can be reached?"
+        remedy = (
+            "if you trust its code, model.trust_remote_code=true"
+            if "trust_remote_code" in str(error)
+            else "is it the directory with config.json, or a hub id that can be reached?"
+        )
         raise ModelError(f"no model could be loaded: {message}", place=place, remedy=remedy) from None
 
 
@@ -149,7 +177,9 @@ def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTr
     return model, new_modules(model, missing)
 
 
-def from_pretrained(model_class: str, location: str, recipe: Recipe, changes: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+def from_pretrained(
+    model_class: str, location: str, recipe: Recipe, changes: Mapping[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load in fp32 from safetensors, with fields of the config changed; returns the loading info too."""
     import torch
     import transformers
@@ -170,7 +200,11 @@ def from_pretrained(model_class: str, location: str, recipe: Recipe, changes: Ma
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         message = str(error).strip().split("\n")[0]
-        hint = "weights are read as safetensors only; convert a pytorch_model.bin that you trust with transformers" if "safetensors" in str(error) else "does the directory hold config.json and model.safetensors of this kind of model?"
+        hint = (
+            "weights are read as safetensors only; convert a pytorch_model.bin that you trust with transformers"
+            if "safetensors" in str(error)
+            else "does the directory hold config.json and model.safetensors of this kind of model?"
+        )
         raise ModelError(f"no {model_class} could be loaded: {message}", place=f"model: {location}", remedy=hint) from None
     return model, info
 
@@ -183,7 +217,9 @@ def new_modules(model: Any, missing: set[str]) -> list[str]:
     """
     if not missing:
         return []
-    owned = {name: {f"{name}.{inner}" for inner, _ in module.named_parameters()} for name, module in model.named_modules() if name}
+    owned = {
+        name: {f"{name}.{inner}" for inner, _ in module.named_parameters()} for name, module in model.named_modules() if name
+    }
     whole = [name for name, parameters in owned.items() if parameters and parameters <= missing]
     found = [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)]
     covered = set().union(*(owned[name] for name in found)) if found else set()
@@ -195,7 +231,11 @@ def _check_length(config: PretrainedConfig, recipe: Recipe, task: Task) -> None:
     limits = [getattr(config, "max_position_embeddings", None), task.tokenizer.model_max_length]
     limit = min((int(value) for value in limits if value and value < 10**9), default=None)
     if limit is not None and recipe.data.max_length > limit and config.model_type != "t5":
-        raise RecipeError(f"{recipe.data.max_length} tokens, but this model reads {limit}", place="data.max_length", remedy=f"data.max_length={limit} or less; longer texts are read in windows")
+        raise RecipeError(
+            f"{recipe.data.max_length} tokens, but this model reads {limit}",
+            place="data.max_length",
+            remedy=f"data.max_length={limit} or less; longer texts are read in windows",
+        )
 
 
 TASK_TYPES = {"classification": "SEQ_CLS", "ner": "TOKEN_CLS", "translation": "SEQ_2_SEQ_LM", "clm": "CAUSAL_LM"}
@@ -226,8 +266,14 @@ def add_lora(model: PreTrainedModel, options: Lora, new: list[str], task: Task) 
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")})
-        raise RecipeError(f"LoRA found nothing to adapt: {str(error).split('. ')[0]}", place="lora.targets", remedy=f"linear layers of this model: {', '.join(linear)}") from None
+        linear = sorted(
+            {name.split(".")[-1] for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
+        )
+        raise RecipeError(
+            f"LoRA found nothing to adapt: {str(error).split('. ')[0]}",
+            place="lora.targets",
+            remedy=f"linear layers of this model: {', '.join(linear)}",
+        ) from None
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -266,7 +312,11 @@ def load_trained(source: ModelSource, task: Task) -> Any:
         return _load_adapter(source, task)
     model, info = from_pretrained(task.model_class, location, recipe, {})
     if missing := new_modules(model, set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}):
-        raise ModelError(f"this model was not trained for {task.name}: no weights for {', '.join(missing)}", place=location, remedy=f"fine-tune it first: a recipe with model.base={location}")
+        raise ModelError(
+            f"this model was not trained for {task.name}: no weights for {', '.join(missing)}",
+            place=location,
+            remedy=f"fine-tune it first: a recipe with model.base={location}",
+        )
     task.check_model(model.config)
     return model.eval()
 
@@ -278,7 +328,11 @@ def _load_adapter(source: ModelSource, task: Task) -> Any:
     adapter = PeftConfig.from_pretrained(source.location)
     base = str(adapter.base_model_name_or_path)
     if Path(base).is_absolute() and not Path(base).exists():
-        raise ModelError(f"the adapter's base is gone: {base}", place=source.location, remedy="put it back, or write its new place into adapter_config.json")
+        raise ModelError(
+            f"the adapter's base is gone: {base}",
+            place=source.location,
+            remedy="put it back, or write its new place into adapter_config.json",
+        )
     config = transformers.AutoConfig.from_pretrained(source.location)
     model, _ = from_pretrained(task.model_class, base, task.recipe, {"config": config})
     if config.vocab_size > model.get_input_embeddings().num_embeddings:

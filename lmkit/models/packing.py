@@ -46,7 +46,7 @@ class Packing:
         """``(rows, 1, length, length)``, True where a query may see a key; padding sees padding, so no row is empty."""
         import torch
 
-        mask = (segments[:, None, :, None] == segments[:, None, None, :])
+        mask = segments[:, None, :, None] == segments[:, None, None, :]
         if self.causal:
             mask = mask.tril()
         if self.window is None:
@@ -69,7 +69,11 @@ def find_packing(model: Any) -> Packing | None:
     padding = getattr(config, "pad_token_id", None) or 0
     # more tokens than a sliding window, where it is short enough to be tried
     length = 12 if window is None else min(window + 8, 200)
-    candidates = [Packing(causal, first, half) for first in (0, padding + 1) for half in ((None,) if window is None else (window // 2, window, None))]
+    candidates = [
+        Packing(causal, first, half)
+        for first in (0, padding + 1)
+        for half in ((None,) if window is None else (window // 2, window, None))
+    ]
     was_training = inner.training
     inner.eval()
     try:

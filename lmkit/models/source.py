@@ -47,17 +47,31 @@ def find_model(name: str, *, key: str = "model.base") -> ModelSource:
     if path.is_dir():
         if is_run(path):
             if not is_model_directory(path / "model"):
-                raise ModelError("this run has no model: it did not finish", place=f"{key}: {name}", remedy="finish it with --resume, or start it anew with --overwrite")
+                raise ModelError(
+                    "this run has no model: it did not finish",
+                    place=f"{key}: {name}",
+                    remedy="finish it with --resume, or start it anew with --overwrite",
+                )
             return _directory(path / "model", path)
         if is_model_directory(path):
             return _directory(path, path.parent if is_run(path.parent) else None)
-        raise ModelError("neither a run nor a model: no recipe.yaml and no config.json in this directory", place=f"{key}: {name}", remedy=_runs_nearby(path))
+        raise ModelError(
+            "neither a run nor a model: no recipe.yaml and no config.json in this directory",
+            place=f"{key}: {name}",
+            remedy=_runs_nearby(path),
+        )
     if path.is_file():
-        raise ModelError("a file, not a run or a model directory", place=f"{key}: {name}", remedy="name the directory that holds config.json")
+        raise ModelError(
+            "a file, not a run or a model directory", place=f"{key}: {name}", remedy="name the directory that holds config.json"
+        )
     if not re.fullmatch(r"[\w][\w.\-]*(/[\w.\-]+)?", name) or name.startswith("runs/"):
         raise ModelError("no such run or directory", place=f"{key}: {name}", remedy=_runs_nearby(path))
     if not _in_hub_cache(name) and is_offline():
-        raise ModelError("no such run or directory, and the hub is switched off (HF_HUB_OFFLINE)", place=f"{key}: {name}", remedy=_runs_nearby(path))
+        raise ModelError(
+            "no such run or directory, and the hub is switched off (HF_HUB_OFFLINE)",
+            place=f"{key}: {name}",
+            remedy=_runs_nearby(path),
+        )
     return ModelSource(name, None, False, {})
 
 
@@ -67,7 +81,9 @@ def _directory(path: Path, run: Path | None) -> ModelSource:
         try:
             description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ModelError(f"not readable as JSON: {error}", place=str(path / DESCRIPTION), remedy="is the run whole? train it anew") from None
+            raise ModelError(
+                f"not readable as JSON: {error}", place=str(path / DESCRIPTION), remedy="is the run whole? train it anew"
+            ) from None
     return ModelSource(str(path), run, (path / "adapter_config.json").is_file(), description)
 
 
@@ -77,11 +93,15 @@ def _runs_nearby(path: Path) -> str:
     close = nearest(str(path), models)
     if close:
         return f"did you mean {close}?"
-    return f"here are: {', '.join(models[:8])}" if models else "give the path of a run, of a directory with config.json, or a hub id"
+    return (
+        f"here are: {', '.join(models[:8])}" if models else "give the path of a run, of a directory with config.json, or a hub id"
+    )
 
 
 def is_offline() -> bool:
-    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(
+        os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
 def _in_hub_cache(name: str) -> bool:

@@ -49,20 +49,28 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerTraining, *, role: R
         trainer: Any = trainers.WordPieceTrainer(**trainer_options)
     elif options.algorithm == "bpe":
         tokenizer = Tokenizer(models.BPE(unk_token=None))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if options.lowercase else [])])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), *([normalizers.Lowercase()] if options.lowercase else [])]
+        )
         # a space before the first word too, so that a word is the same token wherever it stands
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
         trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **trainer_options)
     else:
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *([normalizers.Lowercase()] if options.lowercase else [])])
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.UnicodeScripts(), pre_tokenizers.Digits(individual_digits=True)])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), *([normalizers.Lowercase()] if options.lowercase else [])]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Metaspace(), pre_tokenizers.UnicodeScripts(), pre_tokenizers.Digits(individual_digits=True)]
+        )
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(unk_token=unknown, **trainer_options)
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() <= len(special):
-        raise ModelError("the texts are too few to learn a tokenizer from", place="tokenizer.train", remedy="give more text, or tokenizer.base")
+        raise ModelError(
+            "the texts are too few to learn a tokenizer from", place="tokenizer.train", remedy="give more text, or tokenizer.base"
+        )
     identity = {name: (token, tokenizer.token_to_id(token)) for name, token in special.items()}
     if role == "encoder":
         cls, sep = identity["cls_token"], identity["sep_token"]
@@ -71,11 +79,18 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerTraining, *, role: R
         )
     elif role == "encoder-decoder":
         end = identity["eos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
+        )
     extra = {"add_prefix_space": True} if options.algorithm == "bpe" else {}
     names = ["input_ids", "token_type_ids", "attention_mask"] if role == "encoder" else ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, model_input_names=names, clean_up_tokenization_spaces=False, **special, **extra
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=names,
+        clean_up_tokenization_spaces=False,
+        **special,
+        **extra,
     )
 
 
@@ -90,15 +105,27 @@ def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_cod
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise ModelError(f"no tokenizer could be loaded: {_first_line(error)}", place=source, remedy="give tokenizer.base, or tokenizer.train to learn one from the data") from None
+        raise ModelError(
+            f"no tokenizer could be loaded: {_first_line(error)}",
+            place=source,
+            remedy="give tokenizer.base, or tokenizer.train to learn one from the data",
+        ) from None
     if not tokenizer.is_fast:
-        raise ModelError("this tokenizer is a slow one, without character offsets", place=source, remedy="convert it with transformers to a tokenizer.json")
+        raise ModelError(
+            "this tokenizer is a slow one, without character offsets",
+            place=source,
+            remedy="convert it with transformers to a tokenizer.json",
+        )
     if not len(tokenizer.get_vocab()):
-        raise ModelError("this tokenizer has an empty vocabulary", place=source, remedy="are all its files there? or give tokenizer.base")
+        raise ModelError(
+            "this tokenizer has an empty vocabulary", place=source, remedy="are all its files there? or give tokenizer.base"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
-        raise ModelError("this tokenizer has neither a padding nor an end token", place=source, remedy="give another tokenizer.base")
+        raise ModelError(
+            "this tokenizer has neither a padding nor an end token", place=source, remedy="give another tokenizer.base"
+        )
     return tokenizer
 
 
@@ -122,4 +149,3 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300]
-

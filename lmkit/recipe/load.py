@@ -83,7 +83,9 @@ def find_recipe(name: str) -> Path:
         return path
     if path.suffix in SUFFIXES:
         here = [str(found) for found in path.parent.glob("*") if found.suffix in SUFFIXES] if path.parent.is_dir() else []
-        raise RecipeError(f"no such file: {name}", remedy=suggest(name, here) if here else "lmkit recipe list shows the recipes that ship")
+        raise RecipeError(
+            f"no such file: {name}", remedy=suggest(name, here) if here else "lmkit recipe list shows the recipes that ship"
+        )
     shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
@@ -135,7 +137,9 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=suggest(recipe.task, TASKS))
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
-        raise RecipeError(f"{name!r} cannot be the name of a folder", place=f"{place}: name", remedy="use letters, digits, '-', '_' and '.'")
+        raise RecipeError(
+            f"{name!r} cannot be the name of a folder", place=f"{place}: name", remedy="use letters, digits, '-', '_' and '.'"
+        )
     return recipe.model_copy(update={"name": name, "output": recipe.output.replace("{name}", name)})
 
 

@@ -33,12 +33,17 @@ class Model(Section):
     base: str | None = Field(None, description="weights from: a run, a directory or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     preset: str | None = Field(None, description="random weights: FAMILY-SIZE, for example bert-mini")
-    config: dict[str, Any] = Field(default_factory=dict, description="fields of the Hugging Face config to replace; with model_type and neither base nor preset, the whole config")
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="fields of the Hugging Face config to replace; with model_type and neither base nor preset, the whole config",
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
 class TokenizerTraining(Section):
-    algorithm: Literal["wordpiece", "bpe", "unigram"] = Field("wordpiece", description="wordpiece and unigram split at words, bpe is byte-level and knows every text")
+    algorithm: Literal["wordpiece", "bpe", "unigram"] = Field(
+        "wordpiece", description="wordpiece and unigram split at words, bpe is byte-level and knows every text"
+    )
     vocab_size: Annotated[int, Field(ge=64)] = Field(16000, description="tokens, special ones included")
     lowercase: bool = Field(False, description="lower-case all text")
     files: Source | None = Field(None, description="text to learn from, if not data.train")
@@ -56,11 +61,20 @@ class Data(Section):
     test: Source | None = Field(None, description="rows for lmkit eval")
     columns: dict[str, Name] = Field(default_factory=dict, description="which column of the file plays which role")
     labels: list[Name] | None = Field(None, description="all labels, where the training rows do not show them all")
-    document: Literal["line", "paragraph", "file"] = Field("line", description="what is one document in a .txt file: a line, lines up to an empty one, or the whole file")
+    document: Literal["line", "paragraph", "file"] = Field(
+        "line", description="what is one document in a .txt file: a line, lines up to an empty one, or the whole file"
+    )
     max_length: Annotated[int, Field(ge=4)] = Field(256, description="tokens a model reads at once")
-    overlap: Annotated[float, Field(ge=0, le=0.75)] = Field(0.25, description="share of max_length that neighbouring windows of a long text have in common")
-    long_text: Literal["windows", "head", "error"] = Field("windows", description="longer texts: read in overlapping windows, cut after max_length (counted and said), or refused; translation knows head and error")
-    on_bad_row: Literal["error", "skip"] = Field("error", description="a row that cannot be used: stop, or leave it out, count it and keep it in rejects.jsonl")
+    overlap: Annotated[float, Field(ge=0, le=0.75)] = Field(
+        0.25, description="share of max_length that neighbouring windows of a long text have in common"
+    )
+    long_text: Literal["windows", "head", "error"] = Field(
+        "windows",
+        description="longer texts: read in overlapping windows, cut after max_length (counted and said), or refused; translation knows head and error",
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="a row that cannot be used: stop, or leave it out, count it and keep it in rejects.jsonl"
+    )
     max_rows: Positive | None = Field(None, description="use the first rows of each split only")
 
 
@@ -73,37 +87,57 @@ class Lora(Section):
     rank: Positive = Field(16, description="rank of the update")
     alpha: Annotated[float, Field(gt=0)] = Field(32, description="scale: the update is multiplied by alpha / rank")
     dropout: Share = Field(0.05, description="dropout before the update")
-    targets: str | list[str] = Field("auto", description="auto (PEFT's choice for the architecture, else all-linear), all-linear, or module names")
+    targets: str | list[str] = Field(
+        "auto", description="auto (PEFT's choice for the architecture, else all-linear), all-linear, or module names"
+    )
     variant: Literal["lora"] = Field("lora", description="kind of update")
 
 
 class Train(Section):
-    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the data; default 3 where neither max_steps nor max_minutes is given")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="passes over the data; default 3 where neither max_steps nor max_minutes is given"
+    )
     max_steps: Positive | None = Field(None, description="optimiser steps")
-    max_minutes: Annotated[float, Field(gt=0)] | None = Field(None, description="stop after so many minutes, the schedule fitted to them")
-    batch_size: Positive = Field(32, description="examples per optimiser step over all devices (pretraining: sequences of max_length tokens)")
+    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="stop after so many minutes, the schedule fitted to them"
+    )
+    batch_size: Positive = Field(
+        32, description="examples per optimiser step over all devices (pretraining: sequences of max_length tokens)"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="peak of the schedule")
-    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field("linear", description="shape of the learning rate after warm-up")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
+        "linear", description="shape of the learning rate after warm-up"
+    )
     warmup: Annotated[float, Field(ge=0)] = Field(0.06, description="share of the steps if below 1, else a number of steps")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's, not for norms and biases")
     beta1: Share = Field(0.9, description="AdamW's")
     beta2: Share = Field(0.999, description="AdamW's")
     epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW's")
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="gradients are scaled down to this norm; null: never")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="gradients are scaled down to this norm; null: never"
+    )
     label_smoothing: Share = Field(0.0, description="share of the target probability that is spread over all classes")
     eval_every: Annotated[float, Field(gt=0)] = Field(1.0, description="share of an epoch if at most 1, else a number of steps")
-    select_best: str | None = Field(None, description="metric that chooses the checkpoint kept as the model; default by task; 'last' keeps the last")
+    select_best: str | None = Field(
+        None, description="metric that chooses the checkpoint kept as the model; default by task; 'last' keeps the last"
+    )
     early_stopping: Positive | None = Field(None, description="evaluations without improvement before stopping; null: off")
     dropout: Share | None = Field(None, description="all dropout rates of the model; null: the model's own")
 
 
 class Hardware(Section):
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the chip computes it natively, else fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the chip computes it natively, else fp32"
+    )
     micro_batch_tokens: Positive | Literal["auto"] = Field("auto", description="tokens per forward pass on one device")
     processes: Positive | Literal["auto"] = Field("auto", description="auto: one per GPU, one without")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches beside each training process")
-    packing: Literal["auto", "off"] = Field("auto", description="short documents share a row where the model keeps them apart exactly; off: one per row")
-    checkpoint_every: str | Positive | None = Field("10min", description='steps, or minutes as "10min"; null: only where an evaluation improves and at the end')
+    packing: Literal["auto", "off"] = Field(
+        "auto", description="short documents share a row where the model keeps them apart exactly; off: one per row"
+    )
+    checkpoint_every: str | Positive | None = Field(
+        "10min", description='steps, or minutes as "10min"; null: only where an evaluation improves and at the end'
+    )
     keep_checkpoints: Positive = Field(2, description="how many of the newest stay; the best stays besides")
 
 

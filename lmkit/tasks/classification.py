@@ -31,7 +31,11 @@ class Classification(Task):
     @classmethod
     def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         if len(labels) < 2:
-            raise DataError(f"all rows have one label: {labels[0]!r}", place="data.train", remedy="classification needs at least two; is data.columns.label the right column?")
+            raise DataError(
+                f"all rows have one label: {labels[0]!r}",
+                place="data.train",
+                remedy="classification needs at least two; is data.columns.label the right column?",
+            )
         return {"labels": list(labels)}
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: Any):
@@ -64,7 +68,11 @@ class Classification(Task):
         logits, _ = self.logits(model, batch)
         log_probabilities = logits.float().log_softmax(-1).tolist()
         return [
-            {"log_probabilities": row, "nll": -row[piece["label"]] if piece["label"] != IGNORE else 0.0, "items": int(piece["label"] != IGNORE)}
+            {
+                "log_probabilities": row,
+                "nll": -row[piece["label"]] if piece["label"] != IGNORE else 0.0,
+                "items": int(piece["label"] != IGNORE),
+            }
             for row, piece in zip(log_probabilities, pieces, strict=True)
         ]
 

@@ -70,4 +70,7 @@ def blocks(tokens: Sequence[int], size: int) -> list[tuple[list[int], list[int]]
     >>> blocks([1, 2, 3, 4], 2)
     [([1, 2], [2, 3]), ([3], [4])]
     """
-    return [(list(tokens[i : min(i + size, len(tokens) - 1)]), list(tokens[i + 1 : i + 1 + size])) for i in range(0, len(tokens) - 1, size)]
+    return [
+        (list(tokens[i : min(i + size, len(tokens) - 1)]), list(tokens[i + 1 : i + 1 + size]))
+        for i in range(0, len(tokens) - 1, size)
+    ]

@@ -25,12 +25,19 @@ class MaskedLanguageModeling(LanguageModeling):
 
     def encode(self, rows: Sequence[Row]) -> Columns:
         if self.tokenizer.mask_token_id is None:
-            raise ModelError("this tokenizer has no mask token, and mlm needs one", place="tokenizer", remedy="use task: clm, or another tokenizer")
+            raise ModelError(
+                "this tokenizer has no mask token, and mlm needs one",
+                place="tokenizer",
+                remedy="use task: clm, or another tokenizer",
+            )
         texts = [row["text"] for row in rows]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_overflowing_tokens=True, return_offsets_mapping=True)
+        encoded = self.tokenizer(
+            texts, truncation=True, max_length=self.max_length, return_overflowing_tokens=True, return_offsets_mapping=True
+        )
         columns: Columns = {"input_ids": encoded["input_ids"], "row": list(encoded["overflow_to_sample_mapping"])}
         columns["words"] = [
-            word_numbers(texts[row], encoded.word_ids(piece), encoded["offset_mapping"][piece]) for piece, row in enumerate(columns["row"])
+            word_numbers(texts[row], encoded.word_ids(piece), encoded["offset_mapping"][piece])
+            for piece, row in enumerate(columns["row"])
         ]
         columns["length"] = [len(ids) for ids in columns["input_ids"]]
         return columns
@@ -67,12 +74,19 @@ class MaskedLanguageModeling(LanguageModeling):
                 raise TooLong([(0, encoded["input_ids"].shape[1])], self.max_length, place=f"text {row['id'] + 1}")
             positions = (encoded["input_ids"][0] == self.tokenizer.mask_token_id).nonzero().flatten().tolist()
             if not positions:
-                raise DataError(f"no {mask} in this text: nothing to fill", place=f"text {row['id'] + 1}", remedy=f"put {mask} where a word is to be found")
+                raise DataError(
+                    f"no {mask} in this text: nothing to fill",
+                    place=f"text {row['id'] + 1}",
+                    remedy=f"put {mask} where a word is to be found",
+                )
             with torch.inference_mode():
                 probabilities = model(**encoded).logits[0, positions].float().softmax(-1)
             best = probabilities.topk(min(5, probabilities.shape[-1]))
             fills = [
-                [{"token": self.tokenizer.decode([token]).strip(), "score": score} for token, score in zip(tokens, scores, strict=True)]
+                [
+                    {"token": self.tokenizer.decode([token]).strip(), "score": score}
+                    for token, score in zip(tokens, scores, strict=True)
+                ]
                 for tokens, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ]
             answers.append({"id": row["id"], "text": row["text"], "fills": fills})
@@ -93,7 +107,12 @@ def word_numbers(text: str, word_ids: Sequence[int | None], offsets: Sequence[tu
         if word is None:
             numbers.append(-1)
             continue
-        if current < 0 or word != previous or text[max(previous_end, 0) : start + 1].strip() == "" or text[start:end][:1].isspace():
+        if (
+            current < 0
+            or word != previous
+            or text[max(previous_end, 0) : start + 1].strip() == ""
+            or text[start:end][:1].isspace()
+        ):
             current += 1
         previous, previous_end = word, end
         numbers.append(current)

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
     from lmkit.metrics.statistics import Statistics
 
 # how raw text is cut into words for ``lmkit predict``, by the way the training words look
-WORD_SPLITS = {
-    "space": r"\S+",
-    "punctuation": r"\w+(?:[-'’]\w+)*|[^\w\s]",
-    "character": r"[A-Za-z0-9]+|\S",
-}
+WORD_SPLITS = {"space": r"\S+", "punctuation": r"\w+(?:[-'’]\w+)*|[^\w\s]", "character": r"[A-Za-z0-9]+|\S"}
 
 
 class WordTagging(Task):
@@ -48,21 +44,28 @@ class WordTagging(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("f1", "f1_strict", "precision", "recall", "accuracy", "loss") if self.is_entities else ("accuracy", "f1_macro", "loss")
+        return (
+            ("f1", "f1_strict", "precision", "recall", "accuracy", "loss")
+            if self.is_entities
+            else ("accuracy", "f1_macro", "loss")
+        )
 
     def model_config(self) -> dict[str, Any]:
         return {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels)), "label2id": self._number}
 
     def encode(self, rows: Sequence[Row]) -> Columns:
         """Windows with the positions they answer for: each word stands in the window with most context around it."""
-        columns, encoded, kept = encode_windows(self, rows, [row["tokens"] for row in rows], is_split_into_words=True, return_offsets_mapping=True)
+        columns, encoded, kept = encode_windows(
+            self, rows, [row["tokens"] for row in rows], is_split_into_words=True, return_offsets_mapping=True
+        )
         by_row: dict[int, list[int]] = {}
         for piece, row in enumerate(columns["row"]):
             by_row.setdefault(row, []).append(piece)
         columns |= {"positions": [[] for _ in kept], "words": [[] for _ in kept], "tags": [[] for _ in kept]}
         for row, pieces in by_row.items():
             first_tokens = [
-                first_with_text(encoded.word_ids(kept[piece]), encoded["offset_mapping"][kept[piece]], rows[row]["tokens"]) for piece in pieces
+                first_with_text(encoded.word_ids(kept[piece]), encoded["offset_mapping"][kept[piece]], rows[row]["tokens"])
+                for piece in pieces
             ]
             gold = rows[row].get("tags")
             for window, position, word in assign(first_tokens, [columns["length"][piece] for piece in pieces]):
@@ -89,7 +92,13 @@ class WordTagging(Task):
             tags, counted = piece["tags"], [tag for tag in piece["tags"] if tag != IGNORE]
             nll = -sum(log_probabilities[i, tag].item() for i, tag in enumerate(tags) if tag != IGNORE)
             parts.append(
-                {"words": piece["words"], "tags": best.indices.tolist(), "scores": best.values.exp().tolist(), "nll": nll, "items": len(counted)}
+                {
+                    "words": piece["words"],
+                    "tags": best.indices.tolist(),
+                    "scores": best.values.exp().tolist(),
+                    "nll": nll,
+                    "items": len(counted),
+                }
             )
         return parts
 

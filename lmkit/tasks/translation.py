@@ -29,7 +29,11 @@ class Translation(Task):
 
     def check_model(self, config: PretrainedConfig) -> None:
         if not config.is_encoder_decoder:
-            raise ModelError(f"{config.model_type} is no encoder-decoder, and translation needs one", place="model", remedy="take a marian, t5, bart, mbart, m2m_100 model, or the preset marian-mini")
+            raise ModelError(
+                f"{config.model_type} is no encoder-decoder, and translation needs one",
+                place="model",
+                remedy="take a marian, t5, bart, mbart, m2m_100 model, or the preset marian-mini",
+            )
 
     def encode(self, rows: Sequence[Row]) -> Columns:
         sources = self.tokenizer([row["source"] for row in rows])["input_ids"]
@@ -41,7 +45,9 @@ class Translation(Task):
             raise TooLong(long, self.max_length)
         columns: Columns = {"input_ids": [self._head(ids) for ids in sources], "labels": [self._head(ids) for ids in targets]}
         columns["row"] = list(range(len(rows)))
-        columns["length"] = [len(source) + len(target) for source, target in zip(columns["input_ids"], columns["labels"], strict=True)]
+        columns["length"] = [
+            len(source) + len(target) for source, target in zip(columns["input_ids"], columns["labels"], strict=True)
+        ]
         columns["cut"] = [int(length > self.max_length) for length in longest]
         return columns
 
@@ -92,7 +98,13 @@ class Translation(Task):
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         (part,) = parts
-        record = {"id": row["id"], "source": row["source"], "gold": row.get("target"), "prediction": part["text"], "score": part["score"]}
+        record = {
+            "id": row["id"],
+            "source": row["source"],
+            "gold": row.get("target"),
+            "prediction": part["text"],
+            "score": part["score"],
+        }
         return record | {key: part[key] for key in ("nll", "items")}
 
     def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
@@ -119,5 +131,3 @@ def tokenizer_for(references: Sequence[str]) -> str:
     if kana > 0.1 * len(sample):
         return "char"
     return "zh" if han > 0.2 * len(sample) else "13a"
-
-

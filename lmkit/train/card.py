@@ -20,7 +20,10 @@ USE = {
 def model_card(recipe: Recipe, task: Task, manifest: dict[str, Any], validation: dict[str, Any]) -> str:
     """README.md of a run directory."""
     parameters = manifest["parameters"]
-    files = "\n".join(f"- {entry['split']}: `{entry['path'].rsplit('/', 1)[-1]}`, {entry['rows']} rows, sha256 `{entry['sha256'][:16]}`" for entry in manifest["data"])
+    files = "\n".join(
+        f"- {entry['split']}: `{entry['path'].rsplit('/', 1)[-1]}`, {entry['rows']} rows, sha256 `{entry['sha256'][:16]}`"
+        for entry in manifest["data"]
+    )
     lines = [
         f"# {recipe.name}",
         f"Task: {task.name}. Weights from: {manifest['model']}. {parameters['total']:,} parameters, {parameters['trained']:,} trained.",

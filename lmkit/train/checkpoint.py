@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.errors import ModelError
-from lmkit.run import Run, atomic_directory
 from lmkit.models.heads import unwrap_parallel
+from lmkit.run import Run, atomic_directory
 
 
 def name_of(step: int) -> str:
@@ -55,7 +55,11 @@ def load_weights(run: Run, step: int, model: Any) -> None:
     stored = _tensors(path)
     parameters = {name: p for name, p in unwrap_parallel(model).named_parameters() if p.requires_grad}
     if stored.keys() != parameters.keys() or any(stored[name].shape != p.shape for name, p in parameters.items()):
-        raise ModelError("the checkpoint is of another model", place=str(path), remedy="the recipe's model changed; start anew with --overwrite")
+        raise ModelError(
+            "the checkpoint is of another model",
+            place=str(path),
+            remedy="the recipe's model changed; start anew with --overwrite",
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(stored[name])
@@ -71,9 +75,11 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
         kind, _, name = key.partition("/")
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
-        state[parameter][kind] = value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
-    found: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return found
+        state[parameter][kind] = (
+            value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
+        )
+    saved: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return saved
 
 
 def drop_old(run: Run, *, keep: int, best: int | None) -> None:
@@ -95,4 +101,8 @@ def _tensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"this checkpoint cannot be read: {error}", place=str(path), remedy="remove its folder; --resume goes on from the one before") from None
+        raise ModelError(
+            f"this checkpoint cannot be read: {error}",
+            place=str(path),
+            remedy="remove its folder; --resume goes on from the one before",
+        ) from None

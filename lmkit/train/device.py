@@ -45,9 +45,15 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
 
     precision = choose_precision(hardware)
     try:
-        accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, log_with=trackers or None, project_dir=folder)
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision, log_with=trackers or None, project_dir=folder
+        )
     except ValueError as error:
-        raise RecipeError(str(error).split("\n")[0], place="logging.to" if trackers else "hardware", remedy="install the tracker, or leave it out") from None
+        raise RecipeError(
+            str(error).split("\n")[0],
+            place="logging.to" if trackers else "hardware",
+            remedy="install the tracker, or leave it out",
+        ) from None
     if hardware.processes not in ("auto", accelerator.num_processes):
         raise RecipeError(
             f"{accelerator.num_processes} processes run, not {hardware.processes}",

@@ -144,9 +144,15 @@ def metric_of(recipe: Recipe, task: Task, with_validation: bool) -> str | None:
     if chosen == "last" or (chosen is None and not with_validation):
         return None
     if not with_validation:
-        raise RecipeError("there is no validation data to choose by", place="train.select_best", remedy="give data.validation or data.validation_fraction, or select_best: last")
+        raise RecipeError(
+            "there is no validation data to choose by",
+            place="train.select_best",
+            remedy="give data.validation or data.validation_fraction, or select_best: last",
+        )
     if chosen is not None and chosen not in task.metrics:
-        raise RecipeError(f"{task.name} has no metric {chosen!r}", place="train.select_best", remedy=suggest(chosen, task.metrics))
+        raise RecipeError(
+            f"{task.name} has no metric {chosen!r}", place="train.select_best", remedy=suggest(chosen, task.metrics)
+        )
     return chosen or task.metrics[0]
 
 
@@ -169,7 +175,11 @@ def _resume(run: Run, model: Any, optimizer: Any, progress: Progress) -> Progres
         return progress
     state = load_checkpoint(run, steps[-1], model, optimizer)
     if changed := _differences(state["fingerprint"], progress.fingerprint):
-        raise RunError(f"this run was started with other {', '.join(changed)}", place=str(run.path), remedy="restore what it was, or start anew with --overwrite or another -o")
+        raise RunError(
+            f"this run was started with other {', '.join(changed)}",
+            place=str(run.path),
+            remedy="restore what it was, or start anew with --overwrite or another -o",
+        )
     console.say(f"resume: going on from step {steps[-1]}")
     return Progress(**state)
 
@@ -225,7 +235,10 @@ def _train(
     def share_done() -> float | None:
         return None if limit is None else min(1.0, (earlier + time.perf_counter() - begun) / limit)
 
-    with _signals() as received, console.progress_bar(total=total if total < 10**8 else None, what=task.name, initial=progress.step) as bar:
+    with (
+        _signals() as received,
+        console.progress_bar(total=total if total < 10**8 else None, what=task.name, initial=progress.step) as bar,
+    ):
         pending: list[Step] = []
         steps = train_steps(
             model,
@@ -275,7 +288,9 @@ def _train(
                 else:
                     progress.without_improvement += 1
                 if accelerator.is_main_process:
-                    run.append_log({"step": step.number, "epoch": line_epoch(plan, step.number), f"validation_{metric}": finite(value)})
+                    run.append_log(
+                        {"step": step.number, "epoch": line_epoch(plan, step.number), f"validation_{metric}": finite(value)}
+                    )
                 accelerator.log({f"validation_{metric}": value}, step=step.number)
                 if console.is_verbose() or improved:
                     console.say(f"step {step.number}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")
@@ -323,7 +338,11 @@ def checkpoint_interval(recipe: Recipe) -> tuple[int | None, float | None]:
             return None, float(every.removesuffix("min")) * 60
         except ValueError:
             pass
-    raise RecipeError(f"{every!r} is neither a number of steps nor minutes", place="hardware.checkpoint_every", remedy='for example 500, or "10min"')
+    raise RecipeError(
+        f"{every!r} is neither a number of steps nor minutes",
+        place="hardware.checkpoint_every",
+        remedy='for example 500, or "10min"',
+    )
 
 
 def line_epoch(plan: Plan, step: int) -> float:
@@ -415,7 +434,11 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         inner.train(was_training)
         difference = (kept - loaded).abs().max().item() if kept.numel() else 0.0
         if not difference <= RELOAD_TOLERANCE * max(1.0, kept.abs().max().item()):
-            raise ModelError(f"the saved model computes something else than the trained one (logits differ by {difference:.3g})", place=str(run.model), remedy="this is a fault of lmkit's, or of the model's code: please report it with recipe.yaml; the checkpoints are intact")
+            raise ModelError(
+                f"the saved model computes something else than the trained one (logits differ by {difference:.3g})",
+                place=str(run.model),
+                remedy="this is a fault of lmkit's, or of the model's code: please report it with recipe.yaml; the checkpoints are intact",
+            )
     accelerator.wait_for_everyone()
 
 
@@ -425,7 +448,14 @@ def _evaluate(model: Any, prepared: Prepared, accelerator: Accelerator, run: Run
         return {}
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
     found = evaluate_split(
-        model, prepared.task, prepared.encoded["validation"], accelerator, split="validation", options=recipe.eval, budget=budget, folder=run.eval_folder("validation")
+        model,
+        prepared.task,
+        prepared.encoded["validation"],
+        accelerator,
+        split="validation",
+        options=recipe.eval,
+        budget=budget,
+        folder=run.eval_folder("validation"),
     )
     if found:
         console.say(f"\nvalidation, {found['examples']} examples:\n{metrics_table(found)}")
@@ -436,7 +466,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _manifest(recipe: Recipe, prepared: Prepared, built: Built, accelerator: Accelerator, packing: Packing | None, plan: Plan, total: int) -> dict[str, Any]:
+def _manifest(
+    recipe: Recipe, prepared: Prepared, built: Built, accelerator: Accelerator, packing: Packing | None, plan: Plan, total: int
+) -> dict[str, Any]:
     import os
     import platform
 
@@ -489,4 +521,8 @@ def _announce(manifest: dict[str, Any], total: int, metric: str | None) -> None:
         f"data: {manifest['examples'].get('train')} rows, {manifest['tokens_per_epoch']} tokens an epoch, {manifest['steps_per_epoch']} steps an epoch; {steps}"
         + f" on {hardware['device']} in {hardware['precision']}"
     )
-    console.say(f"the checkpoint with the best validation {metric} becomes the model" if metric else "no validation data to choose by: the last checkpoint becomes the model")
+    console.say(
+        f"the checkpoint with the best validation {metric} becomes the model"
+        if metric
+        else "no validation data to choose by: the last checkpoint becomes the model"
+    )

@@ -28,7 +28,14 @@ def launch(arguments: list[str], *, processes: int) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="lmkit", max_restarts=0, monitor_interval=0.2
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="lmkit",
+        max_restarts=0,
+        monitor_interval=0.2,
     )
     try:
         elastic_launch(config, sys.executable)(*arguments)

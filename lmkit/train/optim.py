@@ -18,7 +18,11 @@ def build_optimizer(model: Any, train: Train) -> Any:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=train.learning_rate, betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True
+        [group for group in groups if group["params"]],
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        fused=True,
     )
 
 
@@ -41,7 +45,9 @@ def learning_rate(train: Train, *, step: int, total: int, share: float | None = 
     if train.warmup < 1:
         warmup_share = train.warmup
         done = share if share is not None else step / total
-        risen = 1.0 if done >= warmup_share else (done + 1 / max(total, 1)) / warmup_share if share is None else done / warmup_share
+        risen = (
+            1.0 if done >= warmup_share else (done + 1 / max(total, 1)) / warmup_share if share is None else done / warmup_share
+        )
     else:
         warmup_share = min(1.0, train.warmup / max(total, 1)) if share is None else 0.0
         risen = (step + 1) / train.warmup

@@ -51,16 +51,18 @@ def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack:
     cls = task_class(recipe.task)
     tokenizer = build_tokenizer(recipe, splits, source)
     task = cls(recipe, splits.facts, tokenizer)
-    encoded = {
-        split: encode(rows, task, pack=pack and task.packs and split == "train") for split, rows in splits.rows.items()
-    }
+    encoded = {split: encode(rows, task, pack=pack and task.packs and split == "train") for split, rows in splits.rows.items()}
     rows = {split: found.rows for split, found in encoded.items()}
     for split, found in encoded.items():
         if found.cut:
-            console.warn(f"data.{split}: the end of {found.cut} of {len(found.rows)} rows was cut off at {recipe.data.max_length} tokens (data.long_text={recipe.data.long_text})")
+            console.warn(
+                f"data.{split}: the end of {found.cut} of {len(found.rows)} rows was cut off at {recipe.data.max_length} tokens (data.long_text={recipe.data.long_text})"
+            )
     for split, found_rows in rows.items():
         if found_rows.rejected:
-            console.warn(f"data.{split}: {len(found_rows.rejected)} rows left out, the first at {found_rows.rejected[0]['place']}: {found_rows.rejected[0]['problem']}")
+            console.warn(
+                f"data.{split}: {len(found_rows.rejected)} rows left out, the first at {found_rows.rejected[0]['place']}: {found_rows.rejected[0]['problem']}"
+            )
     return Prepared(task, source, replace(splits, rows=rows), encoded)
 
 
@@ -73,7 +75,11 @@ def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) 
     role: Role = "encoder-decoder" if is_encoder_decoder else "decoder" if _is_decoder(recipe, kind) else "encoder"
     if options.train is not None:
         if source is not None:
-            raise RecipeError("a new tokenizer does not fit the weights of model.base", place="tokenizer.train", remedy="leave it out, or start from random weights with model.preset")
+            raise RecipeError(
+                "a new tokenizer does not fit the weights of model.base",
+                place="tokenizer.train",
+                remedy="leave it out, or start from random weights with model.preset",
+            )
         console.say(f"tokenizer: learning {options.train.vocab_size} {options.train.algorithm} pieces")
         return train_tokenizer(_texts(recipe, splits), options.train, role=role, max_length=recipe.data.max_length)
     if options.base is not None:
@@ -81,7 +87,11 @@ def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) 
     elif source is not None:
         location = source.location
     else:
-        raise RecipeError("a model with random weights has no tokenizer", place="tokenizer", remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train, or give tokenizer.base")
+        raise RecipeError(
+            "a model with random weights has no tokenizer",
+            place="tokenizer",
+            remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train, or give tokenizer.base",
+        )
     tokenizer = load_tokenizer(location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
     words = any(field.kind == "words" for field in task.fields)
     return for_words(tokenizer, location) if words else tokenizer
