@@ -84,11 +84,9 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return (
-            (self.manifest_file.is_file()
-            and (self.model / "config.json").is_file())
-            or (self.model / "adapter_config.json").is_file()
-        )
+        return (self.manifest_file.is_file() and (self.model / "config.json").is_file()) or (
+            self.model / "adapter_config.json"
+        ).is_file()
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     from lmkit.models.build import build_model, count_parameters
     from lmkit.models.packing import find_packing
     from lmkit.train.device import build_accelerator, choose_precision, micro_batch_tokens, peak_memory_bytes
-    from lmkit.train.fit import checkpoint_interval, metric_of, total_steps
     from lmkit.train.loop import StepBatches
+    from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, total_steps
     from lmkit.train.prepare import prepare
 
     prepared = prepare(recipe, splits, source)
@@ -50,7 +50,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
         seconds = time.perf_counter() - begun
     trained, parameters = count_parameters(model)
     memory = peak_memory_bytes() + 2 * 4 * trained
-    limited = total < 10**8
+    limited = total < UNLIMITED
     found: dict[str, Any] = {
         "dry_run": True,
         "task": task.name,

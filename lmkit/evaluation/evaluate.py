@@ -138,7 +138,7 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
     inner.eval()
     sums = torch.zeros(2, dtype=torch.double, device=accelerator.device)
     with torch.inference_mode(), accelerator.autocast():
-        lengths = _array([length for length in encoded.pieces.data.column("length").to_pylist()])
+        lengths = _array(encoded.pieces.data.column("length").to_pylist())
         batches = micro_batches(_numbers(len(lengths)), lengths, budget)
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
             columns = encoded.pieces[numbers.tolist()]

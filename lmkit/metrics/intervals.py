@@ -39,7 +39,8 @@ def bootstrap_intervals(
             Resamples where a metric is nan (no tokens drawn) are left out for that metric.
         seed: the same seed gives the same intervals.
     """
-    assert 0 < confidence < 1 and resamples >= 0
+    assert 0 < confidence < 1
+    assert resamples >= 0
     values = statistics.values()
     if resamples == 0 or statistics.examples < 2:
         return {name: Interval(value) for name, value in values.items()}
@@ -56,7 +57,8 @@ def bootstrap_values(statistics: Statistics, *, resamples: int = 1000, seed: int
     (nor the values, but for the rounding of sums that are not whole numbers).
     """
     examples = statistics.examples
-    assert resamples > 0 and examples > 0
+    assert resamples > 0
+    assert examples > 0
     generator = np.random.Generator(np.random.Philox(seed))
     chunk = min(resamples, max(1, CHUNK_BYTES // (8 * examples)))
     weights = np.empty((chunk, examples))

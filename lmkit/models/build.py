@@ -76,7 +76,7 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
     else:
         model, new = _from_source(recipe, task, source)
         origin = source.location
-    task.check_model(model.config)
+    _check_kind(model.config, task)
     _check_length(model.config, recipe, task)
     if len(task.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(task.tokenizer))
@@ -227,6 +227,15 @@ def new_modules(model: Any, missing: set[str]) -> list[str]:
     return found + sorted({name.rpartition(".")[0] for name in missing - covered if name in names and "." in name})
 
 
+def _check_kind(config: PretrainedConfig, task: Task) -> None:
+    if task.generates and not config.is_encoder_decoder:
+        raise ModelError(
+            f"{config.model_type} is no encoder-decoder, and {task.name} needs one",
+            place="model",
+            remedy="take a marian, t5, bart, mbart or m2m_100 model, or the preset marian-mini",
+        )
+
+
 def _check_length(config: PretrainedConfig, recipe: Recipe, task: Task) -> None:
     limits = [getattr(config, "max_position_embeddings", None), task.tokenizer.model_max_length]
     limit = min((int(value) for value in limits if value and value < 10**9), default=None)
@@ -317,7 +326,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
             place=location,
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
-    task.check_model(model.config)
+    _check_kind(model.config, task)
     return model.eval()
 
 

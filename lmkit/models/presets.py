@@ -122,7 +122,7 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
     >>> shrink({"model_type": "bert", "num_hidden_layers": 12, "vocab_size": 5})["num_hidden_layers"]
     2
     """
-    small = {
+    small: dict[str, Any] = {
         key: min(value, TINY[key]) if key in TINY and isinstance(value, int) and value else value for key, value in config.items()
     }
     layers = next((small[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if small.get(key)), 2)

@@ -17,7 +17,7 @@ from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.metrics.statistics import Statistics
 
@@ -53,6 +53,7 @@ class Task(ABC):
     family: ClassVar[str]  # the preset that stands in where a smoke run has no model
     fields: ClassVar[tuple[Field, ...]]
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
+    generates: ClassVar[bool] = False  # needs an encoder-decoder
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
         self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
@@ -71,9 +72,6 @@ class Task(ABC):
     def model_config(self) -> dict[str, Any]:
         """Fields of the Hugging Face config that this task decides."""
         return {}
-
-    def check_model(self, config: PretrainedConfig) -> None:
-        """Refuse a model that cannot do this task, with a ModelError."""
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> Columns:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmkit.errors import ModelError
 from lmkit.tasks.base import IGNORE, MODEL_INPUTS, Batch, Columns, Piece, Row, Task, TooLong, flat, lay_out, pad
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from lmkit.metrics.statistics import Statistics
 
@@ -21,19 +20,12 @@ class Translation(Task):
     stage = "finetune"
     model_class = "AutoModelForSeq2SeqLM"
     family = "marian"
+    generates = True
     fields = (
         Field("source", "text", aliases=("src", "source_text")),
         Field("target", "text", aliases=("tgt", "target_text", "translation"), gold=True),
     )
     metrics = ("loss", "bleu", "chrf", "ter")
-
-    def check_model(self, config: PretrainedConfig) -> None:
-        if not config.is_encoder_decoder:
-            raise ModelError(
-                f"{config.model_type} is no encoder-decoder, and translation needs one",
-                place="model",
-                remedy="take a marian, t5, bart, mbart, m2m_100 model, or the preset marian-mini",
-            )
 
     def encode(self, rows: Sequence[Row]) -> Columns:
         sources = self.tokenizer([row["source"] for row in rows])["input_ids"]

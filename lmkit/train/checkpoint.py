@@ -99,10 +99,11 @@ def _tensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: dict[str, Any] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"this checkpoint cannot be read: {error}",
             place=str(path),
             remedy="remove its folder; --resume goes on from the one before",
         ) from None
+    return tensors

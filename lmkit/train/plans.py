@@ -1,0 +1,60 @@
+"""What a recipe's train section comes to on its data: how many steps, chosen by what, saved when."""
+
+from __future__ import annotations
+
+import math
+
+from lmkit.data.plan import Plan
+from lmkit.errors import RecipeError, suggest
+from lmkit.recipe.schema import Recipe
+from lmkit.tasks.base import Task
+
+UNLIMITED = 10**8  # steps, where only the time ends a run
+
+
+def total_steps(recipe: Recipe, plan: Plan) -> int:
+    """Steps of the whole run: whichever of epochs and max_steps ends first; with max_minutes alone, more than will fit."""
+    train = recipe.train
+    epochs = train.epochs if train.epochs is not None or train.max_steps or train.max_minutes else 3.0
+    limits = [train.max_steps, math.ceil(epochs * plan.steps_per_epoch) if epochs else None]
+    given = [limit for limit in limits if limit is not None]
+    return min(given) if given else UNLIMITED
+
+
+def metric_of(recipe: Recipe, task: Task, with_validation: bool) -> str | None:
+    """The metric that chooses the checkpoint; None: the last one is kept."""
+    chosen = recipe.train.select_best
+    if chosen == "last" or (chosen is None and not with_validation):
+        return None
+    if not with_validation:
+        raise RecipeError(
+            "there is no validation data to choose by",
+            place="train.select_best",
+            remedy="give data.validation or data.validation_fraction, or select_best: last",
+        )
+    if chosen is not None and chosen not in task.metrics:
+        raise RecipeError(
+            f"{task.name} has no metric {chosen!r}", place="train.select_best", remedy=suggest(chosen, task.metrics)
+        )
+    return chosen or task.metrics[0]
+
+
+def checkpoint_interval(recipe: Recipe) -> tuple[int | None, float | None]:
+    """(steps, seconds), one or none of them.
+
+    Raises:
+        RecipeError: neither a number of steps nor minutes like "10min".
+    """
+    every = recipe.hardware.checkpoint_every
+    if every is None or isinstance(every, int):
+        return every, None
+    if every.endswith("min"):
+        try:
+            return None, float(every.removesuffix("min")) * 60
+        except ValueError:
+            pass
+    raise RecipeError(
+        f"{every!r} is neither a number of steps nor minutes",
+        place="hardware.checkpoint_every",
+        remedy='for example 500, or "10min"',
+    )

@@ -1,0 +1,212 @@
+"""The steps of a run, and around them logging, evaluating, saving and stopping."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lmkit import console
+from lmkit.data.plan import Plan
+from lmkit.errors import TrainingStopped
+from lmkit.evaluation.evaluate import finite, is_better, validate
+from lmkit.models.packing import Packing
+from lmkit.recipe.schema import Recipe
+from lmkit.run import Run, write_text
+from lmkit.train.checkpoint import checkpoint_steps, drop_old, save_checkpoint
+from lmkit.train.device import choose_precision, micro_batch_tokens
+from lmkit.train.loop import Step, StepBatches, train_steps
+from lmkit.train.plans import UNLIMITED, checkpoint_interval
+from lmkit.train.prepare import Prepared
+from lmkit.train.signals import Interrupted, signals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint keeps beside weights and moments."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_value: float | None = None
+    without_improvement: int = 0
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+
+def run_steps(
+    recipe: Recipe,
+    prepared: Prepared,
+    model: Any,
+    optimizer: Any,
+    accelerator: Accelerator,
+    packing: Packing | None,
+    plan: Plan,
+    run: Run,
+    progress: Progress,
+    *,
+    total: int,
+    metric: str | None,
+) -> None:
+    """The steps, and around them logging, evaluating, saving and stopping."""
+    train, task = recipe.train, prepared.task
+    budget = micro_batch_tokens(recipe.hardware, accelerator.device)
+    batches = StepBatches(
+        prepared.encoded["train"],
+        plan,
+        task,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        budget=budget,
+        packed=packing is not None,
+    )
+    eval_steps = max(1, round(train.eval_every * plan.steps_per_epoch)) if train.eval_every <= 1 else int(train.eval_every)
+    save_steps, save_seconds = checkpoint_interval(recipe)
+    earlier, begun = progress.seconds, time.perf_counter()
+    last_checkpoint = begun
+    limit = train.max_minutes * 60 if train.max_minutes else None
+    patience = train.early_stopping
+    if (limit is not None and earlier >= limit) or (patience is not None and progress.without_improvement >= patience):
+        return  # resumed after its end
+
+    def share_done() -> float | None:
+        return None if limit is None else min(1.0, (earlier + time.perf_counter() - begun) / limit)
+
+    with (
+        signals() as received,
+        console.progress_bar(total=total if total < UNLIMITED else None, what=task.name, initial=progress.step) as bar,
+    ):
+        pending: list[Step] = []
+        steps = train_steps(
+            model,
+            optimizer,
+            batches,
+            task,
+            accelerator,
+            first=progress.step,
+            total=total,
+            packing=packing,
+            workers=recipe.hardware.workers,
+            share_done=share_done,
+            asked_to_stop=lambda: bool(received),
+        )
+        logged_at, logged_tokens = time.perf_counter(), 0
+        for step in steps:
+            pending.append(step)
+            progress.step = step.number
+            progress.tokens += step.tokens * accelerator.num_processes
+            logged_tokens += step.tokens * accelerator.num_processes
+            progress.seconds = earlier + time.perf_counter() - begun
+            out_of_time = step.share is not None and step.share >= 1
+            last = step.number == total or step.interrupted or out_of_time
+            evaluating = metric is not None and (step.number % eval_steps == 0 or last) and not step.interrupted
+            now = time.perf_counter()
+            saving = (
+                last
+                or (save_steps is not None and step.number % save_steps == 0)
+                or (save_seconds is not None and _agreed(accelerator, now - last_checkpoint > save_seconds))
+            )
+            if last or evaluating or saving or step.number % recipe.logging.every == 0 or accelerator.device.type == "cpu":
+                _check_finite(pending, batches, prepared, run, recipe)
+            if step.number % recipe.logging.every == 0 or last:
+                line = _log_line(pending, plan, logged_tokens / max(now - logged_at, 1e-9))
+                bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False)
+                if accelerator.is_main_process:
+                    run.append_log(line | {"seconds": round(progress.seconds, 3)})
+                accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step.number)
+                pending, logged_at, logged_tokens = [], now, 0
+            bar.update()
+            if evaluating and metric is not None:
+                value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * budget)
+                model.train()
+                improved = is_better(metric, value, progress.best_value)
+                if improved:
+                    progress.best_step, progress.best_value, progress.without_improvement = step.number, value, 0
+                else:
+                    progress.without_improvement += 1
+                if accelerator.is_main_process:
+                    run.append_log(
+                        {"step": step.number, "epoch": _epoch(plan, step.number), f"validation_{metric}": finite(value)}
+                    )
+                accelerator.log({f"validation_{metric}": value}, step=step.number)
+                if console.is_verbose() or improved:
+                    console.say(f"step {step.number}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")
+                saving = saving or improved
+                if patience is not None and progress.without_improvement >= patience:
+                    console.say(f"step {step.number}: no improvement in {patience} evaluations, stopping")
+                    last = saving = True
+                logged_at = time.perf_counter()
+            if saving:
+                progress.seconds = earlier + time.perf_counter() - begun
+                if accelerator.is_main_process:
+                    state = {key: value for key, value in vars(progress).items() if key != "step"}
+                    save_checkpoint(run, step.number, model, optimizer, state)
+                    drop_old(run, keep=recipe.hardware.keep_checkpoints, best=progress.best_step)
+                accelerator.wait_for_everyone()
+                last_checkpoint = time.perf_counter()
+            if step.interrupted:
+                raise Interrupted(128 + (received[0] if received else signal.SIGINT))
+            if last:
+                return
+
+
+def _agreed(accelerator: Accelerator, mine: bool) -> bool:
+    """The first rank's answer, on every rank."""
+    if accelerator.num_processes == 1:
+        return mine
+    from accelerate.utils import broadcast_object_list
+
+    answer = [mine]
+    broadcast_object_list(answer)
+    return bool(answer[0])
+
+
+def _epoch(plan: Plan, step: int) -> float:
+    return round(step / plan.steps_per_epoch, 4)
+
+
+def _log_line(steps: list[Step], plan: Plan, speed: float) -> dict[str, Any]:
+    last = steps[-1]
+    items = sum(step.items for step in steps)
+    slots = sum(step.slots for step in steps)
+    return {
+        "step": last.number,
+        "epoch": _epoch(plan, last.number),
+        "loss": sum(step.loss.item() * step.items for step in steps) / max(items, 1),
+        "learning_rate": last.learning_rate,
+        "grad_norm": last.grad_norm.item(),
+        "tokens": sum(step.tokens for step in steps),
+        "tokens_per_second": round(speed, 1),
+        "padding": round(1 - sum(step.tokens for step in steps) / max(slots, 1), 4),
+    }
+
+
+def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe) -> None:
+    """Stop at the first step whose loss is not finite, and say which rows it was made of (promise 24).
+
+    With fp16 a gradient that is not finite belongs to the search for the loss scale: that step is skipped.
+    """
+    fp16 = choose_precision(recipe.hardware) == "fp16"
+    for step in steps:
+        loss, norm = step.loss.item(), step.grad_norm.item()
+        if math.isfinite(loss) and (fp16 or math.isfinite(norm)):
+            continue
+        encoded = prepared.encoded["train"]
+        examples = batches.plan.examples(step.number - 1)
+        rows = sorted({piece["row"] for example in examples for piece in encoded.example(int(example))})
+        content = [{"place": encoded.rows.place(row), **encoded.rows[row]} for row in rows]
+        listing = run.path / f"not-finite-step-{step.number}.jsonl"
+        if console.is_first_process():
+            write_text(listing, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
+        last = checkpoint_steps(run)
+        kept = f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"
+        raise TrainingStopped(
+            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {kept}\n"
+            f"  the {len(rows)} rows of that step are in {listing}; a lower train.learning_rate, or hardware.precision=fp32, often helps"
+        )
