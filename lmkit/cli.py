@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -114,8 +115,6 @@ def _train(
     summary = train(
         stage, recipe, overrides or (), output=output, resume=resume, overwrite=overwrite, smoke=smoke, dry_run=dry_run
     )
-    if not (smoke or dry_run):
-        console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}\nnext: lmkit eval {summary['run']}")
     console.emit(summary)
 
 
@@ -264,26 +263,32 @@ def _status() -> int:
 
 
 def _other(error: Exception) -> int:
-    """Mistakes in the arguments, ends by a signal, and a reader that went away (``| head``); anything else is raised."""
-    import click
-
-    if isinstance(error, click.exceptions.Abort):
+    """Mistakes in the arguments, ends by a signal, a full disk, and a reader that went away (``| head``); anything else is raised."""
+    if isinstance(error, typer.Abort):
         return 130
-    if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
-        console.fail(_usage(error))
-        return 2
+    if hasattr(error, "format_message"):  # what typer raises
+        return _say_usage(error)
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        console.fail(f"{error.filename or 'output'}: {error.strerror}")
+        return 1
     status = getattr(error, "status", None)
     if isinstance(status, int):  # Interrupted, ProcessFailed: said already
+        if status in (130, 143):
+            console.fail("interrupted; the same command with --resume goes on from the last checkpoint")
         return status
     raise error
 
 
-def _usage(error: Any) -> str:
-    """Typer's own complaint, with the nearest command or option."""
-    message: str = error.format_message().rstrip(".")
+def _say_usage(error: Any) -> int:
+    """Typer's own complaint, with the nearest command or option; a command group alone shows its help."""
+    message: str = error.format_message().rstrip()
     context = getattr(error, "ctx", None)
-    help_line = f"\n  see: {context.command_path} --help" if context is not None else ""
-    return message + help_line
+    if type(error).__name__ == "NoArgsIsHelpError":
+        console.say(message)
+    else:
+        help_line = f"\n  see: {context.command_path} --help" if context is not None else ""
+        console.fail(message.rstrip(".") + help_line)
+    return 2

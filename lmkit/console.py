@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+STARTED_AS = "LMKIT_STARTED_AS"  # in the environment of processes that lmkit starts: the command the user gave
+
 
 @dataclass
 class _State:
@@ -35,6 +37,15 @@ def is_verbose() -> bool:
 
 def is_quiet() -> bool:
     return _state.level < 1
+
+
+def is_json() -> bool:
+    return _state.as_json
+
+
+def is_started_by_lmkit() -> bool:
+    """Whether this is one of several processes behind one command, which itself says how they ended."""
+    return STARTED_AS in os.environ
 
 
 def is_first_process() -> bool:
@@ -64,7 +75,7 @@ def fail(text: str) -> None:
 
 def emit(value: Any) -> None:
     """The one JSON object that ``--json`` promises on stdout; nothing without it."""
-    if _state.as_json:
+    if _state.as_json and not is_started_by_lmkit():
         _write(json.dumps(value, ensure_ascii=False), sys.stdout)
 
 

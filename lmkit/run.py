@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from lmkit.console import STARTED_AS
 from lmkit.errors import RunError
 
 
@@ -101,27 +102,42 @@ class Run:
         found: dict[str, Any] = json.loads((self.eval_folder(split) / "metrics.json").read_text(encoding="utf-8"))
         return found
 
-    def start(self, *, resume: bool, overwrite: bool) -> None:
-        """Claim the directory for a training command.
+    def check_start(self, *, resume: bool, overwrite: bool) -> None:
+        """Whether a training command may use the directory; changes nothing.
 
         Raises:
             RunError: it is there, not empty, and neither flag was given; or it is no run of lmkit's.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError("the output is a file, not a directory", place=str(self.path), remedy="give another -o/--output")
-        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
-            if not overwrite:
-                raise RunError(
-                    "the output directory is not empty",
-                    place=str(self.path),
-                    remedy="add --resume to go on from its newest checkpoint, --overwrite to start anew, or -o DIR for another place",
-                )
-            if not self.recipe_file.is_file():
-                raise RunError(
-                    "--overwrite only replaces a run of lmkit's, and here is no recipe.yaml",
-                    place=str(self.path),
-                    remedy="give another -o/--output, or empty it yourself",
-                )
+        self.check_place()
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not (resume or overwrite):
+            raise RunError(
+                "the output directory is not empty",
+                place=str(self.path),
+                remedy="add --resume to go on from its newest checkpoint, --overwrite to start anew, or -o DIR for another place",
+            )
+        if not self.recipe_file.is_file():
+            problem = "--overwrite only replaces a run of lmkit's" if overwrite else "--resume only goes on with a run of lmkit's"
+            raise RunError(
+                f"{problem}, and here is no recipe.yaml",
+                place=str(self.path),
+                remedy="give another -o/--output, or empty it yourself",
+            )
+
+    def check_place(self) -> None:
+        """Raise a RunError where the directory is none and cannot be made, or cannot be written to."""
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if os.path.lexists(path))
+        if not existing.is_dir():
+            what = "the output is" if existing == self.path else f"{existing} is"
+            raise RunError(f"{what} a file, not a directory", place=str(self.path), remedy="give another -o/--output")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise RunError(f"no permission to write in {existing}", place=str(self.path), remedy="give another -o/--output")
+
+    def start(self, *, resume: bool, overwrite: bool) -> None:
+        """Claim the directory for a training command; see ``check_start``."""
+        self.check_start(resume=resume, overwrite=overwrite)
+        if overwrite and self.path.is_dir():
             shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -186,4 +202,9 @@ def git_commit() -> str | None:
 
 
 def command_line() -> list[str]:
-    return ["lmkit", *sys.argv[1:]]
+    """What the user typed: of the process that started this one, where lmkit started several."""
+    if started_as := os.environ.get(STARTED_AS):
+        found: list[str] = json.loads(started_as)
+        return found
+    name = Path(sys.argv[0]).name
+    return ["lmkit" if name == "__main__.py" else name, *sys.argv[1:]]

@@ -31,7 +31,8 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     built = build_model(recipe, task, source)
     checkpoint_interval(recipe)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    packing = find_packing(built.model) if task.packs and recipe.hardware.packing == "auto" else None
+    packs = task.packs and recipe.hardware.packing == "auto"
+    packing = find_packing(built.model, longest=recipe.data.max_length) if packs else None
     plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     budget = micro_batch_tokens(recipe.hardware, accelerator.device)

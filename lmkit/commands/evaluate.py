@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from lmkit.run import Run, is_run
 from lmkit.tasks.registry import TASKS, task_class
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lmkit.data.splits import Splits
 
 
@@ -36,6 +39,7 @@ def evaluate(
         The content of metrics.json.
     """
     recipe, found, run = find_subject(source, overrides, output=output)
+    run.check_place()
     from lmkit.data.splits import load_splits
 
     cls = task_class(recipe.task)
@@ -52,14 +56,9 @@ def evaluate(
     from lmkit.data.encode import encode
     from lmkit.evaluation.evaluate import evaluate_split, metrics_table
     from lmkit.models.build import load_trained
-    from lmkit.models.tokenizer import for_words, load_tokenizer
     from lmkit.train.device import build_accelerator, micro_batch_tokens
 
-    tokenizer = load_tokenizer(
-        recipe.tokenizer.base or found.location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-    )
-    words = any(field.kind == "words" for field in cls.fields)
-    task = cls(recipe, splits.facts, for_words(tokenizer, found.location) if words else tokenizer)
+    task = cls(recipe, splits.facts, tokenizer_of(recipe, found))
     encoded = encode(splits.rows[split], task)
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
     model = load_trained(found, task).to(accelerator.device)
@@ -76,29 +75,59 @@ def evaluate(
 def find_subject(
     source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, output: str | None = None
 ) -> tuple[Recipe, ModelSource, Run]:
-    """What to evaluate or predict with: options, weights, and the run directory that results go to."""
+    """What to evaluate or predict with: options, weights, and the run directory that results go to.
+
+    Raises:
+        RecipeError: a key is set that was decided when the run was trained.
+        ModelError: nothing is there, or it was trained for another task.
+    """
+    output = str(Path(output).expanduser()) if output else None
     if isinstance(source, (Mapping, Recipe)) or _is_recipe(str(source)):
         recipe = load_recipe(source, overrides)
-        run = Run(output or recipe.output)
-        if is_run(recipe.output):
-            return recipe, find_model(recipe.output, key="output"), run
+        trained = output if output and is_run(output) else recipe.output
+        if is_run(trained):
+            found = find_model(trained, key="output")
+            return _with_task(recipe, found), found, Run(output or trained)
         if recipe.model.base is None:
             raise ModelError(
                 "this recipe was not trained yet",
                 place=recipe.output,
                 remedy="train it first, or name a run, a model directory or a hub id",
             )
-        return _with_task(recipe, find_model(recipe.model.base)), find_model(recipe.model.base), run
-    name = str(source)
-    found = find_model(name, key="RUN")
+        found = find_model(recipe.model.base)
+        # not where the recipe's own run will be: training wants that place empty
+        return _with_task(recipe, found), found, Run(output or f"{recipe.output}-base")
+    found = find_model(str(source), key="RUN")
     if found.run is not None:
         recipe = load_recipe(Run(found.run).recipe_file, overrides)
-        return recipe, found, Run(output or found.run)
+        _refuse_decided(overrides, found.run)
+        return _with_task(recipe, found), found, Run(output or found.run)
+    name = Path(source).resolve().name if Path(source).is_dir() else str(source).split("/")[-1]
+    name = re.sub(r"[^\w.\- ]", "-", name).lstrip("-. ") or "model"
     described = found.description.get("recipe", {})
-    recipe = load_recipe(
-        {**described, "name": Path(name).name.lstrip("."), "output": output or f"runs/eval-{Path(name).name}"}, overrides
-    )
-    return _with_task(recipe, found), found, Run(output or recipe.output)
+    recipe = load_recipe({**described, "name": name, "output": output or f"runs/eval-{name}"}, overrides)
+    return _with_task(recipe, found), found, Run(recipe.output)
+
+
+def _refuse_decided(overrides: Sequence[str], run: Path) -> None:
+    """What a trained run reads is not to be set again: it would have no effect, and nobody would notice."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        decided = key.split(".")[0] in ("tokenizer", "lora", "train") or key == "data.labels"
+        if decided or (key.split(".")[0] == "model" and key not in ("model.trust_remote_code", "model.revision")):
+            raise RecipeError(
+                "has no effect on a run that is trained", place=key, remedy=f"leave it out, or train it anew: {run}"
+            )
+
+
+def tokenizer_of(recipe: Recipe, found: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer a model was trained with: its own, or ``tokenizer.base`` beside one that lmkit did not make."""
+    from lmkit.models.tokenizer import for_words, load_tokenizer
+
+    place = found.location if found.description or not recipe.tokenizer.base else recipe.tokenizer.base
+    tokenizer = load_tokenizer(place, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    words = any(field.kind == "words" for field in task_class(recipe.task).fields)
+    return for_words(tokenizer, place) if words else tokenizer
 
 
 def _is_recipe(name: str) -> bool:
@@ -110,6 +139,13 @@ def _is_recipe(name: str) -> bool:
 
 def _with_task(recipe: Recipe, found: ModelSource) -> Recipe:
     """The recipe with the task that the model says it was made for."""
+    made_for = found.description.get("task", recipe.task)
+    if recipe.task and recipe.task != made_for:
+        raise ModelError(
+            f"this model was trained for {made_for}, not for {recipe.task}",
+            place=found.location,
+            remedy=f"fine-tune it first: a recipe with model.base={found.location}",
+        )
     if recipe.task:
         return recipe
     if "task" in found.description:

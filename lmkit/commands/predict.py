@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmkit.commands.evaluate import facts_of, find_subject
-from lmkit.data.check import load_rows
-from lmkit.data.splits import cache_folder
+from lmkit.commands.evaluate import facts_of, find_subject, tokenizer_of
 from lmkit.errors import DataError
 from lmkit.tasks.base import Row, Task, TooLong
+from lmkit.tasks.fields import Field
 from lmkit.tasks.registry import task_class
+
+if TYPE_CHECKING:
+    from lmkit.data.rows import Rows
 
 BATCH_ROWS = 256
 
@@ -23,17 +26,12 @@ class Predictor:
     def __init__(self, source: str | Path, overrides: Sequence[str] = ()):
         recipe, found, _ = find_subject(str(source), overrides)
         from lmkit.models.build import load_trained
-        from lmkit.models.tokenizer import for_words, load_tokenizer
         from lmkit.train.device import build_accelerator, micro_batch_tokens
 
         cls = task_class(recipe.task)
-        tokenizer = load_tokenizer(
-            found.location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-        )
-        words = any(field.kind == "words" for field in cls.fields)
         facts = found.description.get("facts") or facts_of(found, recipe)
         self.recipe = recipe
-        self.task: Task = cls(recipe, facts, for_words(tokenizer, found.location) if words else tokenizer)
+        self.task: Task = cls(recipe, facts, tokenizer_of(recipe, found))
         self.accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
         self.model = load_trained(found, self.task).to(self.accelerator.device)
         self.budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
@@ -68,7 +66,7 @@ class Predictor:
             columns = self.task.encode(rows)
         except TooLong as error:
             at, length = error.rows[0]
-            raise TooLong([(at, length)], error.max_length, place=f"text {rows[at]['id'] + 1}") from None
+            raise _for_predict(TooLong([(at, length)], error.max_length, place=f"text {rows[at]['id'] + 1}")) from None
         pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
         parts: list[list[dict[str, Any]]] = [[] for _ in rows]
         found: dict[int, dict[str, Any]] = {}
@@ -86,23 +84,50 @@ class Predictor:
         return [self.task.show(self.task.combine(row, part)) for row, part in zip(rows, parts, strict=True)]
 
     def file(self, path: str) -> Iterator[dict[str, Any]]:
-        """Answers to the rows of a file, or to its raw texts where it has no column of the task's."""
+        """Answers to the rows of a data file, or to its texts where it has no column of the task's (a .txt file never has)."""
+        from lmkit.data.sources import format_of
+
         fields = [field for field in self.task.fields if not field.gold]
-        rows = load_rows(
+        roles = [field.name for field in fields]
+        columns = {role: column for role, column in self.recipe.data.columns.items() if role in roles}
+        raw = [Field("text", "text", aliases=("sentence", "content", "document"))]
+        attempts = [(raw, {})] if format_of(Path(path)) == "text" else [(fields, columns), (fields, {}), (raw, {})]
+        first: DataError | None = None
+        for wanted, named in attempts:
+            try:
+                rows = self._load(path, wanted, named)
+            except DataError as error:
+                first = first or error
+                if not error.problem.startswith("no column for"):
+                    break
+            else:
+                yield from self.answers(self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows)
+                return
+        assert first is not None
+        raise _for_predict(first)
+
+    def _load(self, path: str, fields: list[Field], columns: dict[str, str]) -> Rows:
+        from lmkit.data.check import load_rows
+        from lmkit.data.splits import cache_folder
+
+        return load_rows(
             path,
             key="--file",
             split="test",
             fields=fields,
-            columns={
-                role: column for role, column in self.recipe.data.columns.items() if role in [field.name for field in fields]
-            },
+            columns=columns,
             on_bad_row="error",
             document=self.recipe.data.document,
             max_rows=None,
             folders=[Path.cwd()],
             cache_dir=cache_folder(),
         )
-        yield from self.answers(rows)
+
+
+def _for_predict(error: DataError) -> DataError:
+    """The same mistake with what can be done about it here: a line a row, so none is left out, and keys go through --set."""
+    remedy = re.sub(r"[;,]? or leave [^;]*data\.on_bad_row=skip", "", error.remedy or "")
+    return DataError(error.problem, place=error.place, remedy=re.sub(r"(data\.\w+=)", r"--set \1", remedy) or None)
 
 
 def text_lines(stream: Iterable[str]) -> list[str]:

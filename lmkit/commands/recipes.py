@@ -37,8 +37,11 @@ def copy_recipe(name: str, target: str | None) -> Path:
         path = path / source.name
     if path.exists():
         raise RecipeError("the file exists", place=str(path), remedy="give another name: lmkit recipe copy NAME FILE")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, path)
+    except OSError as error:
+        raise RecipeError(f"cannot be written: {error.strerror}", place=str(path), remedy="give another place") from None
     return path
 
 
@@ -48,18 +51,18 @@ def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
     Returns:
         What was found, for ``--json``.
     """
-    from lmkit.commands.train import check_model_keys, check_stage
-    from lmkit.data.splits import load_splits
+    from lmkit.commands.train import check_choice, check_model_keys
     from lmkit.models.source import find_model
-    from lmkit.tasks.registry import task_class
+    from lmkit.tasks.registry import TASKS, task_class
 
     recipe = load_recipe(source, overrides)
-    if recipe.task:
-        check_stage(recipe, task_class(recipe.task).stage)
-    else:
-        check_stage(recipe, "finetune")
+    if not recipe.task:
+        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
     check_model_keys(recipe, find_model(recipe.model.base) if recipe.model.base else None)
+    from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
+
     splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
+    check_choice(recipe, splits)
     return {
         "recipe": recipe.name,
         "task": recipe.task,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from lmkit.errors import RecipeError
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe
-from lmkit.run import Run, write_text
+from lmkit.run import Run, command_line, write_text
 from lmkit.tasks.registry import TASKS, task_class
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def train(
     """
     recipe = load_recipe(source, overrides)
     if output is not None:
-        recipe = recipe.model_copy(update={"output": output})
+        recipe = recipe.model_copy(update={"output": str(Path(output).expanduser())})
     check_stage(recipe, stage)
     if smoke:
         from lmkit.commands.smoke import smoke_run
@@ -51,23 +52,32 @@ def train(
         return smoke_run(stage, recipe)
     found = find_model(recipe.model.base) if recipe.model.base else None
     check_model_keys(recipe, found)
+    run = Run(recipe.output)
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    owns_run = not dry_run and (not launched or console.is_first_process())
+    if owns_run:
+        run.check_start(resume=resume, overwrite=overwrite)
     from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
 
-    run = Run(recipe.output)
     splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+    check_choice(recipe, splits)
     if dry_run:
         from lmkit.commands.dry_run import dry_run_plan
 
         return dry_run_plan(recipe, splits, found)
-    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     processes = 1 if launched else number_of_processes(recipe)
-    if (console.is_first_process() and not launched) or int(os.environ.get("RANK", "0")) == 0:
+    if owns_run:
         run.start(resume=resume, overwrite=overwrite)
     if processes > 1:
-        return _train_in_processes(stage, recipe, splits, found, run, processes)
-    from lmkit.train.fit import fit
+        summary = _train_in_processes(stage, recipe, splits, found, run, processes)
+    else:
+        from lmkit.train.fit import fit
 
-    return fit(recipe, splits, found, run, resume=resume)
+        summary = fit(recipe, splits, found, run, resume=resume)
+    if not console.is_started_by_lmkit():
+        missing = "" if recipe.data.test is not None or "validation" in splits.rows else " data.test=FILE"
+        console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}\nnext: lmkit eval {summary['run']}{missing}")
+    return summary
 
 
 def check_stage(recipe: Recipe, stage: str) -> None:
@@ -118,6 +128,13 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
         )
 
 
+def check_choice(recipe: Recipe, splits: Splits) -> None:
+    """Refuse a ``train.select_best`` that the task, which may depend on the labels, does not know."""
+    from lmkit.train.plans import metric_of
+
+    metric_of(recipe, task_class(recipe.task)(recipe, splits.facts, None), "validation" in splits.rows)
+
+
 def number_of_processes(recipe: Recipe) -> int:
     """``hardware.processes``, where auto is one per GPU."""
     if recipe.hardware.processes != "auto":
@@ -141,7 +158,13 @@ def _train_in_processes(
         write_text(
             file, dump_recipe(values.model_copy(update={"hardware": recipe.hardware.model_copy(update={"processes": processes})}))
         )
-        launch(["-m", "lmkit", stage, str(file), "--resume"], processes=processes)
+        flags = {"--json": console.is_json(), "--quiet": console.is_quiet(), "--verbose": console.is_verbose()}
+        os.environ[console.STARTED_AS] = json.dumps(command_line())
+        try:
+            chosen = [flag for flag, is_set in flags.items() if is_set]
+            launch(["-m", "lmkit", stage, str(file), "--resume", *chosen], processes=processes)
+        finally:
+            del os.environ[console.STARTED_AS]
     return {"run": str(run.path), "task": recipe.task, "processes": processes, **_summary(run)}
 
 

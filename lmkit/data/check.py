@@ -182,7 +182,12 @@ class _Reader:
                 unused = [name for name in there if name not in map(".".join, mapping.values())]
                 close = nearest(choices[0], unused) or (unused[0] if len(unused) == 1 else "COLUMN")
                 remedy = f"say which it is: data.columns={{{field.name}: {close}}}"
-                if sources.format_of(path) in ("csv", "tsv"):
+                kind, sign = sources.format_of(path), re.search(r"[;\t|]|,(?=\w)", there[0])
+                if kind == "text":
+                    remedy = f"a text file has texts alone; {field.name} needs .jsonl, .csv, .tsv, .conll or .parquet"
+                elif kind in ("csv", "tsv") and len(there) == 1 and sign:
+                    remedy = f"the cells seem to be parted by {sign[0]!r}: .csv is read with commas, .tsv with tabs"
+                elif sources.format_of(path) in ("csv", "tsv"):
                     remedy += "; in a file without a header, by position: 0, 1, ..."
                 raise DataError(
                     f"no column for {field.name!r}{given}; there are: {', '.join(name[:40] for name in there)}",

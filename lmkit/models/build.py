@@ -76,7 +76,6 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
     else:
         model, new = _from_source(recipe, task, source)
         origin = source.location
-    _check_kind(model.config, task)
     _check_length(model.config, recipe, task)
     if len(task.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(task.tokenizer))
@@ -127,6 +126,7 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
     cls = _config_class(values.pop("model_type"))
     try:
         config = cls(**_with_dropout(values, cls().to_dict() | values, recipe.train.dropout))
+        _check_kind(config, task)
         model = getattr(transformers, task.model_class).from_config(config, dtype="float32")
     except (ValueError, TypeError, KeyError, AssertionError, RuntimeError, AttributeError, ZeroDivisionError) as error:
         if recipe.model.config or "Unrecognized configuration class" in str(error):
@@ -171,6 +171,7 @@ def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
 
 def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTrainedModel, list[str]]:
     base = load_config(source, recipe)
+    _check_kind(base, task)
     changes = _with_dropout(recipe.model.config | task.model_config(), base.to_dict(), recipe.train.dropout)
     model, info = from_pretrained(task.model_class, source.location, recipe, changes)
     missing = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
@@ -183,6 +184,7 @@ def from_pretrained(
     """Load in fp32 from safetensors, with fields of the config changed; returns the loading info too."""
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     changes = {key: value for key, value in changes.items() if key != "id2label"} | (
         {"id2label": dict(changes["id2label"])} if "id2label" in changes else {}
@@ -198,7 +200,7 @@ def from_pretrained(
             output_loading_info=True,
             **changes,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         message = str(error).strip().split("\n")[0]
         hint = (
             "weights are read as safetensors only; convert a pytorch_model.bin that you trust with transformers"
@@ -271,6 +273,7 @@ def add_lora(model: PreTrainedModel, options: Lora, new: list[str], task: Task) 
         lora_dropout=options.dropout,
         target_modules=targets,
         modules_to_save=sorted({name.split(".")[-1] for name in new}) or None,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's transposed layers
     )
     try:
         return get_peft_model(model, config)
@@ -319,6 +322,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     location, recipe = source.location, task.recipe
     if source.is_adapter:
         return _load_adapter(source, task)
+    _check_kind(load_config(source, recipe), task)
     model, info = from_pretrained(task.model_class, location, recipe, {})
     if missing := new_modules(model, set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}):
         raise ModelError(
@@ -326,7 +330,6 @@ def load_trained(source: ModelSource, task: Task) -> Any:
             place=location,
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
-    _check_kind(model.config, task)
     return model.eval()
 
 

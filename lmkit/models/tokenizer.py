@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+import json
+import string
+import unicodedata
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmkit.errors import ModelError
@@ -18,20 +22,26 @@ SPECIAL: dict[Role, dict[str, str]] = {
     "decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "encoder-decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
 }
+# What a unigram piece cannot cross: letters, ideographs and kana, single digits, the rest; each with the space before it.
+# (tokenizers' UnicodeScripts would part the space from the word: a third more tokens.)
+_EASTERN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
+UNIGRAM_RUNS = rf"▁?(?:[{_EASTERN}]+|[[\p{{L}}\p{{M}}]&&[^{_EASTERN}]]+|\p{{N}}|[^\p{{L}}\p{{M}}\p{{N}}▁]+)"
 
 
-def train_tokenizer(texts: Iterable[str], options: TokenizerTraining, *, role: Role, max_length: int) -> PreTrainedTokenizerBase:
-    """Learn a tokenizer from texts, deterministically.
+def train_tokenizer(
+    texts: Callable[[], Iterable[str]], options: TokenizerTraining, *, role: Role, max_length: int
+) -> PreTrainedTokenizerBase:
+    """Learn a tokenizer from texts: from the same texts, the same.
 
     Args:
-        texts: may be a generator; read once.
+        texts: gives the texts from the beginning, each time it is called.
         role: which special tokens it gets: [CLS] ... [SEP] around the texts of encoders, </s> after
             those of encoder-decoders, none around those of decoders (documents get <s> and </s> as blocks are cut).
 
     Raises:
         ModelError: the texts hold too little to reach more than the single characters.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = SPECIAL[role]
@@ -46,6 +56,7 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerTraining, *, role: R
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=options.lowercase, strip_accents=options.lowercase or None)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece(prefix="##")
+        trainer_options["special_tokens"] += [f"##{letter}" for letter in _continuing(texts(), tokenizer.normalizer)]
         trainer: Any = trainers.WordPieceTrainer(**trainer_options)
     elif options.algorithm == "bpe":
         tokenizer = Tokenizer(models.BPE(unk_token=None))
@@ -62,11 +73,13 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerTraining, *, role: R
             [normalizers.NFKC(), *([normalizers.Lowercase()] if options.lowercase else [])]
         )
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Metaspace(), pre_tokenizers.UnicodeScripts(), pre_tokenizers.Digits(individual_digits=True)]
+            [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(UNIGRAM_RUNS), "isolated")]
         )
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(unk_token=unknown, **trainer_options)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts(), trainer)
+    if options.algorithm != "bpe":
+        tokenizer = _settled(tokenizer, special)
     if tokenizer.get_vocab_size() <= len(special):
         raise ModelError(
             "the texts are too few to learn a tokenizer from", place="tokenizer.train", remedy="give more text, or tokenizer.base"
@@ -92,6 +105,43 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerTraining, *, role: R
         **special,
         **extra,
     )
+
+
+def _continuing(texts: Iterable[str], normalizer: Any) -> list[str]:
+    """The letters that go on a word of BERT's, sorted: the trainer would number them in the order of a hash map."""
+    pairs: set[tuple[str, str]] = set()
+    for text in texts:
+        normal = normalizer.normalize_str(text)
+        pairs.update(itertools.pairwise(normal))
+
+    def parts(letter: str) -> bool:
+        return letter.isspace() or letter in string.punctuation or unicodedata.category(letter).startswith("P")
+
+    return sorted({second for first, second in pairs if not parts(first) and not parts(second)})
+
+
+def _settled(tokenizer: Any, special: dict[str, str]) -> Any:
+    """The same tokenizer without what the trainer leaves to chance.
+
+    WordPiece: the letters that were named to the trainer are not special. Unigram: scores are sums in the order of
+    a hash map, and letters without a score of their own have the lowest one plus 1e-4, 2e-4, ... in such an order.
+    """
+    from tokenizers import Tokenizer, models
+
+    model = json.loads(tokenizer.to_str())["model"]
+    if model["type"] == "WordPiece":
+        settled = Tokenizer(models.WordPiece(model["vocab"], unk_token=model["unk_token"], max_input_chars_per_word=100))
+    else:
+        scores = {token: round(score, 6) for token, score in model["vocab"][len(special) :]}
+        lowest = min(scores.values(), default=0.0)
+        steps = {token: (score - lowest) * 1e4 for token, score in scores.items() if len(token) == 1}
+        made_up = sorted(token for token, step in steps.items() if abs(step - round(step)) < 0.02)
+        scores |= dict(zip(made_up, sorted((scores[token] for token in made_up), reverse=True), strict=True))
+        learned = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
+        settled = Tokenizer(models.Unigram([(token, 0.0) for token in special.values()] + learned, model["unk_id"], False))
+    settled.normalizer, settled.pre_tokenizer, settled.decoder = tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder
+    settled.add_special_tokens(list(special.values()))
+    return settled
 
 
 def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,32 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lmkit.errors import RecipeError, nearest, suggest
-from lmkit.recipe.foreign import FOREIGN
+from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
 
 SUFFIXES = (".yaml", ".yml")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number, no and on are words, a key stands once."""
+    """YAML as people expect it: 1e-4 is a number; no, 12:30 and 2024-01-01 are words; 010 is ten; a key stands once."""
 
 
+_OWN = [f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "timestamp")]
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OWN]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"),
     list("-+0123456789."),
 )
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node).replace("_", ""))
 
 
 def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -46,6 +52,7 @@ def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
 
 
@@ -56,7 +63,9 @@ def _parse_yaml(text: str, place: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{place}:{mark.line + 1}" if mark else place
         what = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise RecipeError(f"not readable as YAML: {what}", place=where) from None
+        alias = getattr(error, "context", None) == "while scanning an alias" or "undefined alias" in what
+        remedy = 'a value that begins with * stands in quotes: "*.jsonl"' if alias else None
+        raise RecipeError(f"not readable as YAML: {what}", place=where, remedy=remedy) from None
 
 
 def recipe_folder() -> Path:
@@ -130,17 +139,21 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
             raise RecipeError(f"a recipe is a mapping of keys to values, this is {found}", place=str(path))
         values, place, stem = loaded, str(path), path.stem
         _anchor(values, path.parent)
-    for override in overrides:
-        _apply(values, override)
-    recipe = _validate(values, place)
+    given = [_apply(values, override) for override in overrides]
+    recipe = _validate(values, place, given)
     if recipe.task and recipe.task not in TASKS:
-        raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=suggest(recipe.task, TASKS))
+        here = FOREIGN_TASKS.get(recipe.task.lower().replace("_", "-"))
+        remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
+        raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
             f"{name!r} cannot be the name of a folder", place=f"{place}: name", remedy="use letters, digits, '-', '_' and '.'"
         )
-    return recipe.model_copy(update={"name": name, "output": recipe.output.replace("{name}", name)})
+    if unknown := re.search(r"\{(?!name\})[^{}]*\}", recipe.output):
+        raise RecipeError(f"unknown {unknown[0]}", place=f"{place}: output", remedy="only {name} stands for something here")
+    output = str(Path(recipe.output.replace("{name}", name)).expanduser())
+    return recipe.model_copy(update={"name": name, "output": output})
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -193,19 +206,25 @@ def _plain(value: Any) -> Any:
     return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Set one key from KEY=VALUE in place; returns the key."""
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts):
         raise RecipeError(f"{override!r} is not KEY=VALUE", remedy="for example train.learning_rate=3e-4")
-    holder, parts = values, key.strip().split(".")
+    holder = values
     for part in parts[:-1]:
         if not isinstance(holder.get(part), dict):
             holder[part] = {}
         holder = holder[part]
-    holder[parts[-1]] = _parse_yaml(text, key)
+    # a glob is text: YAML's aliases (*name) have nothing to refer to in a single value
+    holder[parts[-1]] = text if text.lstrip().startswith("*") else _parse_yaml(text, key)
+    return key
 
 
-def _validate(values: Mapping[str, Any], place: str) -> Recipe:
+def _validate(values: Mapping[str, Any], place: str, given: Sequence[str] = ()) -> Recipe:
+    """The checked recipe; what is wrong is said of the file, unless it was ``given`` as KEY=VALUE."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -213,8 +232,22 @@ def _validate(values: Mapping[str, Any], place: str) -> Recipe:
         for problem in error.errors():
             key, message = _explain(dict(problem))
             problems.setdefault(key, []).append(message)
-        lines = [f"{key}: {' or '.join(dict.fromkeys(messages))}" for key, messages in problems.items()]
-        raise RecipeError("\n  ".join(lines), place=place) from None
+        lines = [f"{key}: {_joined(messages)}" for key, messages in problems.items()]
+        from_file = any(not any(f"{key}.".startswith(f"{name}.") for name in given) for key in problems)
+        raise RecipeError("\n  ".join(lines), place=place if from_file else None) from None
+
+
+def _joined(messages: list[str]) -> str:
+    """What the branches of a union say of one value, the value named once.
+
+    >>> _joined(["input should be a list, found 3", "input should be a string, found 3"])
+    'input should be a list or a string, found 3'
+    """
+    first, *others = dict.fromkeys(messages)
+    said, found, value = first.rpartition(", found ")
+    for other in others:
+        said += " or " + other.removesuffix(found + value).removeprefix("input should be ")
+    return said + found + value if found else " or ".join([first, *others])
 
 
 def _section(path: list[str]) -> type[BaseModel]:
@@ -240,6 +273,14 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
     return keys
 
 
+EXAMPLES = {
+    "model": " such as {base: runs/mlm}",
+    "data": " such as {train: train.jsonl}",
+    "tokenizer": " such as {base: runs/mlm}",
+    "lora": " such as {rank: 16}",
+}
+
+
 def _explain(problem: dict[str, Any]) -> tuple[str, str]:
     """The dotted key of a pydantic problem, and what to say of it."""
     path = [str(part) for part in problem["loc"]]
@@ -248,8 +289,10 @@ def _explain(problem: dict[str, Any]) -> tuple[str, str]:
     # pydantic appends the branch of a union (``str``, ``literal['auto']``) to the place: keep the keys only
     keys = [part for depth, part in enumerate(path) if part in _section(path[:depth]).model_fields]
     if problem["type"] == "model_type":
-        return ".".join(keys), f"expected a mapping of keys to values, found {problem['input']!r}"
-    return ".".join(keys), f"{problem['msg'][0].lower() + problem['msg'][1:]}, found {problem['input']!r}"
+        example = EXAMPLES.get(".".join(keys), "")
+        return ".".join(keys), f"expected a mapping of keys to values{example}, found {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return ".".join(keys), f"{message[0].lower() + message[1:]}, found {problem['input']!r}"
 
 
 def _explain_unknown(path: list[str]) -> str:
@@ -262,6 +305,7 @@ def _explain_unknown(path: list[str]) -> str:
         return f"unknown key; did you mean {' or '.join(same_name)}?"
     if close := nearest(name, siblings):
         return f"unknown key; did you mean {'.'.join([*path[:-1], close])}?"
-    if elsewhere := nearest(dotted, everywhere):
-        return f"unknown key; did you mean {elsewhere}?"
+    if elsewhere := nearest(name, [key.split(".")[-1] for key in everywhere]):
+        places = [key for key in everywhere if key.split(".")[-1] == elsewhere]
+        return f"unknown key; did you mean {' or '.join(places)}?"
     return f"unknown key; known here: {', '.join(siblings)}"

@@ -6,9 +6,10 @@ No behaviour and no torch in here. The first sentence of each ``Field`` descript
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -19,6 +20,12 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _as_interval(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"(\d+|\d*\.\d+)\s*min", value):
+        raise ValueError('expected a number of steps, or minutes as "10min"')
+    return value
+
+
 Name = Annotated[str, BeforeValidator(_as_text)]
 Source = Annotated[str | list[str], Field(description="path, list, glob, directory or hub id")]
 
@@ -26,7 +33,16 @@ Source = Annotated[str | list[str], Field(description="path, list, glob, directo
 class Section(BaseModel):
     """A frozen mapping in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """``tokenizer:`` with nothing, or only comments, below it stands for the defaults."""
+        if not isinstance(values, dict):
+            return values
+        made = {name for name, field in cls.model_fields.items() if field.default_factory is not None}
+        return {key: value for key, value in values.items() if not (value is None and key in made)}
 
 
 class Model(Section):
@@ -135,7 +151,7 @@ class Hardware(Section):
     packing: Literal["auto", "off"] = Field(
         "auto", description="short documents share a row where the model keeps them apart exactly; off: one per row"
     )
-    checkpoint_every: str | Positive | None = Field(
+    checkpoint_every: Annotated[str | Positive | None, BeforeValidator(_as_interval)] = Field(
         "10min", description='steps, or minutes as "10min"; null: only where an evaluation improves and at the end'
     )
     keep_checkpoints: Positive = Field(2, description="how many of the newest stay; the best stays besides")
@@ -160,7 +176,7 @@ class Logging(Section):
 class Recipe(Section):
     """Everything lmkit is told about one run."""
 
-    name: str = Field("", description="default: the name of the file")
+    name: Name = Field("", description="default: the name of the file")
     task: str = Field("", description="mlm, clm; classification, ner, translation")
     seed: Annotated[int, Field(ge=0)] = Field(13, description="of the weights, the order and the masks")
     model: Model = Field(default_factory=Model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import DataError, ModelError
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+IDEOGRAPH = re.compile(r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 EVALUATION_EPOCH = 1_000_000_007  # evaluation masks are the same at every evaluation, and unlike any training epoch's
 
 
@@ -22,6 +25,13 @@ class MaskedLanguageModeling(LanguageModeling):
     model_class = "AutoModelForMaskedLM"
     family = "bert"
     counts_bytes = False
+
+    @cached_property
+    def _ordinary(self) -> np.ndarray:
+        """The tokens that may stand in for a hidden one: a stray padding token would shift RoBERTa's positions."""
+        import numpy as np
+
+        return np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
 
     def encode(self, rows: Sequence[Row]) -> Columns:
         if self.tokenizer.mask_token_id is None:
@@ -53,7 +63,7 @@ class MaskedLanguageModeling(LanguageModeling):
         rng = keyed_rng(self.recipe.seed, epoch, piece["piece"])
         words = np.asarray(piece["words"])
         hidden = choose(words, self.recipe.masking.share, whole_words=self.recipe.masking.whole_words, rng=rng)
-        roll, random_ids = rng.random(len(ids)), rng.integers(0, len(self.tokenizer), len(ids))
+        roll, random_ids = rng.random(len(ids)), rng.choice(self._ordinary, len(ids))
         seen = np.where(roll < 0.8, self.tokenizer.mask_token_id, np.where(roll < 0.9, random_ids, ids))
         return {"input_ids": np.where(hidden, seen, ids), "labels": np.where(hidden, ids, IGNORE)}
 
@@ -97,24 +107,24 @@ def word_numbers(text: str, word_ids: Sequence[int | None], offsets: Sequence[tu
     """The word that each token belongs to, counted from 0; -1 for special tokens.
 
     Words are the tokenizer's own, and end at white space besides: a Metaspace tokenizer may call a
-    whole sentence one word [transformers#11768].
+    whole sentence one word [transformers#11768]. An ideograph is a word of its own; the bytes of one
+    character, and a space that is a token, belong with what they are part of or stand before.
 
     >>> word_numbers("a bc", [None, 0, 0, 0, None], [(0, 0), (0, 1), (1, 3), (3, 4), (0, 0)])
     [-1, 0, 1, 1, -1]
     """
-    numbers, current, previous, previous_end = [], -1, None, -1
+    numbers: list[int] = []
+    current, previous, last_start, last_end = -1, None, 0, 0
     for word, (start, end) in zip(word_ids, offsets, strict=True):
         if word is None:
             numbers.append(-1)
             continue
-        if (
-            current < 0
-            or word != previous
-            or text[max(previous_end, 0) : start + 1].strip() == ""
-            or text[start:end][:1].isspace()
-        ):
+        after_space = re.search(r"\s", text[last_end : start + 1]) is not None
+        beside_ideograph = bool(IDEOGRAPH.match(text, start) or IDEOGRAPH.match(text, last_end - 1))
+        goes_on = start < last_end or (start == last_end and text[last_start:last_end].isspace())
+        if current < 0 or (not goes_on and (word != previous or after_space or beside_ideograph)):
             current += 1
-        previous, previous_end = word, end
+        previous, last_start, last_end = word, start, end
         numbers.append(current)
     return numbers
 

@@ -24,7 +24,7 @@ def encode_windows(task: Task, rows: Sequence[Row], texts: Sequence[Any], **opti
     )
     owners = list(encoded["overflow_to_sample_mapping"])
     if data.long_text == "error" and (long := sorted({row for before, row in pairwise(owners) if before == row})):
-        lengths = task.tokenizer([texts[row] for row in long], **options)["input_ids"]
+        lengths = task.tokenizer([texts[row] for row in long], verbose=False, **options)["input_ids"]
         raise TooLong([(row, len(ids)) for row, ids in zip(long, lengths, strict=True)], task.max_length)
     kept = [i for i, row in enumerate(owners) if data.long_text != "head" or i == 0 or owners[i - 1] != row]
     columns: Columns = {name: [encoded[name][i] for i in kept] for name in ("input_ids", "token_type_ids") if name in encoded}

@@ -65,6 +65,12 @@ def load_weights(run: Run, step: int, model: Any) -> None:
             parameter.copy_(stored[name])
 
 
+def load_state(run: Run, step: int) -> dict[str, Any]:
+    """The state that was saved beside weights and moments."""
+    saved: dict[str, Any] = json.loads((run.checkpoints / name_of(step) / "state.json").read_text(encoding="utf-8"))
+    return saved
+
+
 def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str, Any]:
     """Restore weights and optimizer; returns the state that was saved with them."""
     load_weights(run, step, model)
@@ -78,8 +84,7 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
         state[parameter][kind] = (
             value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
         )
-    saved: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return saved
+    return load_state(run, step)
 
 
 def drop_old(run: Run, *, keep: int, best: int | None) -> None:

@@ -20,7 +20,7 @@ from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
 from lmkit.tasks.base import Task
 from lmkit.train import card
-from lmkit.train.checkpoint import checkpoint_steps, load_checkpoint, load_weights
+from lmkit.train.checkpoint import checkpoint_steps, load_checkpoint, load_state, load_weights
 from lmkit.train.device import build_accelerator, micro_batch_tokens, peak_memory_bytes
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer
@@ -46,15 +46,18 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     started = time.perf_counter()
     prepared = prepare(recipe, splits, source)
     task, train = prepared.task, recipe.train
+    progress = Progress(fingerprint=fingerprint(recipe, prepared))
+    if resume:
+        _refuse_another(run, progress.fingerprint)
     accelerator = build_accelerator(recipe.hardware, trackers=recipe.logging.to, folder=str(run.path))
     if accelerator.num_processes > 1:
         console.say(f"processes: {accelerator.num_processes}")
     built = build_model(recipe, task, source)
-    packing = find_packing(built.model) if task.packs and recipe.hardware.packing == "auto" else None
+    packs = task.packs and recipe.hardware.packing == "auto"
+    packing = find_packing(built.model, longest=recipe.data.max_length) if packs else None
     plan = Plan(len(prepared.encoded["train"]), train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    progress = Progress(fingerprint=fingerprint(recipe, prepared))
     manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total)
     if accelerator.is_main_process:
         if not (resume and run.recipe_file.is_file()):
@@ -116,18 +119,23 @@ def fingerprint(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     return {"recipe": values, "data": data, "tokenizer": tokenizer_hash(prepared.task.tokenizer)}
 
 
+def _refuse_another(run: Run, now: dict[str, Any]) -> None:
+    """Refuse to go on from the checkpoint of another recipe or of other data, naming the keys; before anything is written."""
+    steps = checkpoint_steps(run)
+    if steps and (changed := _differences(load_state(run, steps[-1])["fingerprint"], now)):
+        raise RunError(
+            f"this run was started with other {', '.join(changed)}",
+            place=str(run.path),
+            remedy="restore what it was, or start anew with --overwrite or another -o",
+        )
+
+
 def _resume(run: Run, model: Any, optimizer: Any, progress: Progress) -> Progress:
     steps = checkpoint_steps(run)
     if not steps:
         console.say("resume: no checkpoint yet, starting at step 0")
         return progress
     state = load_checkpoint(run, steps[-1], model, optimizer)
-    if changed := _differences(state["fingerprint"], progress.fingerprint):
-        raise RunError(
-            f"this run was started with other {', '.join(changed)}",
-            place=str(run.path),
-            remedy="restore what it was, or start anew with --overwrite or another -o",
-        )
     console.say(f"resume: going on from step {steps[-1]}")
     return Progress(**state)
 

@@ -34,7 +34,7 @@ class Step:
         loss: mean over the labels that count, in nats, over all ranks; a tensor on the device.
         grad_norm: before clipping; a tensor on the device.
         items: labels that counted, over all ranks.
-        tokens, slots: tokens that were read on this rank, and places of its micro-batches, padding included.
+        tokens, slots: tokens that were read, and places of the micro-batches, padding included, over all ranks.
         share: of ``train.max_minutes`` that was gone when the step began; None without.
         interrupted: a rank was asked to stop.
     """
@@ -67,7 +67,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         if not len(mine):  # fewer examples than ranks: take part in the step with nothing that counts
             batch = self._collate(examples[:1], epoch)
             batch["labels"] = torch.full_like(batch["labels"], IGNORE)
-            return [batch]
+            return [batch | {"idle": torch.ones(())}]
         return [self._collate(part, epoch) for part in micro_batches(mine, self.encoded.lengths, self.budget)]
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
@@ -110,7 +110,8 @@ def train_steps(
         # dropout is keyed on the step and the rank, so a resumed run draws what the uninterrupted one drew
         torch.manual_seed(_dropout_key(task.recipe.seed, step, accelerator.process_index))
         share = share_done()
-        items, stop, share = _agree(accelerator, sum(task.items(batch) for batch in micro), asked_to_stop(), share)
+        counts = [sum(count(batch) for batch in micro) for count in (task.items, _tokens, _slots)]
+        (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
         set_learning_rate(optimizer, rate)
         loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.double)
@@ -132,8 +133,8 @@ def train_steps(
             grad_norm=torch.as_tensor(grad_norm),
             learning_rate=rate,
             items=items,
-            tokens=sum(int(batch["attention_mask"].sum()) for batch in micro),
-            slots=sum(batch["attention_mask"].numel() for batch in micro),
+            tokens=tokens,
+            slots=slots,
             share=share,
             interrupted=stop,
         )
@@ -147,11 +148,21 @@ def _dropout_key(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _agree(accelerator: Accelerator, items: int, stop: bool, share: float | None) -> tuple[int, bool, float | None]:
-    """Sum of the items, whether any rank was asked to stop, and the first rank's share of the time."""
+def _tokens(batch: Batch) -> int:
+    return 0 if "idle" in batch else int(batch["attention_mask"].sum())
+
+
+def _slots(batch: Batch) -> int:
+    return 0 if "idle" in batch else batch["attention_mask"].numel()
+
+
+def _agree(
+    accelerator: Accelerator, counts: list[int], stop: bool, share: float | None
+) -> tuple[list[int], bool, float | None]:
+    """Sums of the counts over all ranks, whether any rank was asked to stop, and the first rank's share of the time."""
     if accelerator.num_processes == 1:
-        return items, stop, share
-    mine = [float(items), float(stop), share if share is not None and accelerator.is_main_process else 0.0]
+        return counts, stop, share
+    mine = [*map(float, counts), float(stop), share if share is not None and accelerator.is_main_process else 0.0]
     total: torch.Tensor = accelerator.reduce(torch.tensor(mine, dtype=torch.double, device=accelerator.device), "sum")
-    all_items, stops, first_share = total.tolist()
-    return int(all_items), stops > 0, None if share is None else first_share
+    *sums, stops, first_share = total.tolist()
+    return [int(count) for count in sums], stops > 0, None if share is None else first_share

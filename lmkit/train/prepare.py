@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from lmkit import console
 from lmkit.data.check import load_rows
 from lmkit.data.encode import Encoded, encode
+from lmkit.data.rows import Rows, hash_of
 from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import Role, for_words, load_tokenizer, train_tokenizer
-from lmkit.recipe.schema import Recipe
+from lmkit.recipe.schema import Recipe, TokenizerTraining
+from lmkit.run import atomic_directory
 from lmkit.tasks.base import Task
 from lmkit.tasks.fields import Field
 from lmkit.tasks.registry import task_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FORMAT = 1  # of the tokenizers in the cache: raise it with whatever changes what the same texts teach
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,7 @@ def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) 
                 place="tokenizer.train",
                 remedy="leave it out, or start from random weights with model.preset",
             )
-        console.say(f"tokenizer: learning {options.train.vocab_size} {options.train.algorithm} pieces")
-        return train_tokenizer(_texts(recipe, splits), options.train, role=role, max_length=recipe.data.max_length)
+        return _learned_tokenizer(recipe, splits, options.train, role)
     if options.base is not None:
         location = find_model(options.base, key="tokenizer.base").location if not _has_tokenizer(options.base) else options.base
     elif source is not None:
@@ -97,6 +102,29 @@ def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) 
     return for_words(tokenizer, location) if words else tokenizer
 
 
+def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTraining, role: Role) -> PreTrainedTokenizerBase:
+    """Learned once and kept in the cache: every process, and a run that is resumed, has the same."""
+    rows = _tokenizer_rows(recipe, options) if options.files is not None else splits.rows["train"]
+    names = [(field.name, field.kind) for field in task_class(recipe.task).fields if field.kind in ("text", "words")]
+    names = [("text", "text")] if options.files is not None else names
+
+    def texts() -> Iterator[str]:
+        for row in rows:
+            for name, kind in names:
+                yield " ".join(row[name]) if kind == "words" else row[name]
+
+    chosen = options.model_dump(exclude={"files"})
+    key = hash_of([TOKENIZER_FORMAT, chosen, role, recipe.data.max_length, names, rows.fingerprint])
+    folder = cache_folder() / f"tokenizer-{key[:32]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            console.say(f"tokenizer: learning {options.vocab_size} {options.algorithm} pieces")
+            with atomic_directory(folder) as aside:
+                train_tokenizer(texts, options, role=role, max_length=recipe.data.max_length).save_pretrained(aside)
+    return load_tokenizer(str(folder))
+
+
 def _has_tokenizer(place: str) -> bool:
     return any((Path(place).expanduser() / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
@@ -108,31 +136,18 @@ def _is_decoder(recipe: Recipe, kind: str) -> bool:
     return recipe.task == "clm" or (kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 
-def _texts(recipe: Recipe, splits: Splits) -> Iterator[str]:
-    """The text to learn a tokenizer from: ``tokenizer.train.files``, or every text of the training rows."""
-    options = recipe.tokenizer.train
-    assert options is not None
-    if options.files is not None:
-        rows = load_rows(
-            options.files,
-            key="tokenizer.train.files",
-            split="train",
-            fields=[Field("text", "text", aliases=("content", "sentence"))],
-            columns={},
-            on_bad_row=recipe.data.on_bad_row,
-            document=recipe.data.document,
-            max_rows=None,
-            folders=[Path.cwd()],
-            cache_dir=cache_folder(),
-        )
-        names: list[tuple[str, str]] = [("text", "text")]
-    else:
-        rows = splits.rows["train"]
-        names = [(field.name, field.kind) for field in task_class(recipe.task).fields if field.kind in ("text", "words")]
-    for row in rows:
-        for name, kind in names:
-            yield _text(row, name, kind)
-
-
-def _text(row: Mapping[str, Any], name: str, kind: str) -> str:
-    return " ".join(row[name]) if kind == "words" else row[name]
+def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:
+    """The rows of ``tokenizer.train.files``."""
+    assert options.files is not None
+    return load_rows(
+        options.files,
+        key="tokenizer.train.files",
+        split="train",
+        fields=[Field("text", "text", aliases=("content", "sentence"))],
+        columns={},
+        on_bad_row=recipe.data.on_bad_row,
+        document=recipe.data.document,
+        max_rows=None,
+        folders=[Path.cwd()],
+        cache_dir=cache_folder(),
+    )

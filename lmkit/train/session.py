@@ -37,6 +37,7 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     without_improvement: int = 0
+    evaluated_step: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +73,37 @@ def run_steps(
     last_checkpoint = begun
     limit = train.max_minutes * 60 if train.max_minutes else None
     patience = train.early_stopping
-    if (limit is not None and earlier >= limit) or (patience is not None and progress.without_improvement >= patience):
+
+    def evaluates(number: int, *, last: bool) -> bool:
+        return metric is not None and (number % eval_steps == 0 or number == total or last)
+
+    def evaluate() -> bool:
+        """Validate, and note whether this step is the best so far."""
+        assert metric is not None
+        value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * budget)
+        model.train()
+        progress.evaluated_step = progress.step
+        improved = is_better(metric, value, progress.best_value)
+        if improved:
+            progress.best_step, progress.best_value, progress.without_improvement = progress.step, value, 0
+        else:
+            progress.without_improvement += 1
+        if accelerator.is_main_process:
+            run.append_log(
+                {"step": progress.step, "epoch": _epoch(plan, progress.step), f"validation_{metric}": finite(value)}
+            )
+        accelerator.log({f"validation_{metric}": value}, step=progress.step)
+        if console.is_verbose() or improved:
+            console.say(f"step {progress.step}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")
+        return improved
+
+    def out_of_patience() -> bool:
+        return patience is not None and progress.without_improvement >= patience
+
+    was_out_of_time = limit is not None and earlier >= limit
+    if progress.step > progress.evaluated_step and evaluates(progress.step, last=was_out_of_time):
+        evaluate()  # a signal came before this evaluation
+    if was_out_of_time or out_of_patience():
         return  # resumed after its end
 
     def share_done() -> float | None:
@@ -100,12 +131,12 @@ def run_steps(
         for step in steps:
             pending.append(step)
             progress.step = step.number
-            progress.tokens += step.tokens * accelerator.num_processes
-            logged_tokens += step.tokens * accelerator.num_processes
+            progress.tokens += step.tokens
+            logged_tokens += step.tokens
             progress.seconds = earlier + time.perf_counter() - begun
             out_of_time = step.share is not None and step.share >= 1
             last = step.number == total or step.interrupted or out_of_time
-            evaluating = metric is not None and (step.number % eval_steps == 0 or last) and not step.interrupted
+            evaluating = evaluates(step.number, last=last) and not step.interrupted
             now = time.perf_counter()
             saving = (
                 last
@@ -122,23 +153,9 @@ def run_steps(
                 accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step.number)
                 pending, logged_at, logged_tokens = [], now, 0
             bar.update()
-            if evaluating and metric is not None:
-                value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * budget)
-                model.train()
-                improved = is_better(metric, value, progress.best_value)
-                if improved:
-                    progress.best_step, progress.best_value, progress.without_improvement = step.number, value, 0
-                else:
-                    progress.without_improvement += 1
-                if accelerator.is_main_process:
-                    run.append_log(
-                        {"step": step.number, "epoch": _epoch(plan, step.number), f"validation_{metric}": finite(value)}
-                    )
-                accelerator.log({f"validation_{metric}": value}, step=step.number)
-                if console.is_verbose() or improved:
-                    console.say(f"step {step.number}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")
-                saving = saving or improved
-                if patience is not None and progress.without_improvement >= patience:
+            if evaluating:
+                saving = evaluate() or saving
+                if out_of_patience():
                     console.say(f"step {step.number}: no improvement in {patience} evaluations, stopping")
                     last = saving = True
                 logged_at = time.perf_counter()

@@ -1,0 +1,196 @@
+"""What the tests share: a few shipped rows for every task, tiny random models, and one cache for the whole session.
+
+Everything runs in fp32 on one CPU thread, offline.
+"""
+
+from __future__ import annotations
+
+import os
+
+# before any library reads them
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from lmkit.data.splits import Splits
+    from lmkit.recipe.schema import Recipe
+    from lmkit.run import Run
+    from lmkit.train.prepare import Prepared
+
+# the recipe of a task in small: a new task needs a line here, and the contract suite runs over it
+TEXTS = {
+    "train": "sample:tatoeba_en_es/train.tsv.gz",
+    "validation": "sample:tatoeba_en_es/validation.tsv.gz",
+    "columns": {"text": 0},
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "mlm": {"tokenizer": {"train": {"algorithm": "wordpiece"}}, "data": TEXTS},
+    "clm": {"tokenizer": {"train": {"algorithm": "bpe"}}, "data": TEXTS},
+    "classification": {
+        "tokenizer": {"train": {"algorithm": "wordpiece"}},
+        "data": {
+            "train": "sample:vader_tweets2/train.jsonl.gz",
+            "validation": "sample:vader_tweets2/validation.jsonl.gz",
+            "columns": {"label": "label_name"},
+            "labels": ["negative", "positive"],  # the first rows are all positive
+        },
+    },
+    "ner": {
+        "tokenizer": {"train": {"algorithm": "wordpiece"}},
+        "data": {"train": "sample:usaddress_ner/train.conll.gz", "validation": "sample:usaddress_ner/train.conll.gz"},
+    },
+    "translation": {
+        "tokenizer": {"train": {"algorithm": "unigram"}},
+        "data": {
+            "train": "sample:tatoeba_en_es/train.tsv.gz",
+            "validation": "sample:tatoeba_en_es/validation.tsv.gz",
+            "columns": {"source": 0, "target": 1},
+            "max_length": 64,
+        },
+    },
+}
+SHARED: dict[str, Any] = {
+    "tokenizer": {"train": {"vocab_size": 320}},
+    "data": {"max_rows": 10, "max_length": 32},
+    "train": {"max_steps": 2, "batch_size": 4, "warmup": 0, "learning_rate": 1e-3, "dropout": 0.0},
+    "hardware": {"precision": "fp32"},
+    "generation": {"num_beams": 2, "max_new_tokens": 4},
+    "eval": {"resamples": 20},
+    "logging": {"every": 1},
+}
+
+# architectures that lmkit has no preset of, in small
+_ENCODER = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "roberta": _ENCODER,
+    "electra": _ENCODER | {"embedding_size": 16},
+    "deberta-v2": _ENCODER,
+    "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64},
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},
+    "qwen3": _ENCODER | {"num_key_value_heads": 1, "head_dim": 16},
+    "bart": {
+        "d_model": 32,
+        **{f"{side}_{key}": size for side in ("encoder", "decoder") for key, size in [("layers", 2), ("attention_heads", 2), ("ffn_dim", 64)]},
+    },
+}
+
+
+class Tiny:
+    """Recipes, data and models of seconds; what is slow to make is made once a session."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._prepared: dict[str, Any] = {}
+        self._count = 0
+
+    def recipe(self, task: str, architecture: str | None = None, *, base: str | None = None, **sections: Any) -> Recipe:
+        """A task's small recipe: random weights of an architecture (default: the task's), or those of ``base``.
+
+        Args:
+            sections: merged in; None takes a key out.
+        """
+        from lmkit.recipe import load_recipe
+        from lmkit.tasks.registry import task_class
+
+        name = architecture or task_class(task).family
+        model = {"config": {"model_type": name, **ARCHITECTURES[name]}} if name in ARCHITECTURES else {"preset": f"{name}-nano"}
+        values = merge(merge(SHARED, {"task": task, "name": task, "model": model}), RECIPES[task])
+        if base is not None:
+            values |= {"model": {"base": base}, "tokenizer": {}}
+        values = merge(values, sections)
+        self._count += 1
+        return load_recipe({"output": str(self.folder / f"run-{self._count}"), **values})
+
+    def merged(self, recipe: Recipe, **sections: Any) -> Recipe:
+        """The recipe with sections merged in."""
+        from lmkit.recipe import load_recipe
+
+        return load_recipe(merge(recipe.model_dump(exclude_unset=True), sections))
+
+    def splits(self, recipe: Recipe) -> Splits:
+        from lmkit.data.splits import load_splits
+        from lmkit.tasks.registry import task_class
+
+        return load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """Task and tokens; made once for equal recipes."""
+        from lmkit.models.source import find_model
+        from lmkit.train.prepare import prepare
+
+        key = recipe.model_dump_json(exclude={"output", "hardware", "logging", "eval"})
+        if key not in self._prepared:
+            source = find_model(recipe.model.base) if recipe.model.base else None
+            self._prepared[key] = prepare(recipe, self.splits(recipe), source)
+        found: Prepared = self._prepared[key]
+        return found
+
+    def model(self, recipe: Recipe) -> Any:
+        """A new model, in evaluation mode."""
+        from lmkit.models.build import build_model
+
+        prepared = self.prepared(recipe)
+        return build_model(recipe, prepared.task, prepared.source).model.eval()
+
+    def fit(self, recipe: Recipe, *, resume: bool = False) -> Run:
+        """Train the recipe into its output directory."""
+        from lmkit.models.source import find_model
+        from lmkit.run import Run
+        from lmkit.train.fit import fit
+
+        run = Run(recipe.output)
+        run.start(resume=resume, overwrite=False)
+        fit(recipe, self.splits(recipe), find_model(recipe.model.base) if recipe.model.base else None, run, resume=resume)
+        return run
+
+    def base(self, task: str, architecture: str | None = None, **sections: Any) -> str:
+        """The directory of a saved random model with its tokenizer, to start from as ``model.base``."""
+        from lmkit.models.build import save_model
+
+        recipe = self.recipe(task, architecture, **sections)
+        folder = Path(recipe.output)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            save_model(self.model(recipe), self.prepared(recipe).task, folder)
+        return str(folder)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        from lmkit.recipe.schema import Hardware
+        from lmkit.train.device import build_accelerator
+
+        return build_accelerator(Hardware(precision="fp32"))
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged, the second's values winning; None takes a key out."""
+    merged = dict(base)
+    for key, value in changes.items():
+        merged[key] = merge(merged.get(key) or {}, value) if isinstance(value, Mapping) and key != "columns" else value
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["LMKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    import torch
+
+    torch.set_num_threads(1)
+    return Tiny(tmp_path_factory.mktemp("tiny"))

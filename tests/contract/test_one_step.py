@@ -1,0 +1,118 @@
+"""What one optimizer step learns, over every task: the same however it is cut, and what Hugging Face's own loss says.
+
+Elsewhere gradient accumulation multiplied gradients by 4 [transformers#47688, #34191].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lmkit.data.plan import Plan
+from lmkit.models.packing import find_packing
+from lmkit.tasks.base import IGNORE, MODEL_INPUTS
+from lmkit.tasks.registry import TASKS, task_class
+from lmkit.train.loop import Step, StepBatches, train_steps
+
+ENCODERS = ("bert", "modernbert", "roberta", "distilbert", "electra", "deberta-v2")
+FAMILIES = {
+    "mlm": ENCODERS,
+    "clm": ("llama", "gpt2", "qwen3"),
+    "classification": (*ENCODERS, "gpt2"),
+    "ner": ENCODERS,
+    "translation": ("marian", "t5", "bart"),
+}
+CASES = [(task, architecture) for task in TASKS for architecture in FAMILIES.get(task, (task_class(task).family,))]
+BATCH = 3  # the last step of the epoch takes what is left
+ALL_AT_ONCE = 10**6
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients and changes nothing."""
+
+    def step(self, closure: Any = None) -> None:
+        self.gradients = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+
+def steps_of(tiny: Any, recipe: Any, model: Any, *, budget: int, packing: Any = None) -> list[tuple[Step, list[torch.Tensor]]]:
+    """The steps of an epoch with their gradients, through the training loop."""
+    prepared = tiny.prepared(recipe)
+    encoded = prepared.encoded["train"]
+    plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
+    batches = StepBatches(encoded, plan, prepared.task, rank=0, ranks=1, budget=budget, packed=packing is not None)
+    accelerator = tiny.accelerator
+    model, optimizer = accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
+    steps = train_steps(
+        model,
+        optimizer,
+        batches,
+        prepared.task,
+        accelerator,
+        first=0,
+        total=plan.steps_per_epoch,
+        packing=packing,
+        workers=0,
+        share_done=lambda: None,
+        asked_to_stop=lambda: False,
+    )
+    return [(step, optimizer.optimizer.gradients) for step in steps]
+
+
+def assert_same(left: list[tuple[Step, list[torch.Tensor]]], right: list[tuple[Step, list[torch.Tensor]]]) -> None:
+    for (one, its_gradients), (other, other_gradients) in zip(left, right, strict=True):
+        assert one.items == other.items
+        torch.testing.assert_close(one.loss, other.loss, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.grad_norm, other.grad_norm, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(its_gradients, other_gradients, atol=1e-5, rtol=1e-5)
+        assert any(gradient.abs().max() > 1e-3 for gradient in its_gradients)
+
+
+def hugging_face_loss(model: Any, batch: dict[str, torch.Tensor], task: str) -> torch.Tensor:
+    """``model(**inputs, labels=...).loss``; causal models shift labels themselves, so the last label becomes an input."""
+    inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
+    labels = batch["labels"]
+    if task == "clm":
+        ends = inputs["attention_mask"].sum(1)
+        extended = torch.nn.functional.pad(inputs["input_ids"], (0, 1))
+        extended[range(len(ends)), ends] = labels[range(len(ends)), ends - 1]
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (1, 0), value=1)
+        inputs = {"input_ids": extended, "attention_mask": mask}
+        labels = torch.nn.functional.pad(labels, (1, 0), value=IGNORE)
+    loss: torch.Tensor = model(**inputs, labels=labels).loss
+    return loss
+
+
+def test_every_task_has_rows_to_be_tested_with(tiny: Any) -> None:
+    for task in TASKS:
+        assert len(tiny.prepared(tiny.recipe(task)).encoded["train"]) > 1
+
+
+@pytest.mark.parametrize(("task", "architecture"), CASES)
+def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(tiny: Any, task: str, architecture: str) -> None:
+    recipe = tiny.recipe(task, architecture, train={"batch_size": BATCH, "max_grad_norm": 1e9})
+    model = tiny.model(recipe)
+    whole = steps_of(tiny, recipe, model, budget=ALL_AT_ONCE)
+    assert len(whole) > 1
+    assert_same(steps_of(tiny, recipe, model, budget=1), whole)
+    assert_same(steps_of(tiny, recipe, model, budget=3 * recipe.data.max_length), whole)
+    if task_class(task).packs and (packing := find_packing(model, longest=recipe.data.max_length)):
+        assert_same(steps_of(tiny, recipe, model, budget=1, packing=packing), whole)
+        assert_same(steps_of(tiny, recipe, model, budget=ALL_AT_ONCE, packing=packing), whole)
+
+
+@pytest.mark.parametrize(("task", "architecture"), CASES)
+def test_loss_and_gradients_are_those_of_hugging_face(tiny: Any, task: str, architecture: str) -> None:
+    recipe = tiny.recipe(task, architecture, train={"batch_size": BATCH, "max_grad_norm": 1e9})
+    model, prepared = tiny.model(recipe), tiny.prepared(recipe)
+    plan = Plan(len(prepared.encoded["train"]), BATCH, recipe.seed)
+    steps = steps_of(tiny, recipe, model, budget=ALL_AT_ONCE)
+    for number, (step, gradients) in enumerate(steps):
+        batch = prepared.task.collate([prepared.encoded["train"].example(int(i)) for i in plan.examples(number)], epoch=0)
+        loss = hugging_face_loss(model, batch, task)
+        model.zero_grad()
+        loss.backward()
+        theirs = [p.grad for p in model.parameters() if p.grad is not None]
+        torch.testing.assert_close(step.loss.float(), loss.detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradients, theirs, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,29 @@
+"""Every recipe that ships passes ``--smoke``: read, train, save, reload, evaluate, on a tiny model and a few rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lmkit.recipe import load_recipe, shipped_recipes
+from lmkit.tasks.registry import task_class
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipe_passes_smoke(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmkit.commands.train import train
+
+    monkeypatch.chdir(tmp_path)  # a user's folder: nothing but what ships is there
+    found = train(task_class(load_recipe(name).task).stage, name, smoke=True)
+    assert found["smoke"]
+    assert found["steps"] == 4
+    assert found["evaluation"]["examples"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipe_says_what_it_is_in_its_first_line(name: str) -> None:
+    first = shipped_recipes()[name].read_text(encoding="utf-8").split("\n")[0]
+    assert first.startswith("# ")
+    assert len(first) > 20

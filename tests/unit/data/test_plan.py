@@ -1,0 +1,73 @@
+"""Which rows make each step: every example of every epoch once, wherever it is computed."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmkit.data.plan import Plan, deal, fill, micro_batches
+
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
+def test_every_example_of_every_epoch_contributes_once(num_examples: int, batch_size: int, epoch: int) -> None:
+    plan = Plan(num_examples, batch_size, seed=13)
+    first = epoch * plan.steps_per_epoch
+    steps = [plan.examples(step).tolist() for step in range(first, first + plan.steps_per_epoch)]
+    assert sorted(chain.from_iterable(steps)) == list(range(num_examples))
+    assert all(len(step) == batch_size for step in steps[:-1])
+
+
+def test_the_last_step_of_an_epoch_takes_what_is_left() -> None:
+    plan = Plan(num_examples=10, batch_size=4, seed=13)
+    assert plan.steps_per_epoch == 3
+    assert [len(plan.examples(step)) for step in range(6)] == [4, 4, 2, 4, 4, 2]
+    assert [plan.position(step) for step in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    plan = Plan(num_examples=20, batch_size=4, seed=13)
+    assert plan.examples(7).tolist() == Plan(num_examples=20, batch_size=4, seed=13).examples(7).tolist()
+    assert plan.order(0).tolist() == Plan(num_examples=20, batch_size=5, seed=13).order(0).tolist()
+    assert plan.order(0).tolist() != plan.order(1).tolist()
+    assert plan.order(0).tolist() != Plan(num_examples=20, batch_size=4, seed=14).order(0).tolist()
+    assert plan.examples(7, plan.order(1)).tolist() == plan.examples(7).tolist()
+
+
+@given(LENGTHS, st.integers(1, 5))
+def test_dealing_gives_each_example_to_one_rank(lengths: list[int], ranks: int) -> None:
+    parts = deal(np.arange(len(lengths)), np.array(lengths), ranks)
+    assert len(parts) == ranks
+    assert sorted(chain.from_iterable(part.tolist() for part in parts)) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in part) for part in parts]
+    assert max(loads) - min(loads) <= max(lengths)
+
+
+@given(LENGTHS, st.integers(1, 200))
+def test_micro_batches_hold_each_example_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    parts = [part.tolist() for part in micro_batches(np.arange(len(lengths)), np.array(lengths), budget)]
+    assert sorted(chain.from_iterable(parts)) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget
+
+
+def test_micro_batches_put_alike_lengths_together() -> None:
+    parts = micro_batches(np.arange(6), np.array([9, 1, 8, 2, 9, 1]), 27)
+    assert [part.tolist() for part in parts] == [[1, 5, 3], [2, 0, 4]]
+
+
+@given(LENGTHS)
+def test_filling_loses_no_piece_doubles_none_and_keeps_to_the_size(lengths: list[int]) -> None:
+    groups = fill(lengths, 50)
+    assert sorted(chain.from_iterable(groups)) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in group) <= 50 for group in groups)
+    assert groups == fill(lengths, 50)
+
+
+def test_filling_with_short_pieces_leaves_little_room() -> None:
+    lengths = np.random.default_rng(0).integers(1, 65, 1000)
+    assert lengths.sum() / (128 * len(fill(lengths, 128))) > 0.98

@@ -1,0 +1,144 @@
+"""Records, and the numbers that follow from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmkit.evaluation import evaluate
+from lmkit.evaluation.evaluate import evaluate_split, finite, is_better, mean_loss, measure, metrics_json, metrics_table, predict_records, validate
+from lmkit.recipe.schema import Eval
+
+
+def lm_record(nll: float, items: int, *, correct: int = 0, num_bytes: int = 10) -> dict[str, Any]:
+    return {"nll": nll, "items": items, "correct": correct, "bytes": num_bytes}
+
+
+def test_the_loss_is_weighted_by_tokens_not_by_documents(tiny: Any) -> None:
+    task = tiny.prepared(tiny.recipe("clm")).task
+    found = measure([lm_record(90.0, 9, correct=3), lm_record(1.0, 1, correct=1)], task, seconds=2.0)
+    assert found.loss == found.value("loss") == pytest.approx(9.1)
+    assert found.value("perplexity") == pytest.approx(math.exp(9.1))
+    assert found.value("bits_per_byte") == pytest.approx(91 / 20 / math.log(2))
+    assert found.value("accuracy") == 0.4
+    assert (found.examples, found.seconds) == (2, 2.0)
+
+
+def test_without_tokens_there_is_no_loss(tiny: Any) -> None:
+    task = tiny.prepared(tiny.recipe("clm")).task
+    found = measure([lm_record(0.0, 0)], task, seconds=0)
+    assert math.isnan(found.loss)
+    written = metrics_json(found, task, split="test", options=Eval(resamples=0), seed=13)
+    assert written["loss"] is None
+    assert written["metrics"]["perplexity"] == {"value": None, "low": None, "high": None}
+    json.dumps(written, allow_nan=False)
+
+
+def test_metrics_have_intervals_and_labels(tiny: Any) -> None:
+    task = tiny.prepared(tiny.recipe("classification")).task
+    records = [{"gold": gold, "prediction": "positive", "nll": 0.5, "items": 1} for gold in ["positive"] * 6 + ["negative"] * 2]
+    found = metrics_json(measure(records, task, seconds=1.23456), task, split="test", options=Eval(resamples=200), seed=13)
+    assert found["metrics"]["accuracy"]["value"] == 0.75
+    assert 0.25 <= found["metrics"]["accuracy"]["low"] < 0.75 < found["metrics"]["accuracy"]["high"] <= 1.0
+    assert found["by_label"]["negative"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2.0}
+    assert found["signature"] == "bootstrap:percentile|resamples:200|seed:13"
+    assert (found["loss"], found["seconds"]) == (0.5, 1.235)
+    assert found == metrics_json(measure(records, task, seconds=1.23456), task, split="test", options=Eval(resamples=200), seed=13)
+
+
+def test_a_translation_carries_the_signatures_of_sacrebleu(tiny: Any) -> None:
+    task = tiny.prepared(tiny.recipe("translation")).task
+    records = [{"gold": "Os conozco.", "prediction": "Os conozco.", "nll": 1.0, "items": 4}]
+    found = metrics_json(measure(records, task, seconds=0), task, split="test", options=Eval(), seed=13)
+    assert found["signature"].startswith("BLEU|nrefs:1|case:mixed|eff:no|tok:13a")
+    assert "chrF2|" in found["signature"]
+    assert found["metrics"]["chrf"]["value"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_byte", "ter"])
+def test_less_of_these_is_better(metric: str) -> None:
+    assert is_better(metric, 1.0, 2.0)
+    assert not is_better(metric, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("metric", ["f1", "accuracy", "f1_macro", "mcc", "bleu", "chrf"])
+def test_more_of_these_is_better(metric: str) -> None:
+    assert is_better(metric, 2.0, 1.0)
+    assert not is_better(metric, 1.0, 2.0)
+
+
+def test_equal_is_no_improvement_and_nan_is_never_one() -> None:
+    assert not is_better("f1", 1.0, 1.0)
+    assert is_better("loss", 5.0, None)
+    assert not is_better("loss", math.nan, None)
+
+
+def test_json_has_no_infinities() -> None:
+    assert [finite(value) for value in (1.5, math.inf, math.nan, None)] == [1.5, None, None, None]
+
+
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_chunks_of_rows_change_nothing(tiny: Any, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is that of a chunk; a text of several windows may not fall between two."""
+    recipe = tiny.recipe(task, data={"max_length": 8, "max_rows": 5})
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe)
+    encoded = prepared.encoded["validation"]
+    assert len(encoded.pieces) > len(encoded.rows)
+    whole = list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1))
+    monkeypatch.setattr(evaluate, "CHUNK_ROWS", 2)
+    assert list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)) == whole
+
+
+def test_predicting_leaves_the_model_training(tiny: Any) -> None:
+    recipe = tiny.recipe("classification", train={"dropout": 0.5})
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe).train()
+    encoded = prepared.encoded["validation"]
+    losses = [mean_loss(model, prepared.task, encoded, tiny.accelerator, budget=64) for _ in range(2)]
+    assert losses[0] == losses[1]
+    list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=64))
+    assert model.training
+
+
+def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
+    recipe = tiny.recipe("classification")
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe)
+    encoded = prepared.encoded["validation"]
+    evaluated = measure(list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)), prepared.task, seconds=0)
+    for metric in ("loss", "accuracy", "f1_macro", "mcc"):
+        found = validate(model, prepared.task, encoded, tiny.accelerator, metric=metric, budget=64)
+        assert found == pytest.approx(evaluated.value(metric), abs=1e-6)
+
+
+def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: Path) -> None:
+    recipe = tiny.recipe("classification")
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe)
+    folder = tmp_path / "eval" / "test"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("old")
+    for _ in range(2):
+        evaluate_split(
+            model,
+            prepared.task,
+            prepared.encoded["validation"],
+            tiny.accelerator,
+            split="test",
+            options=Eval(resamples=0),
+            budget=64,
+            folder=folder,
+        )
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
+    assert [path.name for path in folder.parent.iterdir()] == ["test"]
+
+
+def test_the_table_shows_values_with_their_intervals() -> None:
+    found = {
+        "confidence": 0.9,
+        "loss": 0.25,
+        "metrics": {"f1": {"value": 0.5, "low": 0.4, "high": 0.61234}, "mcc": {"value": None, "low": None, "high": None}},
+    }
+    shown = [line.split() for line in metrics_table(found).splitlines()]
+    assert shown == [["metric", "value", "90", "%", "interval"], ["f1", "0.5000", "0.4000", "...", "0.6123"], ["mcc", "-", "-"], ["loss", "0.2500"]]

@@ -1,0 +1,116 @@
+"""Tokenizers learned from a few texts."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmkit.data.sources import SAMPLES
+from lmkit.errors import ModelError
+from lmkit.models.tokenizer import for_words, load_tokenizer, tokenizer_hash, train_tokenizer
+from lmkit.recipe.schema import TokenizerTraining
+
+ALGORITHMS = ("wordpiece", "bpe", "unigram")
+ROLES = ("encoder", "decoder", "encoder-decoder")
+ENGLISH = "Call me Ishmael. Some years ago—never mind how long precisely—having 25 dollars, I thought I would sail."
+SPANISH = "El café estará listo; ¿dónde está el ñandú?"
+CHINESE = "烛影摇红：吾菊山翁，鹤骖来自蓬云界。"
+
+
+def lines(name: str, number: int) -> list[str]:
+    with gzip.open(SAMPLES / name, "rt", encoding="utf-8") as file:
+        return [next(file).strip() for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [*lines("mobydick_en/train.txt.gz", 20), *lines("songci_zh/train.txt.gz", 5), ENGLISH, SPANISH, CHINESE]
+
+
+def learned(texts: list[str], algorithm: Any, role: Any = "encoder", size: int = 1500, **options: Any) -> Any:
+    return train_tokenizer(lambda: texts, TokenizerTraining(algorithm=algorithm, vocab_size=size, **options), role=role, max_length=128)
+
+
+@pytest.mark.parametrize("text", [ENGLISH, SPANISH, CHINESE, f"{CHINESE} in {ENGLISH}"])
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_text_comes_back_as_it_was(texts: list[str], algorithm: str, text: str) -> None:
+    tokenizer = learned(texts, algorithm)
+    back = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    assert back == (text if algorithm == "bpe" else text.translate(str.maketrans("：，；？", ":,;?")))  # NFKC
+
+
+@pytest.mark.parametrize("text", [ENGLISH, SPANISH, CHINESE])
+def test_wordpiece_brings_every_letter_back(texts: list[str], text: str) -> None:
+    tokenizer = learned(texts, "wordpiece")
+    back = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    assert back.replace(" ", "") == text.replace(" ", "")
+
+
+def test_bytes_know_every_text(texts: list[str]) -> None:
+    tokenizer = learned(["plain"], "bpe", size=300)
+    for text in (CHINESE, "Ω≈ç√∫ 🐋", "tabs\tand  spaces"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_lower_case_is_asked_for(texts: list[str], algorithm: str) -> None:
+    small = learned(texts, algorithm, lowercase=True)
+    assert small("CALL Me")["input_ids"] == small("call me")["input_ids"]
+    large = learned(texts, algorithm)
+    assert large("CALL Me")["input_ids"] != large("call me")["input_ids"]
+
+
+def test_a_unigram_word_carries_its_space_and_ends_at_punctuation(texts: list[str]) -> None:
+    """tokenizers' UnicodeScripts parts every space from its word: a third more tokens."""
+    tokenizer = learned(texts, "unigram")
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("I thought I would sail, 25", add_special_tokens=False)["input_ids"])
+    assert tokens.count("▁I") == 2
+    assert tokens[-3:] in (["▁2", "5"][:3], ["▁", "2", "5"], [",", "▁2", "5"])
+    assert not any("▁" in token[1:] or ("," in token and len(token) > 1) for token in tokens)
+    assert len(tokenizer(ENGLISH)["input_ids"]) < 50
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_each_role_has_its_marks(texts: list[str], algorithm: str, role: Any) -> None:
+    tokenizer = learned(texts, algorithm, role)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])
+    body = [token for token in tokens if token not in tokenizer.all_special_tokens]
+    assert tokens == {"encoder": ["[CLS]", *body, "[SEP]"], "decoder": body, "encoder-decoder": [*body, "</s>"]}[role]
+    assert "".join(body).strip("Ġ▁") == "a"
+    assert tokenizer.pad_token_id == 0
+    assert (tokenizer.mask_token_id is not None) == (role == "encoder")
+    assert len(tokenizer) <= 1500
+
+
+def test_pairs_are_told_apart(texts: list[str]) -> None:
+    tokenizer = learned(texts, "wordpiece")
+    pair = tokenizer("a", "b")
+    assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+    assert pair["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_same_texts_teach_the_same_tokenizer_which_loads_as_it_was(texts: list[str], algorithm: str, tmp_path: Path) -> None:
+    tokenizer = learned(texts, algorithm)
+    assert tokenizer_hash(learned(texts, algorithm)) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(learned(texts, algorithm, size=1000)) != tokenizer_hash(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
+    for text in (ENGLISH, CHINESE):
+        assert loaded(text) == tokenizer(text)
+    assert for_words(loaded, str(tmp_path))([["in", "春"]], is_split_into_words=True).word_ids(0)[-2] == 1
+
+
+def test_a_folder_without_a_tokenizer_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_nothing_to_learn_from_is_said() -> None:
+    with pytest.raises(ModelError, match="the texts are too few to learn a tokenizer from"):
+        learned([""], "wordpiece")

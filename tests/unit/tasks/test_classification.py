@@ -1,0 +1,87 @@
+"""Texts longer than the model reads: in windows, cut, or refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from lmkit.errors import DataError
+from lmkit.tasks.base import IGNORE, TooLong
+from lmkit.tasks.registry import task_class
+
+SHORT = "Yay. Another good phone interview."
+LONG = " ".join([SHORT] * 12)
+
+
+def task_of(tiny: Any, **data: Any) -> Any:
+    recipe = tiny.recipe("classification")
+    prepared = tiny.prepared(recipe)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+    return type(prepared.task)(recipe, prepared.task.facts, prepared.task.tokenizer)
+
+
+def rows(*texts: str) -> list[dict[str, Any]]:
+    return [{"id": number, "text": text, "label": "positive"} for number, text in enumerate(texts)]
+
+
+def test_windows_overlap_and_leave_no_token_out(tiny: Any) -> None:
+    task = task_of(tiny, long_text="windows", overlap=0.25)
+    columns = task.encode(rows(SHORT, LONG, SHORT))
+    assert columns["row"] == sorted(columns["row"])
+    windows = [ids[1:-1] for ids, row in zip(columns["input_ids"], columns["row"], strict=True) if row == 1]
+    overlap = int(0.25 * (32 - 2 - 1))
+    rebuilt = windows[0] + [token for window in windows[1:] for token in window[overlap:]]
+    assert rebuilt == task.tokenizer(LONG, add_special_tokens=False, verbose=False)["input_ids"]
+    assert all(left[-overlap:] == right[:overlap] for left, right in zip(windows, windows[1:], strict=False))
+    assert set(columns["label"]) == {1}
+    assert max(columns["length"]) == 32
+    assert not any(columns["cut"])
+
+
+def test_the_head_alone_is_read_and_counted_as_cut(tiny: Any) -> None:
+    columns = task_of(tiny, long_text="head").encode(rows(SHORT, LONG))
+    assert (columns["row"], columns["cut"]) == ([0, 1], [0, 1])
+    assert columns["length"][1] == 32
+
+
+def test_long_texts_are_refused_with_their_length(tiny: Any) -> None:
+    task = task_of(tiny, long_text="error")
+    with pytest.raises(TooLong) as refused:
+        task.encode(rows(SHORT, LONG, SHORT, LONG))
+    tokens = len(task.tokenizer(LONG, verbose=False)["input_ids"])
+    assert refused.value.rows == [(1, tokens), (3, tokens)]
+    assert f"{tokens} tokens, more than data.max_length = 32" in str(refused.value)
+
+
+def test_probabilities_are_averaged_over_the_windows_of_a_text(tiny: Any) -> None:
+    parts = [{"log_probabilities": [math.log(p), math.log(1 - p)], "nll": -math.log(p), "items": 1} for p in (0.9, 0.3, 0.6)]
+    record = task_of(tiny).combine({"id": 7, "text": LONG, "label": "negative"}, parts)
+    assert record["probabilities"] == pytest.approx({"negative": 0.6, "positive": 0.4})
+    assert (record["id"], record["gold"], record["prediction"], record["items"]) == (7, "negative", "negative", 3)
+    assert record["score"] == pytest.approx(0.6)
+    assert record["nll"] == pytest.approx(-math.log(0.9 * 0.3 * 0.6))
+
+
+def test_a_long_text_is_the_mean_of_its_windows_read_one_by_one(tiny: Any) -> None:
+    task = task_of(tiny)
+    model = tiny.model(tiny.recipe("classification"))
+    columns = task.encode(rows(LONG))
+    pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+    with torch.inference_mode():
+        together = task.combine(rows(LONG)[0], task.predict(model, task.collate([pieces]), pieces))
+        alone = [model(torch.tensor([piece["input_ids"]])).logits[0].softmax(-1) for piece in pieces]
+    assert list(together["probabilities"].values()) == pytest.approx(torch.stack(alone).mean(0).tolist(), abs=1e-6)
+
+
+def test_texts_without_gold_have_labels_that_do_not_count(tiny: Any) -> None:
+    task = task_of(tiny)
+    columns = task.encode(task.text_rows([SHORT]))
+    assert columns["label"] == [IGNORE]
+
+
+def test_one_label_is_not_a_classification() -> None:
+    with pytest.raises(DataError, match="all rows have one label: 'ham'"):
+        task_class("classification").learn([], ["ham"])

@@ -1,0 +1,87 @@
+"""Source and target as tokens, and what the decoder sees of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lmkit.errors import ModelError
+from lmkit.tasks.base import IGNORE, TooLong
+from lmkit.tasks.translation import tokenizer_for
+
+ROW = {"id": 0, "source": "I know about you two.", "target": "Os conozco a ambos."}
+
+
+def task_of(tiny: Any, **data: Any) -> Any:
+    recipe = tiny.recipe("translation")
+    task = tiny.prepared(recipe).task
+    return type(task)(recipe.model_copy(update={"data": recipe.data.model_copy(update=data)}), task.facts, task.tokenizer)
+
+
+def test_both_sides_end_with_the_end_mark(tiny: Any) -> None:
+    task = task_of(tiny)
+    columns = task.encode([ROW])
+    end = task.tokenizer.eos_token_id
+    assert columns["input_ids"][0][-1] == columns["labels"][0][-1] == end
+    assert task.tokenizer.decode(columns["labels"][0], skip_special_tokens=True) == ROW["target"]
+    assert columns["length"] == [len(columns["input_ids"][0]) + len(columns["labels"][0])]
+
+
+@pytest.mark.parametrize("architecture", ["marian", "t5", "bart"])
+def test_the_decoder_sees_the_target_shifted_by_one(tiny: Any, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny.recipe("translation", architecture)
+    task, model = tiny.prepared(recipe).task, tiny.model(recipe)
+    piece = {name: values[0] for name, values in task.encode([ROW]).items()}
+    short = piece | {"labels": piece["labels"][-3:]}
+    seen: dict[str, Any] = {}
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: seen.update(inputs) or forward(**inputs))
+    batch = task.collate([[piece], [short]])
+    task.logits(model, batch)
+    start, pad = model.config.decoder_start_token_id, task.tokenizer.pad_token_id
+    rest = len(piece["labels"]) - 3
+    assert seen["decoder_input_ids"].tolist() == [
+        [start, *piece["labels"][:-1]],
+        [start, *short["labels"][:-1], *([short["labels"][-1]] + [pad] * rest)[:rest]],
+    ]
+    assert batch["labels"][1].tolist() == [*short["labels"], *[IGNORE] * rest]
+
+
+def test_long_pairs_are_refused_or_cut_with_the_end_mark_kept(tiny: Any) -> None:
+    long = ROW | {"target": " ".join([ROW["target"]] * 9)}
+    task = task_of(tiny)
+    with pytest.raises(TooLong) as refused:
+        task.encode([ROW, long])
+    assert refused.value.rows == [(1, len(task.tokenizer(long["target"], verbose=False)["input_ids"]))]
+    columns = task_of(tiny, long_text="head").encode([ROW, long])
+    assert columns["cut"] == [0, 1]
+    assert len(columns["labels"][1]) == 64
+    assert columns["labels"][1][-1] == task.tokenizer.eos_token_id
+    assert columns["labels"][1][:63] == task.tokenizer(long["target"], verbose=False)["input_ids"][:63]
+
+
+def test_sources_without_targets_are_translated(tiny: Any) -> None:
+    task = task_of(tiny)
+    rows = task.text_rows(["I know."])
+    columns = task.encode(rows)
+    assert columns["labels"] == [[]]
+    piece = {name: values[0] for name, values in columns.items()}
+    with torch.inference_mode():
+        (part,) = task.predict(tiny.model(tiny.recipe("translation")), task.collate([[piece]]), [piece])
+    assert task.show(task.combine(rows[0], [part])).keys() == {"id", "text", "translation", "score"}
+    assert (part["nll"], part["items"]) == (0.0, 0)
+
+
+def test_an_encoder_alone_is_refused(tiny: Any) -> None:
+    with pytest.raises(ModelError, match="bert is no encoder-decoder, and translation needs one"):
+        tiny.model(tiny.recipe("translation", base=tiny.base("mlm", "bert")))
+
+
+def test_bleu_is_counted_in_the_units_of_the_language() -> None:
+    assert tokenizer_for(["El café estará listo en un minuto."]) == "13a"
+    assert tokenizer_for(["烛影摇红：吾菊山翁"]) == "zh"
+    assert tokenizer_for(["私は学生です"]) == "char"
+    assert tokenizer_for(["나는 학생입니다"]) == "char"
+    assert tokenizer_for([]) == "13a"

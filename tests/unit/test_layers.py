@@ -1,0 +1,170 @@
+"""Imports only go down: cli -> commands -> train, evaluation -> data, models, run, tasks -> recipe -> errors, console.
+
+Each third-party library has one home, and none that is heavy is imported before it is wanted.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import lmkit
+
+PACKAGE = Path(lmkit.__file__).parent
+
+
+@dataclass(frozen=True)
+class Import:
+    """``module`` imports ``target``; ``early``: as soon as it is itself imported."""
+
+    module: str
+    target: str
+    early: bool
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(parts).removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports_of(module: str, tree: ast.AST, *, early: bool = True) -> Iterator[Import]:
+    """All imports but those for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (Import(module, alias.name, early) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            if node.module == "lmkit":  # from lmkit import console
+                yield from (Import(module, f"lmkit.{alias.name}".removesuffix(".__version__"), early) for alias in node.names)
+            else:
+                yield Import(module, node.module or "", early)
+        yield from imports_of(module, node, early=early and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+IMPORTS = [found for module, tree in modules() for found in imports_of(module, tree)]
+INNER = [found for found in IMPORTS if found.target.split(".")[0] == "lmkit"]
+OUTER = [found for found in IMPORTS if found.target.split(".")[0] not in {"lmkit", "__future__", *sys.stdlib_module_names}]
+
+# room -> what it may import besides itself
+BOTTOM = {"errors", "console"}
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "console": set(),
+    "recipe": {*BOTTOM, "tasks.registry"},  # the names of the tasks
+    "run": BOTTOM,
+    "metrics": BOTTOM,
+    "tasks": {*BOTTOM, "recipe", "metrics", "models.heads"},
+    "models": {*BOTTOM, "recipe", "run", "tasks.base"},
+    "data": {*BOTTOM, "recipe", "tasks"},
+    "evaluation": {*BOTTOM, "recipe", "run", "metrics", "tasks", "models", "data"},
+    "train": {*BOTTOM, "recipe", "run", "metrics", "tasks", "models", "data", "evaluation"},
+    "commands": {*BOTTOM, "recipe", "run", "metrics", "tasks", "models", "data", "evaluation", "train"},
+    "cli": {*BOTTOM, "commands"},
+    "__init__": {"commands", "recipe", "run"},
+    "__main__": {"cli"},
+}
+EXCEPTIONS = {("data.encode", "models.tokenizer")}  # the cache key holds the tokenizer's hash
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room(module) for module, _ in modules()} == ROOMS.keys()
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_imports_only_go_down(name: str) -> None:
+    allowed = ROOMS[name]
+    wrong = []
+    for found in INNER:
+        target = found.target.removeprefix("lmkit").lstrip(".")
+        if room(found.module) != name or not target or room(target) == name or (found.module, target) in EXCEPTIONS:
+            continue
+        if not any(target == each or target.startswith(f"{each}.") for each in allowed):
+            wrong.append(f"{found.module} imports {target}")
+    assert wrong == []
+
+
+def test_exceptions_are_still_needed() -> None:
+    assert {(found.module, found.target.removeprefix("lmkit.")) for found in INNER} >= EXCEPTIONS
+
+
+def test_tasks_import_neither_training_nor_data_nor_evaluation() -> None:
+    assert not {"train", "data", "evaluation", "commands"} & {*ROOMS["tasks"], *ROOMS["models"]}
+
+
+# library -> the modules that may import it as soon as they are imported
+EARLY = {
+    "typer": ["cli"],
+    "pydantic": ["recipe.*"],
+    "yaml": ["recipe.*", "run"],
+    "numpy": ["data.*", "metrics.*", "evaluation.*", "train.loop"],
+    "pyarrow": ["data.*"],
+    "filelock": ["data.*", "train.prepare"],
+    "torch": ["train.loop"],  # imported by train.session alone, when torch is wanted
+}
+
+
+def test_libraries_are_imported_early_only_where_they_live() -> None:
+    wrong = []
+    for found in OUTER:
+        library = found.target.split(".")[0]
+        if found.early and not any(fnmatch(found.module, home) for home in EARLY.get(library, [])):
+            wrong.append(f"{found.module} imports {library} at module level")
+    assert wrong == []
+
+
+# library -> the rooms that may import it at all
+HOMES = {
+    "typer": {"cli"},
+    "pydantic": {"recipe"},
+    "datasets": {"data"},
+    "pyarrow": {"data"},
+    "accelerate": {"train", "evaluation"},
+    "peft": {"models"},
+    "tokenizers": {"models", "train"},
+    "safetensors": {"train", "models"},
+    "huggingface_hub": {"models"},
+    "sacrebleu": {"metrics"},
+    "evaluate": {"metrics"},
+    "tqdm": {"console"},
+}
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_library_has_one_home(library: str) -> None:
+    users = {room(found.module) for found in OUTER if found.target.split(".")[0] == library}
+    assert users <= HOMES[library]
+
+
+@pytest.mark.parametrize("library", ["sklearn", "seqeval", "scipy", "pandas", "click", "requests"])
+def test_library_that_is_no_dependency_is_not_imported(library: str) -> None:
+    assert [found.module for found in OUTER if found.target.split(".")[0] == library] == []
+
+
+def test_only_the_console_and_the_command_line_print() -> None:
+    printing = {
+        module
+        for module, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing == {"console"}
+
+
+def test_commands_neither_exit_nor_read_arguments() -> None:
+    for module, tree in modules():
+        if room(module) == "commands":
+            names = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            assert not names & {"sys.exit", "sys.argv", "os._exit"}, module

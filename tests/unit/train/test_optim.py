@@ -1,0 +1,94 @@
+"""Learning rates at literal points, and what is decayed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lmkit.recipe.schema import Train
+from lmkit.train.optim import build_optimizer, learning_rate, set_learning_rate
+
+
+def rates(schedule: str, warmup: float, *, total: int = 10) -> list[float]:
+    train = Train(schedule=schedule, warmup=warmup, learning_rate=1.0)  # type: ignore[arg-type]
+    return [round(learning_rate(train, step=step, total=total), 4) for step in range(total)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        ("cosine", [1, 0.9755, 0.9045, 0.7939, 0.6545, 0.5, 0.3455, 0.2061, 0.0955, 0.0245]),
+        ("wsd", [1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]),
+    ],
+)
+def test_schedules_without_warm_up(schedule: str, expected: list[float]) -> None:
+    assert rates(schedule, 0) == expected
+
+
+@pytest.mark.parametrize("warmup", [0.4, 4])
+@pytest.mark.parametrize(
+    ("schedule", "after"),
+    [
+        ("constant", [1, 1, 1, 1, 1, 1]),
+        ("linear", [1, 0.8333, 0.6667, 0.5, 0.3333, 0.1667]),
+        ("cosine", [1, 0.933, 0.75, 0.5, 0.25, 0.067]),
+        ("wsd", [1, 1, 1, 1, 1, 0.8333]),
+    ],
+)
+def test_a_warm_up_of_four_steps_in_ten(schedule: str, after: list[float], warmup: float) -> None:
+    assert rates(schedule, warmup) == [0.25, 0.5, 0.75, 1.0, *after]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_rate_after_the_last_step_would_be_zero(schedule: str) -> None:
+    """The horizon is the planned number of steps, whatever the number of processes [Accelerate's prepared scheduler]."""
+    train = Train(schedule=schedule, warmup=0.06, learning_rate=1.0)  # type: ignore[arg-type]
+    assert learning_rate(train, step=1000, total=1000) == pytest.approx(0)
+    assert 0 < learning_rate(train, step=999, total=1000) < 0.002
+
+
+def test_with_a_limit_of_time_the_share_of_it_decides() -> None:
+    train = Train(schedule="linear", warmup=0.1, learning_rate=1.0)
+    assert learning_rate(train, step=7, total=10**8, share=0.05) == pytest.approx(0.5)
+    assert learning_rate(train, step=7, total=10**8, share=0.1) == 1.0
+    assert learning_rate(train, step=7, total=10**8, share=0.55) == pytest.approx(0.5)
+    assert learning_rate(train, step=7, total=10**8, share=1.0) == 0.0
+    assert learning_rate(train, step=0, total=10**8, share=0.0) > 0
+    in_steps = Train(schedule="constant", warmup=4, learning_rate=1.0)
+    assert learning_rate(in_steps, step=1, total=10**8, share=0.9) == 0.5
+
+
+def test_a_warm_up_longer_than_the_run_only_rises() -> None:
+    assert rates("linear", 20) == [0.05 * step for step in range(1, 11)] or rates("linear", 20) == [
+        round(0.05 * step, 4) for step in range(1, 11)
+    ]
+
+
+def test_matrices_are_decayed_norms_and_biases_are_not(tiny: Any) -> None:
+    model = tiny.model(tiny.recipe("classification"))
+    optimizer = build_optimizer(model, Train(weight_decay=0.1, learning_rate=1e-3, beta1=0.8, beta2=0.95, epsilon=1e-6))
+    decayed, plain = optimizer.param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all(names[p].endswith("weight") and "LayerNorm" not in names[p] for p in decayed["params"])
+    assert all(names[p].endswith("bias") or "LayerNorm" in names[p] for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+    assert (decayed["betas"], decayed["eps"]) == ((0.8, 0.95), 1e-6)
+
+
+def test_frozen_weights_are_not_the_optimizers(tiny: Any) -> None:
+    model = tiny.model(tiny.recipe("classification"))
+    model.bert.requires_grad_(False)
+    optimizer = build_optimizer(model, Train())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def test_the_rate_is_set_in_every_group() -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(layer, Train())
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

@@ -1,0 +1,207 @@
+"""A run that is stopped and resumed is the run that never stopped, bit for bit [transformers#11323, #33336]."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lmkit.errors import RunError
+from lmkit.run import Run
+from lmkit.train import checkpoint, session
+from lmkit.train.checkpoint import checkpoint_steps
+from lmkit.train.signals import Interrupted
+
+STEPS = 6
+TIMES = {"seconds", "tokens_per_second"}
+
+
+def recipe_of(tiny: Any, kind: str, *, workers: int = 0) -> Any:
+    """Dropout is on, masks are drawn anew in every epoch, and an evaluation chooses the model."""
+    sections: dict[str, Any] = {
+        "train": {"max_steps": STEPS, "batch_size": 3, "dropout": 0.2, "eval_every": 3, "select_best": "loss", "warmup": 0.3},
+        "hardware": {"checkpoint_every": 2, "keep_checkpoints": 9, "micro_batch_tokens": 64, "workers": workers},
+    }
+    if kind == "lora":
+        return tiny.recipe("classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.1}, **sections)
+    return tiny.recipe(kind, **sections)
+
+
+class Killed(BaseException):
+    """As if the power went out."""
+
+
+def log_of(run: Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in run.log_lines()]
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    (file,) = run.model.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_run(run: Run, other: Run) -> None:
+    assert log_of(run) == log_of(other)
+    assert [line["step"] for line in log_of(run) if "loss" in line] == list(range(1, STEPS + 1))
+    ours, theirs = weights_of(run), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for key in ("steps", "best_step", "tokens_seen"):
+        assert run.manifest[key] == other.manifest[key]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: Any) -> Any:
+    runs: dict[str, Run] = {}
+
+    def find(kind: str) -> Run:
+        if kind not in runs:
+            runs[kind] = tiny.fit(recipe_of(tiny, kind))
+        return runs[kind]
+
+    return find
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("mlm", 0), ("mlm", 2), ("lora", 0), ("translation", 0)])
+def test_a_run_that_was_killed_goes_on_as_if_it_were_not(
+    tiny: Any, uninterrupted: Any, kind: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny, kind, workers=workers)
+    append = Run.append_log
+
+    def fall(run: Run, line: dict[str, Any]) -> None:
+        if line["step"] == 4:
+            raise Killed
+        append(run, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append_log", fall)
+        with pytest.raises(Killed):
+            tiny.fit(recipe)
+    assert checkpoint_steps(Run(recipe.output))[-1] < 4
+    assert not (Run(recipe.output).model).exists()
+    assert_same_run(tiny.fit(recipe, resume=True), uninterrupted(kind))
+
+
+@pytest.mark.parametrize("step", [2, 3, STEPS])
+def test_a_run_that_was_interrupted_goes_on_as_if_it_were_not(
+    tiny: Any, uninterrupted: Any, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at the step of an evaluation, and at the last one."""
+    recipe = recipe_of(tiny, "mlm")
+    steps = session.train_steps
+
+    def with_a_signal(*arguments: Any, **options: Any) -> Any:
+        for found in steps(*arguments, **options):
+            yield found
+            if found.number == step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train_steps", with_a_signal)
+        with pytest.raises(Interrupted) as stopped:
+            tiny.fit(recipe)
+    assert stopped.value.status == 128 + signal.SIGTERM
+    assert checkpoint_steps(Run(recipe.output))[-1] == step
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert_same_run(tiny.fit(recipe, resume=True), uninterrupted("mlm"))
+
+
+def test_a_run_that_is_done_is_not_changed_by_resuming(tiny: Any, uninterrupted: Any) -> None:
+    recipe = recipe_of(tiny, "mlm")
+    first = tiny.fit(recipe)
+    before, log, files = weights_of(first), log_of(first), sorted(first.checkpoints.iterdir())
+    again = tiny.fit(recipe, resume=True)
+    assert log_of(again) == log
+    assert all(torch.equal(before[name], weight) for name, weight in weights_of(again).items())
+    assert sorted(again.checkpoints.iterdir()) == files
+
+
+def test_resuming_without_a_checkpoint_starts_at_the_beginning(tiny: Any, uninterrupted: Any) -> None:
+    assert_same_run(tiny.fit(recipe_of(tiny, "mlm"), resume=True), uninterrupted("mlm"))
+
+
+# ---------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_is_whole_or_absent(tiny: Any, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    save, calls = safetensors.torch.save_file, []
+
+    def fall_in_the_second_file_of_the_second_checkpoint(*arguments: Any, **options: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 4:
+            Path(arguments[1]).write_bytes(b"half")
+            raise Killed
+        save(*arguments, **options)
+
+    recipe = recipe_of(tiny, "mlm")
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", fall_in_the_second_file_of_the_second_checkpoint)
+        with pytest.raises(Killed):
+            tiny.fit(recipe)
+    run = Run(recipe.output)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000002"]
+    # what a process that was killed outright leaves behind
+    (run.checkpoints / ".step-00000003.77.tmp").mkdir()
+    (run.checkpoints / ".step-00000003.77.tmp" / "model.safetensors").write_bytes(b"half")
+    assert checkpoint_steps(run) == [2]
+    assert_same_run(tiny.fit(recipe, resume=True), uninterrupted("mlm"))
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (2, 4, 6, 8):
+        (run.checkpoints / checkpoint.name_of(step)).mkdir(parents=True)
+    checkpoint.drop_old(run, keep=2, best=2)
+    assert checkpoint_steps(run) == [2, 6, 8]
+    checkpoint.drop_old(run, keep=1, best=None)
+    assert checkpoint_steps(run) == [8]
+
+
+def test_a_checkpoint_holds_no_pickle(uninterrupted: Any) -> None:
+    folder = uninterrupted("mlm").checkpoints / "step-00000002"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert json.loads((folder / "state.json").read_text())["step"] == 2
+
+
+def test_an_adapter_is_all_that_a_checkpoint_of_lora_holds(uninterrupted: Any) -> None:
+    weights = load_file(uninterrupted("lora").checkpoints / "step-00000002" / "model.safetensors")
+    assert all("lora_" in name or "modules_to_save" in name for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"train": {"learning_rate": 5e-3}}, "train.learning_rate"),
+        ({"train": {"batch_size": 2}}, "train.batch_size"),
+        ({"seed": 14}, "seed"),
+        ({"masking": {"share": 0.3}}, "masking.share"),
+        ({"data": {"max_rows": 9}}, "data.max_rows, data.train, data.validation"),
+        ({"data": {"train": "sample:tatoeba_en_es/test.tsv.gz"}}, "data.train, tokenizer"),
+        ({"tokenizer": {"train": {"vocab_size": 300}}}, "tokenizer.train.vocab_size"),
+    ],
+)
+def test_a_changed_recipe_is_refused_by_the_name_of_the_key(
+    tiny: Any, uninterrupted: Any, sections: dict[str, Any], named: str
+) -> None:
+    run = uninterrupted("mlm")
+    changed = tiny.merged(recipe_of(tiny, "mlm"), output=str(run.path), **sections)
+    before = log_of(run)
+    with pytest.raises(RunError, match="this run was started with other ") as refused:
+        tiny.fit(changed, resume=True)
+    assert named in str(refused.value)
+    assert log_of(run) == before
+
+
+def test_the_hardware_may_change(tiny: Any, uninterrupted: Any) -> None:
+    run = uninterrupted("mlm")
+    other = {"hardware": {"workers": 2, "micro_batch_tokens": 999}, "logging": {"every": 5}}
+    tiny.fit(tiny.merged(recipe_of(tiny, "mlm"), output=str(run.path), **other), resume=True)
