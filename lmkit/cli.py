@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import warnings
 from typing import Annotated, Any
 
-import typer
+gc.set_threshold(50_000)  # what is imported stays: looking for garbage among it would take a fifth of the start
 
-from lmkit import __version__, console
-from lmkit.errors import LmkitError, TrainingStopped
+import typer  # noqa: E402
+
+from lmkit import __version__, console  # noqa: E402
+from lmkit.errors import LmkitError, TrainingStopped  # noqa: E402
 
 app = typer.Typer(
     name="lmkit",

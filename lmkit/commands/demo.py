@@ -41,7 +41,12 @@ def run_demo(output: str, *, overwrite: bool = False) -> dict[str, Any]:
         rows.append(_row(name, trained, metric, "from random weights", floor["metrics"][metric]))
     rows.append(_translation(folder, overwrite))
 
-    console.say("\n" + console.table(["task", "trained", "metric", "test", "beside it", "its test", "seconds"], [list(row.values()) for row in rows]))
+    console.say(
+        "\n"
+        + console.table(
+            ["task", "trained", "metric", "test", "beside it", "its test", "seconds"], [list(row.values()) for row in rows]
+        )
+    )
     seconds = round(time.perf_counter() - begun, 1)
     console.say(f"\n95 % bootstrap intervals; {seconds:.0f} seconds in all. The runs are in {folder}; for example:")
     console.say(f'  lmkit predict {folder / "translation"} "I like this house."')

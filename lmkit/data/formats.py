@@ -276,7 +276,10 @@ def _conll_rows(path: Path, universal: bool) -> Iterator[tuple[int, Row | BadRow
             elif lines:
                 columns = [list(column) for column in zip(*table, strict=True)]
                 named = {str(i): column for i, column in enumerate(columns)}
-                yield lines[0], {"tokens": columns[token], "tags": columns[tag], "text": " ".join(columns[token]), **named, "_lines": lines}
+                yield (
+                    lines[0],
+                    {"tokens": columns[token], "tags": columns[tag], "text": " ".join(columns[token]), **named, "_lines": lines},
+                )
             lines, table, fault = [], [], None
         elif comment or (universal and re.fullmatch(r"\d+[-.]\d+", cells[0])):  # 1-2 a contraction, 1.1 an empty node
             continue

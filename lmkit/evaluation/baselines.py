@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from lmkit.metrics.statistics import Statistics
 
 
-def unigram_statistics(train: Iterable[Sequence[int]], test: Iterable[tuple[Sequence[int], int]], *, vocabulary: int) -> Statistics:
+def unigram_statistics(
+    train: Iterable[Sequence[int]], test: Iterable[tuple[Sequence[int], int]], *, vocabulary: int
+) -> Statistics:
     """Every token by its frequency in training, whatever stands around it; add-one smoothed over the vocabulary.
 
     Args:

@@ -16,7 +16,9 @@ from lmkit.tasks.base import Batch, lay_out
 if TYPE_CHECKING:
     import torch
 
-TOLERANCE = 2e-5  # of the largest logit, in fp32: rounding makes 1e-6, a document that sees another at least 1e-4, even at random weights
+TOLERANCE = (
+    2e-5  # of the largest logit, in fp32: rounding makes 1e-6, a document that sees another at least 1e-4, even at random weights
+)
 LONGEST_TRIAL = 1100  # tokens of a document that is run to see whether a sliding window is kept
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from lmkit.errors import RecipeError, suggest
 
 # layers, width, heads, inner width
-_SIZES = {
+SIZES = {
     "nano": (2, 32, 2, 64),
     "tiny": (2, 128, 2, 512),
     "mini": (4, 256, 4, 1024),
@@ -30,7 +30,7 @@ FAMILIES = {
 
 
 def preset_names() -> list[str]:
-    return [f"{family}-{size}" for family in FAMILIES for size in _SIZES]
+    return [f"{family}-{size}" for family in FAMILIES for size in SIZES]
 
 
 def preset_config(name: str, *, max_length: int) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def preset_config(name: str, *, max_length: int) -> dict[str, Any]:
         RecipeError: no such preset.
     """
     family, _, size = name.partition("-")
-    if family not in FAMILIES or size not in _SIZES:
+    if family not in FAMILIES or size not in SIZES:
         raise RecipeError(f"no preset {name!r}", place="model.preset", remedy=suggest(name, preset_names(), most=40))
-    layers, width, heads, inner = _SIZES[size]
+    layers, width, heads, inner = SIZES[size]
     positions = max(512, max_length)
     if family == "bert":
         return _encoder("bert", layers, width, heads, inner) | {"max_position_embeddings": positions}

@@ -30,7 +30,11 @@ class Translation(Task):
     def encode(self, rows: Sequence[Row]) -> Columns:
         sources = self.tokenizer([row["source"] for row in rows], verbose=False)["input_ids"]
         with_gold = bool(rows) and "target" in rows[0]
-        targets = self.tokenizer(text_target=[row["target"] for row in rows], verbose=False)["input_ids"] if with_gold else [[] for _ in rows]
+        targets = (
+            self.tokenizer(text_target=[row["target"] for row in rows], verbose=False)["input_ids"]
+            if with_gold
+            else [[] for _ in rows]
+        )
         longest = [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
         long = [(position, length) for position, length in enumerate(longest) if length > self.max_length]
         if long and self.recipe.data.long_text != "head":

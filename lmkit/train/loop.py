@@ -156,9 +156,7 @@ def _slots(batch: Batch) -> int:
     return 0 if "idle" in batch else batch["attention_mask"].numel()
 
 
-def _agree(
-    accelerator: Accelerator, counts: list[int], stop: bool, share: float | None
-) -> tuple[list[int], bool, float | None]:
+def _agree(accelerator: Accelerator, counts: list[int], stop: bool, share: float | None) -> tuple[list[int], bool, float | None]:
     """Sums of the counts over all ranks, whether any rank was asked to stop, and the first rank's share of the time."""
     if accelerator.num_processes == 1:
         return counts, stop, share

@@ -89,9 +89,7 @@ def run_steps(
         else:
             progress.without_improvement += 1
         if accelerator.is_main_process:
-            run.append_log(
-                {"step": progress.step, "epoch": _epoch(plan, progress.step), f"validation_{metric}": finite(value)}
-            )
+            run.append_log({"step": progress.step, "epoch": _epoch(plan, progress.step), f"validation_{metric}": finite(value)})
         accelerator.log({f"validation_{metric}": value}, step=progress.step)
         if console.is_verbose() or improved:
             console.say(f"step {progress.step}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")

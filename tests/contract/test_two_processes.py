@@ -17,7 +17,7 @@ from lmkit.train.launch import ProcessFailed, launch
 
 SCRIPT = Path(__file__).with_name("as_one_of_several.py")
 STEPS = 4
-KINDS = ("mlm", "classification by LoRA", "ner", "translation")
+KINDS = ("mlm", "classification by LoRA", "translation")
 
 
 def recipe_of(tiny: Any, kind: str, *, processes: int) -> Any:
