@@ -279,7 +279,7 @@ def _other(error: Exception) -> int:
         return 1
     status = getattr(error, "status", None)
     if isinstance(status, int):  # Interrupted, ProcessFailed: said already
-        if status in (130, 143):
+        if status in (130, 143) and console.is_first_process() and not console.is_started_by_lmkit():
             console.fail("interrupted; the same command with --resume goes on from the last checkpoint")
         return status
     raise error

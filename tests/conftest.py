@@ -83,7 +83,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": _ENCODER | {"num_key_value_heads": 1, "head_dim": 16},
     "bart": {
         "d_model": 32,
-        **{f"{side}_{key}": size for side in ("encoder", "decoder") for key, size in [("layers", 2), ("attention_heads", 2), ("ffn_dim", 64)]},
+        **{
+            f"{side}_{key}": size
+            for side in ("encoder", "decoder")
+            for key, size in [("layers", 2), ("attention_heads", 2), ("ffn_dim", 64)]
+        },
     },
 }
 

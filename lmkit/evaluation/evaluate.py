@@ -175,7 +175,7 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
         "metrics": {name: _interval(interval) for name, interval in intervals.items()},
     }
     if by_label := evaluated.statistics.label_values():
-        found["by_label"] = by_label
+        found["by_label"] = {label: row | {"support": int(row["support"])} for label, row in by_label.items()}
     found["signature"] = " ".join(
         filter(None, [evaluated.statistics.signature, f"bootstrap:percentile|resamples:{options.resamples}|seed:{seed}"])
     )

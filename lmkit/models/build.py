@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmkit.errors import ModelError, RecipeError
+from lmkit.errors import ModelError, RecipeError, suggest
 from lmkit.models.heads import unwrap
 from lmkit.models.presets import preset_config
 from lmkit.models.source import DESCRIPTION, ModelSource
@@ -99,8 +99,6 @@ def _described(recipe: Recipe) -> dict[str, Any]:
 def _config_class(model_type: str) -> Any:
     from transformers import CONFIG_MAPPING
 
-    from lmkit.errors import suggest
-
     if model_type not in CONFIG_MAPPING:
         raise RecipeError(
             f"transformers knows no model_type {model_type!r}",
@@ -108,6 +106,16 @@ def _config_class(model_type: str) -> Any:
             remedy=suggest(model_type, CONFIG_MAPPING.keys(), most=5),
         )
     return CONFIG_MAPPING[model_type]
+
+
+def _check_fields(changes: Mapping[str, Any], config: PretrainedConfig) -> None:
+    """Refuse a field that the architecture does not have: transformers would keep it and never read it."""
+    known = {*config.to_dict(), *config.attribute_map, "model_type", "attn_implementation"}
+    for name in changes:
+        if name not in known and not hasattr(config, name):
+            raise RecipeError(
+                f"{config.model_type} has no field {name!r}", place=f"model.config.{name}", remedy=suggest(name, known)
+            )
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str, Any]:
@@ -121,14 +129,25 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str,
 
 def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrainedModel:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     values = dict(values)
     cls = _config_class(values.pop("model_type"))
+    _check_fields(recipe.model.config, cls())
     try:
         config = cls(**_with_dropout(values, cls().to_dict() | values, recipe.train.dropout))
         _check_kind(config, task)
         model = getattr(transformers, task.model_class).from_config(config, dtype="float32")
-    except (ValueError, TypeError, KeyError, AssertionError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AssertionError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+        StrictDataclassError,
+    ) as error:
         if recipe.model.config or "Unrecognized configuration class" in str(error):
             message = str(error).strip().split("\n")[0]
             raise RecipeError(
@@ -171,6 +190,7 @@ def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
 
 def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTrainedModel, list[str]]:
     base = load_config(source, recipe)
+    _check_fields(recipe.model.config, base)
     _check_kind(base, task)
     changes = _with_dropout(recipe.model.config | task.model_config(), base.to_dict(), recipe.train.dropout)
     model, info = from_pretrained(task.model_class, source.location, recipe, changes)
@@ -330,6 +350,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
             place=location,
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
+    _check_length(model.config, recipe, task)
     return model.eval()
 
 

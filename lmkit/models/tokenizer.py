@@ -77,7 +77,16 @@ def train_tokenizer(
         )
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(unk_token=unknown, **trainer_options)
-    tokenizer.train_from_iterator(texts(), trainer)
+    try:
+        tokenizer.train_from_iterator(texts(), trainer)
+    except Exception as error:  # tokenizers knows no other class
+        if "not large enough" not in str(error):
+            raise
+        raise ModelError(
+            f"{options.vocab_size} pieces do not hold every letter of the texts",
+            place="tokenizer.train.vocab_size",
+            remedy="raise it, or take algorithm: bpe, which writes rare letters as bytes",
+        ) from None
     if options.algorithm != "bpe":
         tokenizer = _settled(tokenizer, special)
     if tokenizer.get_vocab_size() <= len(special):
@@ -192,9 +201,11 @@ def for_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of everything that decides how text becomes tokens."""
-    backend = tokenizer.backend_tokenizer
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # what the last call asked for stays in there, and is no property of the tokenizer
+    backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    return hashlib.sha256(f"{backend.to_str()}{special}".encode()).hexdigest()
+    return hashlib.sha256(json.dumps([backend, special]).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

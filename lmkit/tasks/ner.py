@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # how raw text is cut into words for ``lmkit predict``, by the way the training words look
 WORD_SPLITS = {"space": r"\S+", "punctuation": r"\w+(?:[-'’]\w+)*|[^\w\s]", "character": r"[A-Za-z0-9]+|\S"}
+WORD_MARKS = frozenset({"Ġ", "▁"})  # tokens of byte-level and SentencePiece vocabularies that only say: a word begins
 
 
 class WordTagging(Task):
@@ -64,8 +65,8 @@ class WordTagging(Task):
         columns |= {"positions": [[] for _ in kept], "words": [[] for _ in kept], "tags": [[] for _ in kept]}
         for row, pieces in by_row.items():
             first_tokens = [
-                first_with_text(encoded.word_ids(kept[piece]), encoded["offset_mapping"][kept[piece]], rows[row]["tokens"])
-                for piece in pieces
+                first_with_text(encoded.word_ids(i), encoded["offset_mapping"][i], rows[row]["tokens"], encoded.tokens(i))
+                for i in (kept[piece] for piece in pieces)
             ]
             gold = rows[row].get("tags")
             for window, position, word in assign(first_tokens, [columns["length"][piece] for piece in pieces]):
@@ -152,18 +153,20 @@ def split_words(text: str, how: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(WORD_SPLITS[how], text)]
 
 
-def first_with_text(word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]], words: Sequence[str]) -> dict[int, int]:
-    """Word -> position of its first token that carries text, not the bare word mark of a SentencePiece.
+def first_with_text(
+    word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]], words: Sequence[str], tokens: Sequence[str]
+) -> dict[int, int]:
+    """Word -> position of its first token that carries text, not the bare mark of a word's beginning.
 
-    XLM-R style tokenizers split a pre-tokenised ideograph into a bare ``▁`` and the ideograph; the mark
-    has an empty span, or the span of a white space.
+    XLM-R style tokenizers split a pre-tokenised ideograph into ``▁`` and the ideograph, byte-level ones into ``Ġ``
+    and its bytes; the mark may have an empty span, that of a white space, or that of the first letter.
     """
     found: dict[int, int] = {}
     bare: dict[int, int] = {}
-    for position, (word, (start, end)) in enumerate(zip(word_ids, offsets, strict=True)):
+    for position, (word, (start, end), token) in enumerate(zip(word_ids, offsets, tokens, strict=True)):
         if word is None:
             continue
-        target = found if words[word][start:end].strip() else bare
+        target = found if words[word][start:end].strip() and token not in WORD_MARKS else bare
         target.setdefault(word, position)
     return bare | found
 

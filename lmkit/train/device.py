@@ -42,12 +42,14 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     precision = choose_precision(hardware)
+    mixed = "no" if precision == "fp32" else precision
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
+        AcceleratorState._reset_state()  # an earlier run of this Python process had another one
     try:
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision, log_with=trackers or None, project_dir=folder
-        )
+        accelerator = Accelerator(mixed_precision=mixed, log_with=trackers or None, project_dir=folder)
     except ValueError as error:
         raise RecipeError(
             str(error).split("\n")[0],

@@ -60,8 +60,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
     manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total)
     if accelerator.is_main_process:
-        if not (resume and run.recipe_file.is_file()):
-            write_text(run.recipe_file, dump_recipe(recipe))
+        write_text(run.recipe_file, dump_recipe(recipe))  # resumed, too: it may have more steps now
         if prepared.splits.rejected:
             write_text(run.rejects_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prepared.splits.rejected))
         write_json(run.manifest_file, manifest)
@@ -170,8 +169,8 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
             kept = task.logits(inner, {key: value.to(accelerator.device) for key, value in batch.items()})[0].float().cpu()
             loaded = task.logits(fresh, batch)[0].float()
         inner.train(was_training)
-        difference = (kept - loaded).abs().max().item() if kept.numel() else 0.0
-        if not difference <= RELOAD_TOLERANCE * max(1.0, kept.abs().max().item()):
+        difference, largest = ((kept - loaded).abs().max().item(), kept.abs().max().item()) if kept.numel() else (0.0, 0.0)
+        if not difference <= RELOAD_TOLERANCE * max(1.0, largest):
             raise ModelError(
                 f"the saved model computes something else than the trained one (logits differ by {difference:.3g})",
                 place=str(run.model),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 
 
 class ProcessFailed(Exception):
@@ -21,6 +23,7 @@ def launch(arguments: list[str], *, processes: int) -> None:
         ProcessFailed: with the exit status of the first that failed.
     """
     import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -37,8 +40,15 @@ def launch(arguments: list[str], *, processes: int) -> None:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         raise ProcessFailed(status if status > 0 else 1) from None
+    except SignalException as error:  # the processes were ended, each after a checkpoint
+        raise ProcessFailed(128 + int(error.sigval)) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():  # the launcher leaves its own behind
+                signal.signal(number, handler)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,45 +37,66 @@ RECORDS = {
 }
 
 
-def subject(tiny: Any, task: str) -> tuple[Any, Any, Any, int]:
-    """A model that tells rows apart, its task, its data, and the length of the longest piece."""
-    recipe = tiny.recipe(task, data={"max_rows": ROWS})
-    model, prepared = tiny.model(recipe), tiny.prepared(recipe)
-    torch.manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    encoded = prepared.encoded["validation"]
-    return model, prepared.task, encoded, max(encoded.pieces["length"])
+@dataclass(frozen=True)
+class Subject:
+    """A model that tells rows apart, on a split; evaluated 1, 4 and 16 rows at a time."""
+
+    model: Any
+    task: Any
+    encoded: Any
+    budgets: dict[int, int]
+    records: dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def subject(tiny: Any) -> Any:
+    made: dict[str, Subject] = {}
+
+    def find(task: str) -> Subject:
+        if task not in made:
+            recipe = tiny.recipe(task, data={"max_rows": ROWS})
+            model, prepared = tiny.model(recipe), tiny.prepared(recipe)
+            torch.manual_seed(4)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+            encoded = prepared.encoded["validation"]
+            budgets = {rows: rows * max(encoded.pieces["length"]) for rows in (1, 4, 16)}
+            records = {
+                rows: list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=budget))
+                for rows, budget in budgets.items()
+            }
+            made[task] = Subject(model, prepared.task, encoded, budgets, records)
+        return made[task]
+
+    return find
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_records_come_once_in_file_order_whatever_the_batches(tiny: Any, task: str) -> None:
-    model, its_task, encoded, longest = subject(tiny, task)
-    budgets = {1: 1, 4: 4 * longest, 16: 16 * longest}
-    found = {rows: list(predict_records(model, its_task, encoded, tiny.accelerator, budget=budget)) for rows, budget in budgets.items()}
+def test_records_come_once_in_file_order_whatever_the_batches(subject: Any, task: str) -> None:
+    found = subject(task)
     inputs = [field.name for field in task_class(task).fields if not field.gold]
-    for records in found.values():
+    for records in found.records.values():
         assert [record["id"] for record in records] == list(range(ROWS))
-        for record, row in zip(records, encoded.rows, strict=True):
+        for record, row in zip(records, found.encoded.rows, strict=True):
             assert all(record[name] == row[name] for name in inputs)
-        for record, alone in zip(records, found[1], strict=True):
+        for record, alone in zip(records, found.records[1], strict=True):
             assert record["items"] == alone["items"]
             assert record["nll"] == pytest.approx(alone["nll"], rel=1e-5, abs=1e-5)
             assert record.get("prediction") == alone.get("prediction")
-    json.dumps(found[4])
-    assert len({round(record["nll"], 3) for record in found[4]}) > ROWS / 2
+    json.dumps(found.records[4])
+    assert len({round(record["nll"], 3) for record in found.records[4]}) > ROWS / 2
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_loss_is_one_whatever_the_batches(tiny: Any, task: str) -> None:
-    model, its_task, encoded, longest = subject(tiny, task)
-    losses = []
-    for budget in (1, 4 * longest, 16 * longest):
-        losses.append(mean_loss(model, its_task, encoded, tiny.accelerator, budget=budget))
-        records = list(predict_records(model, its_task, encoded, tiny.accelerator, budget=budget))
-        losses.append(measure(records, its_task, seconds=0).loss)
-    assert losses == pytest.approx([one_by_one(model, its_task, encoded)] * 6, abs=1e-6)
+def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str) -> None:
+    found = subject(task)
+    expected = one_by_one(found.model, found.task, found.encoded)
+    for rows, budget in found.budgets.items():
+        assert mean_loss(found.model, found.task, found.encoded, tiny.accelerator, budget=budget) == pytest.approx(
+            expected, abs=1e-6
+        )
+        assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(expected, abs=1e-6)
 
 
 def one_by_one(model: Any, task: Any, encoded: Any) -> float:
@@ -95,13 +117,13 @@ def one_by_one(model: Any, task: Any, encoded: Any) -> float:
 
 
 @pytest.mark.parametrize("task", ["mlm", "clm"])
-def test_perplexity_and_bits_per_byte_follow_from_the_loss(tiny: Any, task: str) -> None:
-    model, its_task, encoded, longest = subject(tiny, task)
-    loss = one_by_one(model, its_task, encoded)
-    texts = [row["text"] for row in encoded.rows]
-    tokens = sum(len(its_task.tokenizer(text)["input_ids"]) + 1 for text in texts)  # the end mark is predicted too
-    for budget in (1, 4 * longest, 16 * longest):
-        values = measure(list(predict_records(model, its_task, encoded, tiny.accelerator, budget=budget)), its_task, seconds=0).statistics.values()
+def test_perplexity_and_bits_per_byte_follow_from_the_loss(subject: Any, task: str) -> None:
+    found = subject(task)
+    loss = one_by_one(found.model, found.task, found.encoded)
+    texts = [row["text"] for row in found.encoded.rows]
+    tokens = sum(len(found.task.tokenizer(text)["input_ids"]) + 1 for text in texts)  # the end mark is predicted too
+    for records in found.records.values():
+        values = measure(records, found.task, seconds=0).statistics.values()
         assert math.log(values["perplexity"]) == pytest.approx(loss, abs=1e-6)
         if task == "clm":
             expected = loss * tokens / sum(len(text.encode()) for text in texts) / math.log(2)
@@ -109,11 +131,18 @@ def test_perplexity_and_bits_per_byte_follow_from_the_loss(tiny: Any, task: str)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_written_is_what_the_contract_says(tiny: Any, task: str, tmp_path: Path) -> None:
-    model, its_task, encoded, longest = subject(tiny, task)
-    options = its_task.recipe.eval
+def test_what_is_written_is_what_the_contract_says(tiny: Any, subject: Any, task: str, tmp_path: Path) -> None:
+    of = subject(task)
+    its_task, options = of.task, of.task.recipe.eval
     found = evaluate_split(
-        model, its_task, encoded, tiny.accelerator, split="validation", options=options, budget=4 * longest, folder=tmp_path / "eval"
+        of.model,
+        its_task,
+        of.encoded,
+        tiny.accelerator,
+        split="validation",
+        options=options,
+        budget=999,
+        folder=tmp_path / "eval",
     )
     assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["metrics.json", "predictions.jsonl"]
     written = json.loads((tmp_path / "eval" / "metrics.json").read_text(encoding="utf-8"))
@@ -132,25 +161,25 @@ def test_what_is_written_is_what_the_contract_says(tiny: Any, task: str, tmp_pat
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_rows_without_gold_are_read_and_answered(tiny: Any, task: str) -> None:
+def test_rows_without_gold_are_read_and_answered(subject: Any, task: str) -> None:
     """The same encoding and prediction in evaluation and in ``lmkit predict``."""
-    model, its_task, encoded, _ = subject(tiny, task)
+    found = subject(task)
     gold = {field.name for field in task_class(task).fields if field.gold}
-    rows = [{name: value for name, value in row.items() if name not in gold} for row in encoded.rows[:3]]
-    columns = its_task.encode(rows)
+    rows = [{name: value for name, value in row.items() if name not in gold} for row in found.encoded.rows[:3]]
+    columns = found.task.encode(rows)
     assert {len(values) for values in columns.values()} == {len(columns["row"])}
     pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
     with torch.inference_mode():
-        parts = its_task.predict(model, its_task.collate([[piece] for piece in pieces]), pieces)
+        parts = found.task.predict(found.model, found.task.collate([[piece] for piece in pieces]), pieces)
     by_row: list[list[dict[str, Any]]] = [[] for _ in rows]
     for piece, part in zip(pieces, parts, strict=True):
         by_row[piece["row"]].append(part)
-    with_gold = list(predict_records(model, its_task, encoded, tiny.accelerator, budget=1))[:3]
-    for row, found, record in zip(rows, by_row, with_gold, strict=True):
-        shown = its_task.show(its_task.combine(row, found))
+    for row, its_parts, record in zip(rows, by_row, found.records[1][:3], strict=True):
+        answer = found.task.combine(row, its_parts)
+        shown = found.task.show(answer)
         json.dumps(shown)
         assert not {"gold", "nll", "items"} & shown.keys()
-        assert its_task.combine(row, found).get("prediction") == record.get("prediction")
+        assert answer.get("prediction") == record.get("prediction")
 
 
 @pytest.mark.parametrize("task", TASKS)

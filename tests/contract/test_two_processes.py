@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ KINDS = ("mlm", "classification by LoRA", "translation")
 def recipe_of(tiny: Any, kind: str, *, processes: int) -> Any:
     """Steps of three examples and of fewer than there are ranks; rounding is not blown up by a tiny epsilon."""
     sections: dict[str, Any] = {
-        "train": {"max_steps": STEPS, "batch_size": 3, "epsilon": 1e-4, "learning_rate": 1e-2, "eval_every": 2, "select_best": "loss"},
+        "train": {
+            "max_steps": STEPS,
+            "batch_size": 3,
+            "epsilon": 1e-4,
+            "learning_rate": 1e-2,
+            "eval_every": 2,
+            "select_best": "loss",
+        },
         "hardware": {"processes": processes, "micro_batch_tokens": 64},
         "data": {"max_rows": 7},  # the third step of an epoch has one
     }
@@ -72,7 +80,10 @@ def test_two_processes_end_with_the_weights_of_one(runs: dict[str, tuple[Run, Ru
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_evaluate_every_row_once_in_file_order(runs: dict[str, tuple[Run, Run]], kind: str) -> None:
     mine, theirs = (
-        [json.loads(line) for line in (run.eval_folder("validation") / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+        [
+            json.loads(line)
+            for line in (run.eval_folder("validation") / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         for run in runs[kind]
     )
     assert [record["id"] for record in mine] == [record["id"] for record in theirs] == list(range(7))
@@ -84,7 +95,9 @@ def test_two_processes_evaluate_every_row_once_in_file_order(runs: dict[str, tup
     assert runs[kind][0].metrics("validation")["loss"] == pytest.approx(runs[kind][1].metrics("validation")["loss"], abs=1e-5)
 
 
-def test_the_status_of_a_process_that_fails_is_passed_on() -> None:
+def test_the_status_of_a_process_that_fails_is_passed_on_and_signals_mean_what_they_did() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(ProcessFailed) as failed:
         launch(["-c", "raise SystemExit(7)"], processes=2)
     assert failed.value.status == 7
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

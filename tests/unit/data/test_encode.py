@@ -20,7 +20,12 @@ from lmkit.errors import DataError
 from lmkit.tasks.base import TooLong
 from lmkit.tasks.registry import task_class
 
-TEXTS = ["Call me Ishmael.", "It is a way I have of driving off the spleen. " * 6, "So lucky.", "There now is your insular city of the Manhattoes."]
+TEXTS = [
+    "Call me Ishmael.",
+    "It is a way I have of driving off the spleen. " * 6,
+    "So lucky.",
+    "There now is your insular city of the Manhattoes.",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,9 @@ def rows_of(tmp_path: Path, task: str, *rows: dict[str, Any]) -> Rows:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options: dict[str, Any] = {"columns": {}, "on_bad_row": "error", "document": "line", "max_rows": None}
     fields = task_class(task).fields
-    return load_rows(str(file), key="data.train", split="train", fields=fields, folders=[Path()], cache_dir=tmp_path / "cache", **options)
+    return load_rows(
+        str(file), key="data.train", split="train", fields=fields, folders=[Path()], cache_dir=tmp_path / "cache", **options
+    )
 
 
 def texts(tmp_path: Path) -> Rows:

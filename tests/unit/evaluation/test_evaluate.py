@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from lmkit.evaluation import evaluate
-from lmkit.evaluation.evaluate import evaluate_split, finite, is_better, mean_loss, measure, metrics_json, metrics_table, predict_records, validate
+from lmkit.evaluation.evaluate import (
+    evaluate_split,
+    finite,
+    is_better,
+    mean_loss,
+    measure,
+    metrics_json,
+    metrics_table,
+    predict_records,
+    validate,
+)
 from lmkit.recipe.schema import Eval
 
 
@@ -47,7 +57,9 @@ def test_metrics_have_intervals_and_labels(tiny: Any) -> None:
     assert found["by_label"]["negative"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2.0}
     assert found["signature"] == "bootstrap:percentile|resamples:200|seed:13"
     assert (found["loss"], found["seconds"]) == (0.5, 1.235)
-    assert found == metrics_json(measure(records, task, seconds=1.23456), task, split="test", options=Eval(resamples=200), seed=13)
+    assert found == metrics_json(
+        measure(records, task, seconds=1.23456), task, split="test", options=Eval(resamples=200), seed=13
+    )
 
 
 def test_a_translation_carries_the_signatures_of_sacrebleu(tiny: Any) -> None:
@@ -107,7 +119,9 @@ def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
     recipe = tiny.recipe("classification")
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     encoded = prepared.encoded["validation"]
-    evaluated = measure(list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)), prepared.task, seconds=0)
+    evaluated = measure(
+        list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)), prepared.task, seconds=0
+    )
     for metric in ("loss", "accuracy", "f1_macro", "mcc"):
         found = validate(model, prepared.task, encoded, tiny.accelerator, metric=metric, budget=64)
         assert found == pytest.approx(evaluated.value(metric), abs=1e-6)
@@ -141,4 +155,9 @@ def test_the_table_shows_values_with_their_intervals() -> None:
         "metrics": {"f1": {"value": 0.5, "low": 0.4, "high": 0.61234}, "mcc": {"value": None, "low": None, "high": None}},
     }
     shown = [line.split() for line in metrics_table(found).splitlines()]
-    assert shown == [["metric", "value", "90", "%", "interval"], ["f1", "0.5000", "0.4000", "...", "0.6123"], ["mcc", "-", "-"], ["loss", "0.2500"]]
+    assert shown == [
+        ["metric", "value", "90", "%", "interval"],
+        ["f1", "0.5000", "0.4000", "...", "0.6123"],
+        ["mcc", "-", "-"],
+        ["loss", "0.2500"],
+    ]

@@ -129,9 +129,7 @@ def test_equals_conlleval_and_seqeval_on_random_tags(seed: int) -> None:
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert values["f1_strict"] == pytest.approx(
-            f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0)
-        )
+        assert values["f1_strict"] == pytest.approx(f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0))
         assert values["f1"] == pytest.approx(f1_score(gold, predicted, zero_division=0))
         assert values["precision"] == pytest.approx(precision_score(gold, predicted, zero_division=0))
         assert values["recall"] == pytest.approx(recall_score(gold, predicted, zero_division=0))
@@ -197,9 +195,7 @@ def test_plain_tags_are_words_to_classify() -> None:
     expected = f1_score([*gold[0], *gold[1]], [*predicted[0], *predicted[1]], average="macro")
     assert statistics.values() == pytest.approx({"accuracy": 0.75, "f1_macro": expected})
     assert statistics.counts.shape[0] == 3
-    assert statistics.label_values()["VERB"] == pytest.approx(
-        {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1}
-    )
+    assert statistics.label_values()["VERB"] == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1})
 
 
 def test_other_schemes_are_refused_rather_than_miscounted() -> None:

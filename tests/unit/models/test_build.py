@@ -156,7 +156,9 @@ def test_lora_on_layers_of_ones_own_choice(tiny: Any) -> None:
 
 
 def test_lora_that_finds_no_layer_names_those_there_are(tiny: Any) -> None:
-    with pytest.raises(RecipeError, match=r"(?s)lora\.targets: LoRA found nothing to adapt.*classifier, dense, key, query, value"):
+    with pytest.raises(
+        RecipeError, match=r"(?s)lora\.targets: LoRA found nothing to adapt.*classifier, dense, key, query, value"
+    ):
         built(tiny, tiny.recipe("ner", base=tiny.base("mlm"), lora={"targets": ["q_proj"]}))
 
 
@@ -167,7 +169,10 @@ def test_lora_needs_trained_weights(tiny: Any) -> None:
 
 def test_new_modules_are_named_by_the_topmost() -> None:
     model = torch.nn.ModuleDict(
-        {"body": torch.nn.Linear(2, 2), "head": torch.nn.ModuleDict({"dense": torch.nn.Linear(2, 2), "out": torch.nn.Linear(2, 2)})}
+        {
+            "body": torch.nn.Linear(2, 2),
+            "head": torch.nn.ModuleDict({"dense": torch.nn.Linear(2, 2), "out": torch.nn.Linear(2, 2)}),
+        }
     )
     head = {"head.dense.weight", "head.dense.bias", "head.out.weight", "head.out.bias"}
     assert new_modules(model, set()) == []
@@ -178,7 +183,16 @@ def test_new_modules_are_named_by_the_topmost() -> None:
 
 
 def test_a_head_of_other_labels_is_new(tiny: Any) -> None:
-    recipe = tiny.recipe("ner", base=tiny.base("ner"), data={"labels": ["O", *(f"{p}-{k}" for k in ("NUMBER", "STREET", "CITY", "STATE", "ZIP", "UNIT", "POBOX", "PLACE") for p in "BI")]})
+    recipe = tiny.recipe(
+        "ner",
+        base=tiny.base("ner"),
+        data={
+            "labels": [
+                "O",
+                *(f"{p}-{k}" for k in ("NUMBER", "STREET", "CITY", "STATE", "ZIP", "UNIT", "POBOX", "PLACE") for p in "BI"),
+            ]
+        },
+    )
     assert built(tiny, recipe).new == ["classifier"]
 
 

@@ -13,7 +13,11 @@ from lmkit.tasks.base import lay_out
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
 DECODERS = ("llama", "gpt2", "qwen3")
-WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}  # the first layer sees all, the second 8 tokens
+WINDOWED = {
+    "use_sliding_window": True,
+    "sliding_window": 8,
+    "max_window_layers": 1,
+}  # the first layer sees all, the second 8 tokens
 LENGTHS = (5, 150, 1, 40)  # one is longer than ModernBERT's window of 128
 
 
@@ -42,7 +46,9 @@ def logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 def largest_difference(model: Any, packing: Packing, pieces: list[dict[str, list[int]]]) -> float:
     """Between the logits of documents packed into one row, padding behind, and those of each alone; by the largest logit."""
-    other = [{"input_ids": [7] * (1 + sum(len(piece["input_ids"]) for piece in pieces))}]  # a longer row, so that there is padding
+    other = [
+        {"input_ids": [7] * (1 + sum(len(piece["input_ids"]) for piece in pieces))}
+    ]  # a longer row, so that there is padding
     packed = logits(model, packing.apply(lay_out([pieces, other], columns={"input_ids": 0}, packed=True)))[0]
     differences, start = [], 0
     for piece in pieces:

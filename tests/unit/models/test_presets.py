@@ -29,7 +29,10 @@ def test_every_family_builds_for_its_tasks(tiny: Any, family: str, task: str) ->
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"),  # published: Turc et al. 2019 (4.4, 11.3, 28.8, 41.7, 110.1); Warner et al. 2024 (149); Junczys-Dowmunt et al. 2018
+    (
+        "preset",
+        "millions",
+    ),  # published: Turc et al. 2019 (4.4, 11.3, 28.8, 41.7, 110.1); Warner et al. 2024 (149); Junczys-Dowmunt et al. 2018
     [("bert-tiny", 4.4), ("bert-mini", 11.2), ("bert-small", 28.8), ("bert-medium", 41.4), ("bert-base", 109.5)],
 )
 def test_sizes_are_the_published_ones(preset: str, millions: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_windows_overlap_and_leave_no_token_out(tiny: Any) -> None:
     overlap = int(0.25 * (32 - 2 - 1))
     rebuilt = windows[0] + [token for window in windows[1:] for token in window[overlap:]]
     assert rebuilt == task.tokenizer(LONG, add_special_tokens=False, verbose=False)["input_ids"]
-    assert all(left[-overlap:] == right[:overlap] for left, right in zip(windows, windows[1:], strict=False))
+    assert all(left[-overlap:] == right[:overlap] for left, right in pairwise(windows))
     assert set(columns["label"]) == {1}
     assert max(columns["length"]) == 32
     assert not any(columns["cut"])

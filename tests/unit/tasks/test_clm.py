@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from lmkit.tasks.base import IGNORE
 from lmkit.tasks.clm import blocks
 
-TEXT = "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, I thought I would sail."
+TEXT = (
+    "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, I thought I would sail."
+)
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 20))

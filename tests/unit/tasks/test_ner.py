@@ -83,7 +83,9 @@ def test_every_word_gets_one_prediction_and_every_gold_entity_counts(tiny: Any, 
     for numbers in micro_batches(torch.arange(len(pieces)).numpy(), lengths, 32 * rows_at_once):
         chosen = [pieces[i] for i in numbers]
         with torch.inference_mode():
-            parts |= dict(zip(numbers.tolist(), task.predict(model, task.collate([[piece] for piece in chosen]), chosen), strict=True))
+            parts |= dict(
+                zip(numbers.tolist(), task.predict(model, task.collate([[piece] for piece in chosen]), chosen), strict=True)
+            )
     record = task.combine(row, [parts[i] for i in sorted(parts)])
     assert len(record["prediction"]) == len(record["score"]) == record["items"] == 500
     assert record["gold"] == row["tags"]
@@ -125,14 +127,31 @@ def test_documents_without_gold_are_tagged_too(tiny: Any) -> None:
 
 
 def test_the_labelled_token_is_the_first_that_carries_text() -> None:
-    """XLM-R splits a pre-tokenised ideograph into a bare mark and the ideograph."""
+    """XLM-R splits a pre-tokenised ideograph into a bare mark and the ideograph, RoBERTa into the mark and bytes."""
     words = ["春", "日", "in"]
     ids = [None, 0, 0, 1, 1, 2, 2, None]
+    tokens = ["<s>", "▁", "春", "▁", "日", "▁i", "n", "</s>"]
     offsets = [(0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (0, 1), (1, 2), (0, 0)]
-    assert first_with_text(ids, offsets, words) == {0: 2, 1: 4, 2: 5}
-    # the mark over a space, and a word that has nothing but a mark
-    assert first_with_text([0, 0, 1], [(0, 1), (1, 2), (0, 1)], [" 春", " "]) == {0: 1, 1: 2}
-    assert first_with_text([None, None], [(0, 0), (0, 0)], ["\u200b"]) == {}
+    assert first_with_text(ids, offsets, words, tokens) == {0: 2, 1: 4, 2: 5}
+    over_the_letter = [(0, 0), (0, 1), (0, 1), (0, 1), (0, 1), (0, 1), (1, 2), (0, 0)]
+    assert first_with_text(ids, over_the_letter, words, tokens) == {0: 2, 1: 4, 2: 5}
+    # the mark over a space; and words that have nothing but a mark
+    assert first_with_text([0, 0, 1, 2], [(0, 1), (1, 2), (0, 1), (0, 1)], [" 春", " ", "▁"], ["_", "春", "_", "▁"]) == {
+        0: 1,
+        1: 2,
+        2: 3,
+    }
+    assert first_with_text([None, None], [(0, 0), (0, 0)], ["\u200b"], ["[CLS]", "[SEP]"]) == {}
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_no_label_stands_at_a_bare_mark(tiny: Any, algorithm: str) -> None:
+    task = task_of(tiny, algorithm)
+    words = ["春", "日", "MARTIN", "Quixote"]
+    (piece,) = pieces_of(task, [{"id": 0, "tokens": words, "tags": ["O"] * 4}])
+    tokens = task.tokenizer.convert_ids_to_tokens([piece["input_ids"][position] for position in piece["positions"]])
+    assert len(tokens) == 4
+    assert not {"Ġ", "▁"} & set(tokens)
 
 
 def test_a_word_belongs_to_the_window_with_most_context_around_it() -> None:

@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 
 from lmkit.data.plan import Plan
 from lmkit.errors import RecipeError, TrainingStopped
-from lmkit.recipe.schema import Hardware
 from lmkit.run import Run
 from lmkit.train import session
 from lmkit.train.checkpoint import checkpoint_steps, name_of
-from lmkit.train.device import build_accelerator
 from lmkit.train.loop import StepBatches
 from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, total_steps
 
@@ -47,7 +45,15 @@ def test_a_run_leaves_what_the_contract_says(run: Run) -> None:
         "eval/validation/predictions.jsonl",
     } <= files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".tmp"))]
-    assert {path.split("/")[0] for path in files} == {"recipe.yaml", "manifest.json", "log.jsonl", "README.md", "model", "checkpoints", "eval"}
+    assert {path.split("/")[0] for path in files} == {
+        "recipe.yaml",
+        "manifest.json",
+        "log.jsonl",
+        "README.md",
+        "model",
+        "checkpoints",
+        "eval",
+    }
 
 
 def test_the_log_has_a_line_for_every_step(run: Run) -> None:
@@ -66,7 +72,10 @@ def test_the_manifest_says_what_the_run_was_made_of(run: Run) -> None:
     manifest = run.manifest
     assert (manifest["task"], manifest["seed"], manifest["steps"], manifest["planned_steps"]) == ("classification", 13, 6, 6)
     assert manifest["parent"] is None
-    assert [(entry["split"], entry["rows"], len(entry["sha256"])) for entry in manifest["data"]] == [("train", 10, 64), ("validation", 10, 64)]
+    assert [(entry["split"], entry["rows"], len(entry["sha256"])) for entry in manifest["data"]] == [
+        ("train", 10, 64),
+        ("validation", 10, 64),
+    ]
     weights = load_file(run.model / "model.safetensors")
     assert manifest["parameters"]["total"] == manifest["parameters"]["trained"] == sum(w.numel() for w in weights.values())
     assert manifest["hardware"]["precision"] == "fp32"
@@ -102,6 +111,19 @@ def test_training_stops_early_without_improvement(tiny: Any, monkeypatch: pytest
     recipe = tiny.recipe("classification", train={"max_steps": 9, "eval_every": 0.1, "early_stopping": 3})
     run = tiny.fit(recipe)
     assert (run.manifest["steps"], run.manifest["best_step"]) == (5, 2)
+
+
+def test_a_limit_of_time_ends_the_run_with_a_model(tiny: Any) -> None:
+    recipe = tiny.recipe("classification", train={"max_steps": None, "max_minutes": 0.005, "schedule": "linear"})
+    run = tiny.fit(recipe)
+    lines = [line for line in run.log_lines() if "loss" in line]
+    assert run.manifest["planned_steps"] is None
+    assert run.manifest["steps"] == lines[-1]["step"] == checkpoint_steps(run)[-1]
+    assert run.manifest["seconds"] >= 0.3
+    assert lines[-1]["learning_rate"] == 0.0
+    assert (run.model / "model.safetensors").is_file()
+    again = tiny.fit(recipe, resume=True)
+    assert again.manifest["steps"] == lines[-1]["step"]
 
 
 # ---------------------------------------------------------------------------------- a loss that is not finite
@@ -186,17 +208,12 @@ def test_checkpoints_come_after_steps_or_minutes(tiny: Any) -> None:
             interval(wrong)
 
 
-def test_another_number_of_processes_than_asked_for_is_said() -> None:
-    """Elsewhere two were asked for and one was quietly started."""
-    with pytest.raises(RecipeError, match=r"hardware\.processes: 1 processes run, not 2"):
-        build_accelerator(Hardware(precision="fp32", processes=2))
-
-
 def test_a_rank_without_examples_takes_part_with_nothing_that_counts(tiny: Any) -> None:
     prepared = tiny.prepared(tiny.recipe("classification"))
     plan = Plan(10, 3, 13)  # the last step has one example
     ranks = [
-        StepBatches(prepared.encoded["train"], plan, prepared.task, rank=rank, ranks=2, budget=1, packed=False)[3] for rank in (0, 1)
+        StepBatches(prepared.encoded["train"], plan, prepared.task, rank=rank, ranks=2, budget=1, packed=False)[3]
+        for rank in (0, 1)
     ]
     assert [sum(prepared.task.items(batch) for batch in micro) for micro in ranks] == [1, 0]
     assert [len(micro) for micro in ranks] == [1, 1]
