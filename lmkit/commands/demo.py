@@ -31,7 +31,15 @@ def run_demo(output: str, *, overwrite: bool = False) -> dict[str, Any]:
         raise RunError("an earlier demo is there", place=output, remedy="add --overwrite, or -o DIR for another place")
     begun = time.perf_counter()
     encoder = f"model.base={folder / 'mlm'}"
-    scratch = ["model.base=null", "model.preset=bert-mini", f"tokenizer.base={folder / 'mlm' / 'model'}", "lora=null"]
+    # the same architecture and tokenizer with random weights, all of them trained, as LoRA on those would be no rival
+    preset = load_recipe("demo/mlm").model.preset
+    scratch = [
+        "model.base=null",
+        f"model.preset={preset}",
+        f"tokenizer.base={folder / 'mlm' / 'model'}",
+        "lora=null",
+        "train.learning_rate=1e-3",
+    ]
 
     rows = [_language_model("pretrain", "mlm", folder, "loss", overwrite)]
     rows.append(_language_model("pretrain", "clm", folder, "bits_per_byte", overwrite))
