@@ -17,6 +17,8 @@ from lmkit.tasks.registry import task_class
 from lmkit.train.launch import ProcessFailed, launch
 
 SCRIPT = Path(__file__).with_name("as_one_of_several.py")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANDLERS = [signal.getsignal(number) for number in SIGNALS]  # before any launch
 STEPS = 4
 KINDS = ("mlm", "classification by LoRA", "translation")
 
@@ -96,8 +98,7 @@ def test_two_processes_evaluate_every_row_once_in_file_order(runs: dict[str, tup
 
 
 def test_the_status_of_a_process_that_fails_is_passed_on_and_signals_mean_what_they_did() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(ProcessFailed) as failed:
         launch(["-c", "raise SystemExit(7)"], processes=2)
     assert failed.value.status == 7
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == HANDLERS

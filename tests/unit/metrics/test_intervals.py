@@ -38,7 +38,8 @@ def test_agrees_with_scipy_on_a_ratio() -> None:
         n_resamples=4000,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    assert interval.low is not None and interval.high is not None
+    assert interval.low is not None
+    assert interval.high is not None
     noise = 0.06 * (expected.high - expected.low)
     assert interval.low == pytest.approx(expected.low, abs=noise)
     assert interval.high == pytest.approx(expected.high, abs=noise)
@@ -50,7 +51,8 @@ def test_covers_the_truth_about_as_often_as_it_says() -> None:
     covered = 0
     for seed in range(200):
         interval = bootstrap_intervals(accuracy_of(generator.random(100) < 0.8), resamples=200, seed=seed)["accuracy"]
-        assert interval.low is not None and interval.high is not None
+        assert interval.low is not None
+        assert interval.high is not None
         covered += interval.low <= 0.8 <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
 
@@ -90,7 +92,9 @@ def test_resamples_where_a_metric_is_undefined_are_left_out() -> None:
     half_empty = bootstrap_intervals(language_model_statistics([3.0, 0.0], [1, 0], None, [1, 0]))["loss"]
     assert half_empty == Interval(3.0, 3.0, 3.0)
     empty = bootstrap_intervals(language_model_statistics([0.0, 0.0], [0, 0], None, [0, 0]))["loss"]
-    assert math.isnan(empty.value) and empty.low is None and empty.high is None
+    assert math.isnan(empty.value)
+    assert empty.low is None
+    assert empty.high is None
 
 
 def test_a_large_test_set_takes_a_moment() -> None:
