@@ -67,6 +67,9 @@ def train(
         return dry_run_plan(recipe, splits, found)
     processes = 1 if launched else number_of_processes(recipe)
     if owns_run:
+        for key, used in (("model.base", recipe.model.base), ("tokenizer.base", recipe.tokenizer.base)):
+            if overwrite and used and Path(used).expanduser().resolve().is_relative_to(run.path.resolve()):
+                raise RecipeError("lies in the run that --overwrite would remove", place=key, remedy="give another -o/--output")
         run.start(resume=resume, overwrite=overwrite)
     if processes > 1:
         summary = _train_in_processes(stage, recipe, splits, found, run, processes)

@@ -138,6 +138,6 @@ def choose(words: np.ndarray, share: float, *, whole_words: bool, rng: Any) -> n
     Returns:
         ``(length,)`` booleans.
     """
-    draws = rng.random(int(words.max(initial=-1)) + 1)[words] if whole_words else rng.random(len(words))
+    draws = rng.random(max(1, int(words.max(initial=-1)) + 1))[words] if whole_words else rng.random(len(words))
     chosen: np.ndarray = (draws < share) & (words >= 0)
     return chosen

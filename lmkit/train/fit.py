@@ -165,9 +165,12 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         fresh = load_trained(find_model(str(run.model)), task)
         was_training = inner.training
         inner.eval()
+        autocast_forward = inner.__dict__.pop("forward", None)  # Accelerate's, in half precision
         with torch.inference_mode():
             kept = task.logits(inner, {key: value.to(accelerator.device) for key, value in batch.items()})[0].float().cpu()
             loaded = task.logits(fresh, batch)[0].float()
+        if autocast_forward is not None:
+            inner.forward = autocast_forward
         inner.train(was_training)
         difference, largest = ((kept - loaded).abs().max().item(), kept.abs().max().item()) if kept.numel() else (0.0, 0.0)
         if not difference <= RELOAD_TOLERANCE * max(1.0, largest):
