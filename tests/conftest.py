@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from lmkit.recipe.schema import Recipe
     from lmkit.run import Run
     from lmkit.train.prepare import Prepared
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # the same examples, on slow machines too
+settings.load_profile("steady")
 
 # the recipe of a task in small: a new task needs a line here, and the contract suite runs over it
 TEXTS = {
