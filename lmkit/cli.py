@@ -10,14 +10,28 @@ import warnings
 from typing import Annotated, Any
 
 gc.set_threshold(50_000)  # what is imported stays: looking for garbage among it would take a fifth of the start
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads the metadata of all that is installed
 
 import typer  # noqa: E402
+import typer.core  # noqa: E402
 
 from lmkit import __version__, console  # noqa: E402
 from lmkit.errors import LmkitError, TrainingStopped  # noqa: E402
 
+
+class _Commands(typer.core.TyperGroup):
+    """The group of commands, whose ``--help`` is False where it is not given: to make of None a truth value, typer loads pydantic."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
 app = typer.Typer(
     name="lmkit",
+    cls=_Commands,
     help="Raw text to a pretrained model, fine-tuned for a task, measured with intervals.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -25,7 +39,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes = typer.Typer(help="Recipes that ship with lmkit, and yours.", rich_markup_mode=None, no_args_is_help=True)
+recipes = typer.Typer(cls=_Commands, help="Recipes that ship with lmkit, and yours.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(recipes, name="recipe")
 
 RecipeArgument = Annotated[

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +179,9 @@ def is_run(path: str | Path) -> bool:
 
 def versions() -> dict[str, str]:
     """Python, lmkit and the libraries that decide what is computed."""
-    found = {"python": platform.python_version()}
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
     for name in ("lmkit", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "evaluate", "numpy"):
         try:
             found[name] = version(name)
@@ -193,6 +192,8 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the folder the command was started in, with ``+`` where files are changed."""
+    import subprocess
+
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)

@@ -40,6 +40,7 @@ def evaluate(
     """
     recipe, found, run = find_subject(source, overrides, output=output)
     run.check_place()
+    from lmkit.data.sources import find_files
     from lmkit.data.splits import load_splits
 
     cls = task_class(recipe.task)
@@ -47,6 +48,8 @@ def evaluate(
     if splits is None:
         if recipe.data.test is None and recipe.data.validation is None and recipe.data.validation_fraction is None:
             raise RecipeError("no data to evaluate on", place="data.test", remedy="data.test=FILE")
+        if "facts" not in found.description and (source_of_split := getattr(recipe.data, split)) is not None:
+            find_files(source_of_split, key=f"data.{split}", folders=[Path.cwd()])  # before a config is loaded
         facts = found.description.get("facts") or facts_of(found, recipe)
         splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
     elif split not in splits.rows:

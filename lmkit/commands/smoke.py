@@ -30,6 +30,8 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
     from lmkit.commands.train import check_choice, check_model_keys
 
     cls = task_class(recipe.task)
+    if recipe.model.base is None or recipe.model.preset:
+        check_model_keys(recipe, None)  # a base that is not there yet is no mistake here; keys that contradict each other are
     splits = load_splits(recipe, cls, wanted=("train", "validation", "test"))
     check_choice(recipe, splits)
     from lmkit.train.fit import fit

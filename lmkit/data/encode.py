@@ -45,6 +45,15 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def slots(self, *, packed: bool) -> np.ndarray:
+        """Tokens an example takes in a batch, padding within it included: one row, or (unpacked) a row a piece."""
+        if packed:
+            return self.lengths
+        pieces = np.asarray(self.pieces.data.column("length").to_numpy(), dtype=np.int64)
+        sizes = np.array([len(group) for group in self.groups], dtype=np.int64)
+        order = np.fromiter((piece for group in self.groups for piece in group), np.int64, int(sizes.sum()))
+        return np.asarray(np.maximum.reduceat(pieces[order], np.cumsum(sizes) - sizes) * sizes)
+
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
         group = self.groups[number]

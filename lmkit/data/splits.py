@@ -52,6 +52,8 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
     if data.validation is not None and data.validation_fraction is not None:
         raise RecipeError("given beside data.validation", place="data.validation_fraction", remedy="keep one of the two")
     from_train = data.validation_fraction is not None and bool({"train", "validation"} & set(wanted))
+    if from_train and data.train is None:
+        raise RecipeError("a share of no rows: data.train is missing", place="data.validation_fraction", remedy="give data.train")
     read = [split for split in wanted if getattr(data, split) is not None] + (
         ["train"] if from_train and "train" not in wanted else []
     )

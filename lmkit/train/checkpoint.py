@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lmkit import console
 from lmkit.errors import ModelError
 from lmkit.models.heads import unwrap_parallel
 from lmkit.run import Run, atomic_directory
+
+WEIGHTS, MOMENTS = "model.safetensors", "optimizer.safetensors"
 
 
 def name_of(step: int) -> str:
@@ -23,6 +26,20 @@ def checkpoint_steps(run: Run) -> list[int]:
         return []
     names = [re.fullmatch(r"step-(\d{8})", path.name) for path in run.checkpoints.iterdir()]
     return sorted(int(name[1]) for name in names if name)
+
+
+def newest_whole(run: Run) -> int | None:
+    """The step of the newest checkpoint that can be read; damaged ones after it are named, and stay where they are."""
+    for step in reversed(checkpoint_steps(run)):
+        try:
+            load_state(run, step)
+            for name in WEIGHTS, MOMENTS:
+                _keys(run.checkpoints / name_of(step) / name)
+        except ModelError as error:
+            console.warn(f"{error.place}: {error.problem}; taking the checkpoint before")
+            continue
+        return step
+    return None
 
 
 def save_checkpoint(run: Run, step: int, model: Any, optimizer: Any, state: dict[str, Any]) -> Path:
@@ -41,8 +58,8 @@ def save_checkpoint(run: Run, step: int, model: Any, optimizer: Any, state: dict
         for key, value in _optimizer_state(optimizer).get(p, {}).items()
     }
     with atomic_directory(target) as folder:
-        save_file(weights, folder / "model.safetensors")
-        save_file(moments, folder / "optimizer.safetensors")
+        save_file(weights, folder / WEIGHTS)
+        save_file(moments, folder / MOMENTS)
         (folder / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
     return target
 
@@ -51,7 +68,7 @@ def load_weights(run: Run, step: int, model: Any) -> None:
     """Copy a checkpoint's weights into the model, in place."""
     import torch
 
-    path = run.checkpoints / name_of(step) / "model.safetensors"
+    path = run.checkpoints / name_of(step) / WEIGHTS
     stored = _tensors(path)
     parameters = {name: p for name, p in unwrap_parallel(model).named_parameters() if p.requires_grad}
     if stored.keys() != parameters.keys() or any(stored[name].shape != p.shape for name, p in parameters.items()):
@@ -66,8 +83,16 @@ def load_weights(run: Run, step: int, model: Any) -> None:
 
 
 def load_state(run: Run, step: int) -> dict[str, Any]:
-    """The state that was saved beside weights and moments."""
-    saved: dict[str, Any] = json.loads((run.checkpoints / name_of(step) / "state.json").read_text(encoding="utf-8"))
+    """The state that was saved beside weights and moments.
+
+    Raises:
+        ModelError: it is missing or broken.
+    """
+    path = run.checkpoints / name_of(step) / "state.json"
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
     return saved
 
 
@@ -77,7 +102,7 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     folder = run.checkpoints / name_of(step)
     parameters = dict(unwrap_parallel(model).named_parameters())
     state = _optimizer_state(optimizer)
-    for key, value in _tensors(folder / "optimizer.safetensors").items():
+    for key, value in _tensors(folder / MOMENTS).items():
         kind, _, name = key.partition("/")
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
@@ -106,9 +131,24 @@ def _tensors(path: Path) -> dict[str, Any]:
     try:
         tensors: dict[str, Any] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"this checkpoint cannot be read: {error}",
-            place=str(path),
-            remedy="remove its folder; --resume goes on from the one before",
-        ) from None
+        raise _damaged(path, error) from None
     return tensors
+
+
+def _keys(path: Path) -> list[str]:
+    """The names in a safetensors file, whose size must be what its header says; nothing is read into memory."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"this checkpoint cannot be read: {error}",
+        place=str(path),
+        remedy="remove its folder; --resume goes on from the one before",
+    )

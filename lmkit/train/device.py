@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError
@@ -41,9 +42,12 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     Raises:
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
     """
+    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    if not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # Apple's chips have no float64, which sums are kept in
     precision = choose_precision(hardware)
     mixed = "no" if precision == "fp32" else precision
     if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:

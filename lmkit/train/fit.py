@@ -20,7 +20,7 @@ from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
 from lmkit.tasks.base import Task
 from lmkit.train import card
-from lmkit.train.checkpoint import checkpoint_steps, load_checkpoint, load_state, load_weights
+from lmkit.train.checkpoint import load_checkpoint, load_state, load_weights, newest_whole
 from lmkit.train.device import build_accelerator, micro_batch_tokens, peak_memory_bytes
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer
@@ -47,8 +47,9 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     prepared = prepare(recipe, splits, source)
     task, train = prepared.task, recipe.train
     progress = Progress(fingerprint=fingerprint(recipe, prepared))
-    if resume:
-        _refuse_another(run, progress.fingerprint)
+    newest = newest_whole(run) if resume else None
+    if newest is not None:
+        _refuse_another(run, newest, progress.fingerprint)
     accelerator = build_accelerator(recipe.hardware, trackers=recipe.logging.to, folder=str(run.path))
     if accelerator.num_processes > 1:
         console.say(f"processes: {accelerator.num_processes}")
@@ -69,7 +70,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     optimizer = build_optimizer(built.model, train)
     model, optimizer = accelerator.prepare(built.model, optimizer)
     if resume:
-        progress = _resume(run, model, optimizer, progress)
+        progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
         run.cut_log(progress.step)
     if recipe.logging.to:
@@ -118,10 +119,9 @@ def fingerprint(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     return {"recipe": values, "data": data, "tokenizer": tokenizer_hash(prepared.task.tokenizer)}
 
 
-def _refuse_another(run: Run, now: dict[str, Any]) -> None:
+def _refuse_another(run: Run, step: int, now: dict[str, Any]) -> None:
     """Refuse to go on from the checkpoint of another recipe or of other data, naming the keys; before anything is written."""
-    steps = checkpoint_steps(run)
-    if steps and (changed := _differences(load_state(run, steps[-1])["fingerprint"], now)):
+    if changed := _differences(load_state(run, step)["fingerprint"], now):
         raise RunError(
             f"this run was started with other {', '.join(changed)}",
             place=str(run.path),
@@ -129,13 +129,12 @@ def _refuse_another(run: Run, now: dict[str, Any]) -> None:
         )
 
 
-def _resume(run: Run, model: Any, optimizer: Any, progress: Progress) -> Progress:
-    steps = checkpoint_steps(run)
-    if not steps:
+def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Progress) -> Progress:
+    if step is None:
         console.say("resume: no checkpoint yet, starting at step 0")
         return progress
-    state = load_checkpoint(run, steps[-1], model, optimizer)
-    console.say(f"resume: going on from step {steps[-1]}")
+    state = load_checkpoint(run, step, model, optimizer)
+    console.say(f"resume: going on from step {step}")
     return Progress(**state)
 
 

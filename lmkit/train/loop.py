@@ -56,6 +56,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def __init__(self, encoded: Encoded, plan: Plan, task: Task, *, rank: int, ranks: int, budget: int, packed: bool):
         self.encoded, self.plan, self.task = encoded, plan, task
         self.rank, self.ranks, self.budget, self.packed = rank, ranks, budget, packed
+        self._slots = encoded.slots(packed=packed)
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[Batch]:
@@ -68,7 +69,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
             batch = self._collate(examples[:1], epoch)
             batch["labels"] = torch.full_like(batch["labels"], IGNORE)
             return [batch | {"idle": torch.ones(())}]
-        return [self._collate(part, epoch) for part in micro_batches(mine, self.encoded.lengths, self.budget)]
+        return [self._collate(part, epoch) for part in micro_batches(mine, self._slots, self.budget)]
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
         return self.task.collate([self.encoded.example(int(i)) for i in examples], epoch=epoch, packed=self.packed)

@@ -76,6 +76,13 @@ def test_packed_examples_fill_the_length_with_every_piece_once(tiny: Any, tmp_pa
     assert any(len({piece["row"] for piece in packed.example(number)}) > 1 for number in range(len(packed)))
 
 
+def test_an_unpacked_example_takes_a_row_a_piece_as_long_as_its_longest(tiny: Any, tmp_path: Path) -> None:
+    packed = encode(texts(tmp_path), task_of(tiny, "mlm"), pack=True)
+    assert (packed.slots(packed=True) == packed.lengths).all()
+    longest = [len(example) * max(piece["length"] for piece in example) for example in map(packed.example, range(len(packed)))]
+    assert packed.slots(packed=False).tolist() == longest
+
+
 def test_what_was_encoded_is_found_again(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_of(tiny, "mlm")
     first = encode(texts(tmp_path), task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,21 @@ def test_a_checkpoint_is_whole_or_absent(tiny: Any, uninterrupted: Any, monkeypa
     (run.checkpoints / ".step-00000003.77.tmp" / "model.safetensors").write_bytes(b"half")
     assert checkpoint_steps(run) == [2]
     assert_same_run(tiny.fit(recipe, resume=True), uninterrupted("mlm"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over_by_name(
+    tiny: Any, uninterrupted: Any, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tiny, "mlm")
+    run = tiny.fit(recipe)
+    shutil.rmtree(run.model)
+    damaged = run.checkpoints / f"step-{STEPS:08d}" / file
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert checkpoint.newest_whole(run) == 4
+    assert_same_run(tiny.fit(recipe, resume=True), uninterrupted("mlm"))
+    assert str(damaged) in capsys.readouterr().err
+    assert checkpoint.newest_whole(run) == STEPS
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
