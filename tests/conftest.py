@@ -5,6 +5,8 @@ Everything runs in fp32 on one CPU thread, offline.
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 
 # before any library reads them
@@ -66,6 +68,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
     },
 }
+# the other kinds of gold that classification knows; their file is made of addresses: text, text_pair, the parts there are
+CLASSIFIED = {"train": "{folder}/addresses.jsonl", "validation": "{folder}/addresses.jsonl"}
+RECIPES |= {
+    "multi_label": RECIPES["classification"] | {"task": "classification", "data": CLASSIFIED | {"columns": {"label": "parts"}}},
+    "pairs": RECIPES["classification"] | {"task": "classification", "data": CLASSIFIED | {"columns": {"text_pair": "beside"}}},
+    "regression": RECIPES["classification"]
+    | {"task": "classification", "data": {**RECIPES["classification"]["data"], "columns": {"label": "score"}, "labels": None}},
+}
 SHARED: dict[str, Any] = {
     "tokenizer": {"train": {"vocab_size": 320}},
     "data": {"max_rows": 10, "max_length": 32},
@@ -101,6 +111,7 @@ class Tiny:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._write_addresses()
         self._prepared: dict[str, Any] = {}
         self._count = 0
 
@@ -113,14 +124,29 @@ class Tiny:
         from lmkit.recipe import load_recipe
         from lmkit.tasks.registry import task_class
 
+        kind, task = task, RECIPES[task].get("task", task)
         name = architecture or task_class(task).family
         model = {"config": {"model_type": name, **ARCHITECTURES[name]}} if name in ARCHITECTURES else {"preset": f"{name}-nano"}
-        values = merge(merge(SHARED, {"task": task, "name": task, "model": model}), RECIPES[task])
+        values = merge(merge(SHARED, {"task": task, "name": task, "model": model}), RECIPES[kind])
         if base is not None:
             values |= {"model": {"base": base}, "tokenizer": {}}
         values = merge(values, sections)
         self._count += 1
+        for split in {"train", "validation"} & values["data"].keys():
+            values["data"][split] = values["data"][split].replace("{folder}", str(self.folder))
         return load_recipe({"output": str(self.folder / f"run-{self._count}"), **values})
+
+    def _write_addresses(self) -> None:
+        """Real addresses, each with the kinds of its parts, its neighbour, and whether the two have the same parts."""
+        with gzip.open(Path(__file__).parents[1] / "lmkit" / "samples" / "usaddress_ner" / "train.conll.gz", "rt") as file:
+            rows = [[line.split("\t") for line in block.split("\n")] for block in file.read().strip().split("\n\n")][:40]
+        texts = [" ".join(word for word, _ in row) for row in rows]
+        parts = [sorted({tag[2:].lower() for _, tag in row if tag != "O"}) for row in rows]
+        with (self.folder / "addresses.jsonl").open("w", encoding="utf-8") as out:
+            for i, text in enumerate(texts):
+                alike = "yes" if parts[i] == parts[i - 1] else "no"
+                row = {"text": text, "beside": texts[i - 1], "parts": parts[i], "label": alike}
+                out.write(json.dumps(row) + "\n")
 
     def merged(self, recipe: Recipe, **sections: Any) -> Recipe:
         """The recipe with sections merged in."""

@@ -162,9 +162,11 @@ def facts_of(found: ModelSource, recipe: Recipe) -> dict[str, Any]:
     """What a model that lmkit did not make knows of its labels: ``id2label`` of its config."""
     if not any(field.kind in ("label", "tags") for field in task_class(recipe.task).fields):
         return {}
-    if recipe.data.labels:
-        return {"labels": recipe.data.labels}
     from lmkit.models.build import load_config
 
-    names = load_config(found, recipe).id2label or {}
-    return {"labels": [str(names[number]) for number in sorted(names)]}
+    config = load_config(found, recipe)
+    names = config.id2label or {}
+    facts: dict[str, Any] = {"labels": recipe.data.labels or [str(names[number]) for number in sorted(names)]}
+    if config.problem_type:
+        facts["kind"] = config.problem_type.removesuffix("_classification")
+    return facts

@@ -87,7 +87,7 @@ class Predictor:
         """Answers to the rows of a data file, or to its texts where it has no column of the task's (a .txt file never has)."""
         from lmkit.data.sources import format_of
 
-        fields = [field for field in self.task.fields if not field.gold]
+        fields = [field for field in self.task.fields_of(self.recipe, self.task.facts, None) if not field.gold]
         roles = [field.name for field in fields]
         columns = {role: column for role, column in self.recipe.data.columns.items() if role in roles}
         raw = [Field("text", "text", aliases=("sentence", "content", "document"))]

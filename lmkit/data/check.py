@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from lmkit.data.sources import HubId
 from lmkit.errors import DataError, nearest, suggest
 from lmkit.tasks.fields import Field
 
+PEEKED_ROWS = 200
 Keys = tuple[str, ...]  # of a column: its name, and where that holds objects the keys within
 TYPES = {
     type(None): "null",
@@ -75,7 +77,7 @@ def load_rows(
             f"{error.strerror}: {error.filename}", place=key, remedy="check that it can be read, and the cache written"
         ) from None
     kinds = ["".join(path.suffixes[-2:]).lower() for path in paths]
-    roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases)] for f in wanted]
+    roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases), f.separator] for f in wanted]
     fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows])
     cached = cache_dir / f"rows-{fingerprint[:32]}.arrow"
     summary_path = cached.with_suffix(".json")
@@ -100,6 +102,36 @@ def load_rows(
             remedy="correct the data, or data.columns",
         )
     return rows
+
+
+Peek = Callable[[Field], list[Any] | None]  # a field -> the first values of its column, None where there is no such column
+
+
+def peek(
+    source: str | list[str], *, key: str, split: str, columns: Mapping[str, str], document: Document, folders: list[Path]
+) -> Peek:
+    """The first rows of a source, unchecked: what tells which fields the data has, before they are read.
+
+    Args: as of ``load_rows``.
+    """
+    found = sources.find_files(source, key=key, folders=folders)
+    path = (sources.download(found, split=split, key=key) if isinstance(found, HubId) else found)[0]
+    header = not any(name.isdecimal() for name in columns.values())
+    raw = formats.read_rows(path, document=document, header=header, bad=lambda error: None)
+    rows = [row for _, row in itertools.islice(raw, PEEKED_ROWS)]
+
+    def values(field: Field) -> list[Any] | None:
+        names = [columns[field.name]] if field.name in columns else [field.name, *field.aliases]
+        keys = next((keys for name in names if rows and (keys := _keys(rows[0], name))), None)
+        return None if keys is None else [value for row in rows if (value := _at(row, keys)) is not None]
+
+    return values
+
+
+def _at(row: Any, keys: Keys) -> Any:
+    for key in keys:
+        row = row.get(key) if isinstance(row, dict) else None
+    return row
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -251,6 +283,10 @@ def _checked(raw: Row, fields: list[Field], mapping: dict[str, Keys]) -> Row:
             row[field.name] = _text(value, column)
         elif field.kind == "label":
             row[field.name] = _label(value, column)
+        elif field.kind == "labels":
+            row[field.name] = _labels(value, column, field.separator)
+        elif field.kind == "number":
+            row[field.name] = _number(value, column)
         elif not isinstance(value, list):
             raise _BadValue(f"{column!r} is {_type(value)}; a list of {field.kind} is expected")
         elif field.kind == "words":
@@ -276,6 +312,29 @@ def _text(value: Any, column: str) -> str:
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
         raise _BadValue(f"{column!r} contains half a surrogate pair, which is not a character")
     return value
+
+
+def _labels(value: Any, column: str, separator: str) -> list[str]:
+    if isinstance(value, str):
+        value = [part for part in value.split(separator) if part.strip()]
+    if not isinstance(value, list):
+        raise _BadValue(f"{column!r} is {_type(value)}; a list of labels is expected")
+    labels = [_label(label, f"{column}[{i}]") for i, label in enumerate(value)]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise _BadValue(f"{column!r} holds {twice!r} twice; the labels that apply are expected, not a vector of zeros and ones")
+    return labels
+
+
+def _number(value: Any, column: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        what = f"{value!r}" if isinstance(value, (str, float)) else _type(value)
+        raise _BadValue(f"{column!r} is {what}; a number is expected")
+    return number
 
 
 def _label(value: Any, column: str) -> str:

@@ -152,16 +152,19 @@ def _without_long(
 
 
 def _write(path: Any, batches: Iterator[dict[str, list[Any]]]) -> None:
-    """An Arrow stream, integers in 32 bits; memory stays that of one batch."""
+    """An Arrow stream, integers in 32 bits, numbers in 64; memory stays that of one batch."""
     writer = None
     with pa.OSFile(str(path), "wb") as sink:
         for columns in batches:
-            arrays = {
-                name: pa.array(values, type=pa.list_(pa.int32()) if isinstance(values[0], list) else pa.int32())
-                for name, values in columns.items()
-            }
+            arrays = {name: pa.array(values, type=_type_of(values[0])) for name, values in columns.items()}
             batch = pa.RecordBatch.from_pydict(arrays)
             writer = writer or pa.ipc.new_stream(sink, batch.schema)
             writer.write_batch(batch)
         if writer is not None:
             writer.close()
+
+
+def _type_of(value: Any) -> pa.DataType:
+    if isinstance(value, list):
+        return pa.list_(pa.int32())
+    return pa.float64() if isinstance(value, float) else pa.int32()

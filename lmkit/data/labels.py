@@ -49,7 +49,7 @@ def check_labels(rows: Rows, field: str, labels: Sequence[str], *, split: str, o
         found = row[field] if isinstance(row[field], list) else [row[field]]
         for i, label in enumerate(found):
             if label not in known:
-                what = "tag" if isinstance(row[field], list) else "label"
+                what = "tag" if row.get("tokens") else "label"
                 return (i if what == "tag" else None), f"the {what} {label!r} does not occur in training; {suggest(label, known)}"
         return None
 

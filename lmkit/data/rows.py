@@ -139,7 +139,8 @@ def hash_of(value: Any) -> str:
 def schema_of(fields: list[Field]) -> pa.Schema:
     """The columns of the Arrow file of a task's rows: the fields, and where each row comes from."""
     text = pa.large_string()  # offsets of 64 bits: a document may be as long as it likes
-    kinds = {"text": text, "label": text, "words": pa.list_(text), "tags": pa.list_(text)}
+    words = pa.list_(text)
+    kinds = {"text": text, "label": text, "labels": words, "number": pa.float64(), "words": words, "tags": words}
     places = [("_file", pa.int32()), ("_line", pa.int64())]
     if any(field.kind in ("words", "tags") for field in fields):
         places.append(("_lines", pa.list_(pa.int64())))

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmkit.data.check import load_rows
+from lmkit.data.check import Peek, load_rows, peek
 from lmkit.data.labels import check_labels, labels_of, prepare_tags, split_by_hash
 from lmkit.data.rows import Rows
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
+from lmkit.tasks.fields import Field
 
 
 def cache_folder() -> Path:
@@ -57,8 +58,9 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
     read = [split for split in wanted if getattr(data, split) is not None] + (
         ["train"] if from_train and "train" not in wanted else []
     )
-    rows = {split: _load(recipe, task, split) for split in dict.fromkeys(read)}
-    gold = [field for field in task.fields if field.gold and field.kind in ("label", "tags")]
+    fields = task.fields_of(recipe, facts, None if facts is not None else _peek(recipe))
+    rows = {split: _load(recipe, fields, split) for split in dict.fromkeys(read)}
+    gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
         rows = prepare_tags(rows, on_bad_row=data.on_bad_row)
     if from_train:
@@ -75,13 +77,19 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
     return Splits({split: found for split, found in rows.items() if split in wanted}, facts)
 
 
-def _load(recipe: Recipe, task: type[Task], split: str) -> Rows:
+def _peek(recipe: Recipe) -> Peek:
+    data = recipe.data
+    assert data.train is not None
+    return peek(data.train, key="data.train", split="train", columns=data.columns, document=data.document, folders=[Path.cwd()])
+
+
+def _load(recipe: Recipe, fields: Sequence[Field], split: str) -> Rows:
     data = recipe.data
     return load_rows(
         getattr(data, split),
         key=f"data.{split}",
         split=split,
-        fields=task.fields,
+        fields=fields,
         columns=data.columns,
         on_bad_row=data.on_bad_row,
         document=data.document,

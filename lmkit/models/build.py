@@ -327,7 +327,7 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
 
 def describe(task: Task) -> dict[str, Any]:
     """What is needed to read text with this model: the task, what it learned of the data, the options of reading."""
-    kept = {"seed", "data", "masking", "generation"}
+    kept = {"seed", "data", "masking", "generation", "classification"}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
     recipe["data"] = {key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")}
     return {"task": task.name, "facts": task.facts, "recipe": recipe}

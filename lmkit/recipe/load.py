@@ -16,6 +16,7 @@ from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
 
 SUFFIXES = (".yaml", ".yml")
+SECTIONS_OF = {"masking": ("mlm",), "classification": ("classification",)}  # the others are read by every task
 
 
 class _Loader(yaml.SafeLoader):
@@ -145,6 +146,12 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         here = FOREIGN_TASKS.get(recipe.task.lower().replace("_", "-"))
         remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
         raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
+    for section, tasks in SECTIONS_OF.items():
+        default = Recipe.model_fields[section].default_factory
+        if recipe.task and recipe.task not in tasks and getattr(recipe, section) != default():  # type: ignore[misc,call-arg]
+            raise RecipeError(
+                f"has no effect on {recipe.task}", place=section, remedy=f"leave it out: it is for {', '.join(tasks)}"
+            )
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(

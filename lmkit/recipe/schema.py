@@ -75,7 +75,10 @@ class Data(Section):
     validation: Source | None = Field(None, description="rows that choose the best checkpoint")
     validation_fraction: Share | None = Field(None, description="share of data.train to set aside, by content hash")
     test: Source | None = Field(None, description="rows for lmkit eval")
-    columns: dict[str, Name] = Field(default_factory=dict, description="which column of the file plays which role")
+    columns: dict[str, Name] = Field(
+        default_factory=dict,
+        description="which column of the file plays which role; a dot leads into an object (translation.en), numbers count columns without a header",
+    )
     labels: list[Name] | None = Field(None, description="all labels, where the training rows do not show them all")
     document: Literal["line", "paragraph", "file"] = Field(
         "line", description="what is one document in a .txt file: a line, lines up to an empty one, or the whole file"
@@ -84,9 +87,9 @@ class Data(Section):
     overlap: Annotated[float, Field(ge=0, le=0.75)] = Field(
         0.25, description="share of max_length that neighbouring windows of a long text have in common"
     )
-    long_text: Literal["windows", "head", "error"] = Field(
+    long_text: Literal["windows", "head", "head_tail", "error"] = Field(
         "windows",
-        description="longer texts: read in overlapping windows, cut after max_length (counted and said), or refused; translation knows head and error",
+        description="longer texts: read in overlapping windows; cut after max_length, or in the middle (a quarter of the head stays), counted and said; or refused. Translation knows head and error, ner no head_tail",
     )
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="a row that cannot be used: stop, or leave it out, count it and keep it in rejects.jsonl"
@@ -97,6 +100,21 @@ class Data(Section):
 class Masking(Section):
     share: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of the tokens to predict")
     whole_words: bool = Field(False, description="mask all tokens of a word together")
+
+
+class Classification(Section):
+    kind: Literal["auto", "single_label", "multi_label", "regression"] = Field(
+        "auto", description="auto: by the training rows: lists of labels are multi_label, numbers with decimals regression"
+    )
+    separator: str = Field(",", min_length=1, description="multi_label: between the labels of a cell of a csv or tsv file")
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="weight of each label in the training loss; balanced: inverse to its frequency; labels not named count 1",
+    )
+    threshold: Literal["tuned"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "tuned",
+        description="multi_label: probability from which a label is predicted; tuned: the best F1 of each label on the validation rows, 0.5 without",
+    )
 
 
 class Lora(Section):
@@ -186,6 +204,7 @@ class Recipe(Section):
     tokenizer: Tokenizer = Field(default_factory=Tokenizer.model_construct)
     data: Data = Field(default_factory=Data.model_construct)
     masking: Masking = Field(default_factory=Masking.model_construct, description="mlm only")
+    classification: Classification = Field(default_factory=Classification.model_construct, description="classification only")
     lora: Lora | None = Field(None, description="train low-rank updates only; null: all weights")
     train: Train = Field(default_factory=Train.model_construct)
     hardware: Hardware = Field(default_factory=Hardware.model_construct)

@@ -7,8 +7,9 @@ all windows of a row, or (pretraining) the pieces that together fill ``data.max_
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmkit.errors import DataError
@@ -59,6 +60,18 @@ class Task(ABC):
         self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
         self.max_length = recipe.data.max_length
 
+    @classmethod
+    def fields_of(
+        cls, recipe: Recipe, facts: Mapping[str, Any] | None, peek: Callable[[Field], list[Any] | None] | None
+    ) -> tuple[Field, ...]:
+        """The columns of this recipe's rows, where they depend on the data.
+
+        Args:
+            facts: what a trained model knows; None before it is learned.
+            peek: without facts, gives the first values of a field's column, None where the data has no such column.
+        """
+        return cls.fields
+
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
@@ -105,7 +118,7 @@ class Task(ABC):
     @staticmethod
     def items(batch: Batch) -> int:
         """How many labels count."""
-        return int((batch["labels"] != IGNORE).sum())
+        return int(counted(batch["labels"]).sum())
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
@@ -118,6 +131,15 @@ class Task(ABC):
     @abstractmethod
     def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
         """Lines of predictions.jsonl -> the statistics that metrics and intervals are made of. No tensors."""
+
+    def tune(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What is learned of the validation rows' records once the model is chosen: facts that are stored with it."""
+        return {}
+
+    @property
+    def tunes(self) -> bool:
+        """Whether ``tune`` has something to learn."""
+        return False
 
     def show(self, record: dict[str, Any]) -> dict[str, Any]:
         """A line of predictions.jsonl without gold -> a line of ``lmkit predict``."""
@@ -174,6 +196,18 @@ def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], 
         batch["segment_ids"] = pad([[n for n, piece in enumerate(group, 1) for _ in piece[first]] for group in groups], 0)
         batch["position_ids"] = pad([[i for piece in group for i in range(len(piece[first]))] for group in groups], 0)
     return batch
+
+
+def counted(labels: torch.Tensor) -> torch.Tensor:
+    """Which labels count: all but -100, and of numbers all but NaN."""
+    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE
+
+
+def uncounted(labels: torch.Tensor) -> torch.Tensor:
+    """Labels of the same shape and type of which none counts."""
+    import torch
+
+    return torch.full_like(labels, math.nan if labels.is_floating_point() else IGNORE)
 
 
 def flat(examples: Sequence[Sequence[Piece]]) -> list[Piece]:

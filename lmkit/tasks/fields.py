@@ -12,13 +12,15 @@ class Field:
 
     Args:
         name: the role, and the name under which the row carries it.
-        kind: ``text`` a non-empty string; ``label`` a string or an integer; ``words`` a
-            non-empty list of strings; ``tags`` a list of strings as long as ``words``.
+        kind: ``text`` a non-empty string; ``label`` a string or an integer; ``labels`` a list of those without
+            repetition, or a string in which ``separator`` parts them; ``number`` a finite number, as a string too;
+            ``words`` a non-empty list of strings; ``tags`` a list of strings as long as ``words``.
         aliases: other column names that are understood without a ``data.columns`` entry.
         gold: what is to be predicted: absent from the rows of ``lmkit predict``.
     """
 
     name: str
-    kind: Literal["text", "label", "words", "tags"]
+    kind: Literal["text", "label", "labels", "number", "words", "tags"]
     aliases: tuple[str, ...] = ()
     gold: bool = False
+    separator: str = ","

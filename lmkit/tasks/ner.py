@@ -56,18 +56,19 @@ class WordTagging(Task):
 
     def encode(self, rows: Sequence[Row]) -> Columns:
         """Windows with the positions they answer for: each word stands in the window with most context around it."""
-        columns, encoded, kept = encode_windows(
+        columns, encoded, positions = encode_windows(
             self, rows, [row["tokens"] for row in rows], is_split_into_words=True, return_offsets_mapping=True
         )
         by_row: dict[int, list[int]] = {}
         for piece, row in enumerate(columns["row"]):
             by_row.setdefault(row, []).append(piece)
-        columns |= {"positions": [[] for _ in kept], "words": [[] for _ in kept], "tags": [[] for _ in kept]}
+        columns |= {name: [[] for _ in positions] for name in ("positions", "words", "tags")}
         for row, pieces in by_row.items():
-            first_tokens = [
-                first_with_text(encoded.word_ids(i), encoded["offset_mapping"][i], rows[row]["tokens"], encoded.tokens(i))
-                for i in (kept[piece] for piece in pieces)
-            ]
+            whole = encoded.word_ids(row), encoded["offset_mapping"][row], encoded.tokens(row)
+            first_tokens = []
+            for piece in pieces:
+                word_ids, offsets, tokens = ([column[i] for i in positions[piece]] for column in whole)
+                first_tokens.append(first_with_text(word_ids, offsets, rows[row]["tokens"], tokens))
             gold = rows[row].get("tags")
             for window, position, word in assign(first_tokens, [columns["length"][piece] for piece in pieces]):
                 columns["positions"][pieces[window]].append(position)

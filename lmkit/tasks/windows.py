@@ -3,35 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from lmkit.tasks.base import Columns, Piece, Row, Task, TooLong
 
+Positions = Sequence[int]
 
-def encode_windows(task: Task, rows: Sequence[Row], texts: Sequence[Any], **options: Any) -> tuple[Columns, Any, list[int]]:
-    """Tokenise with ``data.long_text``: overlapping windows, the head alone, or an error at the first too long.
+
+def encode_windows(
+    task: Task, rows: Sequence[Row], texts: Sequence[Any], pairs: Sequence[str] | None = None, **options: Any
+) -> tuple[Columns, Any, list[Positions]]:
+    """Tokenise with ``data.long_text``: overlapping windows, a part of the text, or an error at the first too long.
+
+    Args:
+        pairs: second texts, read behind the first ones.
 
     Returns:
-        The columns that the model reads with ``row``, ``length`` and ``cut`` (1 where the rest of the text
-        was left out), the tokenizer's whole answer, and the positions in it that the columns keep.
+        The columns that the model reads with ``row``, ``length`` and ``cut`` (1 where some of the text was left
+        out), the tokenizer's answer for the whole texts, and which positions of its row's answer each piece has.
     """
     data = task.recipe.data
-    special = task.tokenizer.num_special_tokens_to_add()
-    stride = int(data.overlap * max(0, task.max_length - special - 1))
-    encoded = task.tokenizer(
-        texts, truncation=True, max_length=task.max_length, stride=stride, return_overflowing_tokens=True, **options
-    )
-    owners = list(encoded["overflow_to_sample_mapping"])
-    if data.long_text == "error" and (long := sorted({row for before, row in pairwise(owners) if before == row})):
-        lengths = task.tokenizer([texts[row] for row in long], verbose=False, **options)["input_ids"]
-        raise TooLong([(row, len(ids)) for row, ids in zip(long, lengths, strict=True)], task.max_length)
-    kept = [i for i, row in enumerate(owners) if data.long_text != "head" or i == 0 or owners[i - 1] != row]
-    columns: Columns = {name: [encoded[name][i] for i in kept] for name in ("input_ids", "token_type_ids") if name in encoded}
-    columns["row"] = [owners[i] for i in kept]
-    columns["length"] = [len(ids) for ids in columns["input_ids"]]
-    columns["cut"] = [int(data.long_text == "head" and i + 1 < len(owners) and owners[i + 1] == owners[i]) for i in kept]
-    return columns, encoded, kept
+    encoded = task.tokenizer(texts, pairs, verbose=False, **options)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    long = [(row, length) for row, length in enumerate(lengths) if length > task.max_length]
+    if long and data.long_text == "error":
+        raise TooLong(long, task.max_length)
+    names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+    columns: Columns = {name: [] for name in (*names, "row", "length", "cut")}
+    pieces: list[Positions] = []
+    for row, length in enumerate(lengths):
+        parts: list[Positions] = [range(length)]
+        is_cut = False
+        if length > task.max_length:
+            parts, is_cut = _parts(encoded.sequence_ids(row), task.max_length, data.long_text, data.overlap)
+        for positions in parts:
+            for name in names:
+                whole = encoded[name][row]
+                columns[name].append([whole[position] for position in positions])
+            columns["row"].append(row)
+            columns["length"].append(len(positions))
+            columns["cut"].append(int(is_cut and positions is parts[0]))
+        pieces += parts
+    return columns, encoded, pieces
+
+
+def _parts(owners: Sequence[int | None], size: int, how: str, overlap: float) -> tuple[list[Positions], bool]:
+    """The positions of each piece of a text that is too long, and whether some of the text is in none.
+
+    Args:
+        owners: of each token the text it belongs to, 0 or 1, None for special tokens, which every piece has.
+        size: tokens of a piece.
+    """
+    texts = [[position for position, owner in enumerate(owners) if owner == number] for number in (0, 1)]
+    room = size - owners.count(None)
+    # as much of either text as fits, the longer one cut first
+    shares = [
+        min(len(text), max(room - len(other), (room + 1 - number) // 2))
+        for number, (text, other) in enumerate(zip(texts, texts[::-1], strict=True))
+    ]
+    if how == "windows":
+        sliding = int(len(texts[1]) > len(texts[0]))
+        fixed = texts[1 - sliding][: min(shares[1 - sliding], room // 2)]
+        chosen = [[*fixed, *window] for window in slide(texts[sliding], room - len(fixed), overlap)]
+        is_cut = len(fixed) < len(texts[1 - sliding])
+    else:
+        heads = [share // 4 if how == "head_tail" else share for share in shares]  # 128 of 512 (Sun et al. 2019)
+        ends = [len(text) - share + head for text, share, head in zip(texts, shares, heads, strict=True)]
+        chosen = [[p for text, head, end in zip(texts, heads, ends, strict=True) for p in (*text[:head], *text[end:])]]
+        is_cut = True
+    special = [position for position, owner in enumerate(owners) if owner is None]
+    return [sorted([*special, *positions]) for positions in chosen], is_cut
+
+
+def slide(positions: Positions, size: int, overlap: float) -> list[Positions]:
+    """Windows of ``size`` positions that have a share of them in common with the next; none left out.
+
+    >>> slide([0, 1, 2, 3, 4], 3, 0.5)
+    [[0, 1, 2], [2, 3, 4]]
+    """
+    step = size - int(overlap * max(0, size - 1))
+    count = max(1, -(-(len(positions) - size) // step) + 1)
+    return [positions[start : start + size] for start in range(0, count * step, step)]
 
 
 def padding_of(task: Task, examples: Sequence[Sequence[Piece]]) -> dict[str, int]:

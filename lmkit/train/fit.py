@@ -10,7 +10,7 @@ from lmkit import console
 from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits
 from lmkit.errors import ModelError, RunError
-from lmkit.evaluation.evaluate import evaluate_split, metrics_table
+from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.packing import find_packing
 from lmkit.models.source import ModelSource, find_model
@@ -79,6 +79,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
 
     if progress.best_step is not None and progress.best_step != progress.step:
         load_weights(run, progress.best_step, model)
+    _tune(model, prepared, accelerator, recipe)
     _save(model, task, run, prepared, accelerator)
     found = _evaluate(model, prepared, accelerator, run, recipe)
     accelerator.wait_for_everyone()
@@ -149,6 +150,20 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         else:
             found.append(f"{prefix}{key}")
     return sorted(found)
+
+
+def _tune(model: Any, prepared: Prepared, accelerator: Accelerator, recipe: Recipe) -> None:
+    """What the task learns of the validation rows once the model is chosen, such as thresholds."""
+    from accelerate.utils import broadcast_object_list
+
+    if not prepared.task.tunes or "validation" not in prepared.encoded:
+        return
+    budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
+    records = list(predict_records(model, prepared.task, prepared.encoded["validation"], accelerator, budget=budget))
+    learned = [prepared.task.tune(records) if accelerator.is_main_process else {}]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(learned)
+    prepared.task.facts |= learned[0]
 
 
 def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Accelerator) -> None:

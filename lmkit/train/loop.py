@@ -18,7 +18,7 @@ import torch
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches
 from lmkit.models.packing import Packing
-from lmkit.tasks.base import IGNORE, Batch, Task
+from lmkit.tasks.base import Batch, Task, uncounted
 from lmkit.train.optim import learning_rate, set_learning_rate
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         mine = deal(examples, self.encoded.lengths, self.ranks)[self.rank]
         if not len(mine):  # fewer examples than ranks: take part in the step with nothing that counts
             batch = self._collate(examples[:1], epoch)
-            batch["labels"] = torch.full_like(batch["labels"], IGNORE)
+            batch["labels"] = uncounted(batch["labels"])
             return [batch | {"idle": torch.ones(())}]
         return [self._collate(part, epoch) for part in micro_batches(mine, self._slots, self.budget)]
 

@@ -105,7 +105,8 @@ def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) 
 def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTraining, role: Role) -> PreTrainedTokenizerBase:
     """Learned once and kept in the cache: every process, and a run that is resumed, has the same."""
     rows = _tokenizer_rows(recipe, options) if options.files is not None else splits.rows["train"]
-    names = [(field.name, field.kind) for field in task_class(recipe.task).fields if field.kind in ("text", "words")]
+    fields = task_class(recipe.task).fields_of(recipe, splits.facts, None)
+    names = [(field.name, field.kind) for field in fields if field.kind in ("text", "words")]
     names = [("text", "text")] if options.files is not None else names
 
     def texts() -> Iterator[str]:

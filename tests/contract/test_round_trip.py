@@ -29,6 +29,7 @@ ADAPTED = [
     ("clm", "gpt2"),
     ("mlm", "bert"),
 ]
+KINDS = [*TASKS, "multi_label", "pairs", "regression"]
 
 
 def trained(tiny: Any, recipe: Any) -> tuple[Any, Any, dict[str, torch.Tensor]]:
@@ -50,7 +51,7 @@ def logits(model: Any, task: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
     return found
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_a_model_that_was_trained_whole_loads_as_it_was(tiny: Any, task: str, tmp_path: Path) -> None:
     built, its_task, batch = trained(tiny, tiny.recipe(task))
     save_model(built.model, its_task, tmp_path)

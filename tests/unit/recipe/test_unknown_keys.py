@@ -18,7 +18,7 @@ from lmkit.recipe.load import known_keys
 from lmkit.tasks.registry import TASKS
 
 KEYS = known_keys()
-FREE = ("data.columns", "model.config")  # mappings whose keys are the file's and the model's
+FREE = ("data.columns", "model.config", "classification.class_weights")  # mappings whose keys are the file's and the model's
 SECTIONS = sorted({key.rpartition(".")[0] for key in KEYS})
 
 
@@ -136,3 +136,12 @@ def test_foreign_task_is_answered_with_the_task_here(name: str) -> None:
 def test_misspelt_task_is_refused_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="did you mean 'classification'"):
         load_recipe({"task": "clasification"})
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [("clm", "masking.share=0.2"), ("ner", "classification.threshold=0.3"), ("mlm", "classification.kind=regression")],
+)
+def test_a_section_of_another_task_is_refused(task: str, key: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{key.split('.')[0]}: has no effect on {task}"):
+        load_recipe({"task": task, "name": "x"}, [key])

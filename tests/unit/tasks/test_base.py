@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.errors import RecipeError
 from lmkit.tasks.base import IGNORE, keyed_rng, lay_out, pad
 from lmkit.tasks.registry import TASKS, task_class
 
@@ -63,3 +64,11 @@ def test_a_task_answers_to_its_name(name: str) -> None:
     assert cls.stage in ("pretrain", "finetune")
     assert cls.fields
     assert not any(field.gold for field in cls.fields) or cls.stage == "finetune"
+
+
+@pytest.mark.parametrize("name", ["ner", "translation", "clm"])
+def test_a_task_that_needs_every_word_refuses_to_cut_the_middle(tiny: Any, name: str) -> None:
+    task = tiny.prepared(tiny.recipe(name)).task
+    recipe = task.recipe.model_copy(update={"data": task.recipe.data.model_copy(update={"long_text": "head_tail"})})
+    with pytest.raises(RecipeError, match=r"data\.long_text: .* middle"):
+        type(task)(recipe, task.facts, task.tokenizer)

@@ -24,6 +24,13 @@ def task_of(tiny: Any, **data: Any) -> Any:
     return type(prepared.task)(recipe, prepared.task.facts, prepared.task.tokenizer)
 
 
+def pairs_of(tiny: Any, **data: Any) -> Any:
+    prepared = tiny.prepared(tiny.recipe("pairs"))
+    recipe = prepared.task.recipe
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+    return type(prepared.task)(recipe, prepared.task.facts, task_of(tiny).tokenizer)
+
+
 def rows(*texts: str) -> list[dict[str, Any]]:
     return [{"id": number, "text": text, "label": "positive"} for number, text in enumerate(texts)]
 
@@ -48,6 +55,39 @@ def test_the_head_alone_is_read_and_counted_as_cut(tiny: Any) -> None:
     assert columns["length"][1] == 32
 
 
+def test_head_and_tail_are_a_quarter_and_three_of_what_is_read(tiny: Any) -> None:
+    task = task_of(tiny, long_text="head_tail")
+    columns = task.encode(rows(SHORT, LONG))
+    whole = task.tokenizer(LONG, verbose=False)["input_ids"]
+    assert (columns["row"], columns["cut"], columns["length"][1]) == ([0, 1], [0, 1], 32)
+    assert columns["input_ids"][1] == [*whole[: 1 + 7], *whole[-24:]]  # [CLS], 7 of 30, then 23 and [SEP]
+    assert columns["input_ids"][0] == task.tokenizer(SHORT)["input_ids"]
+
+
+@pytest.mark.parametrize("how", ["windows", "head", "head_tail"])
+@pytest.mark.parametrize(("first", "second"), [(SHORT, LONG), (LONG, SHORT), (LONG, LONG), (SHORT, SHORT)])
+def test_of_a_long_pair_both_texts_are_read(tiny: Any, how: str, first: str, second: str) -> None:
+    task = pairs_of(tiny, long_text=how)
+    columns = task.encode([{"id": 0, "text": first, "text_pair": second, "label": "no"}])
+    ids = [task.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (first, second)]
+    read: list[set[int]] = [set(), set()]
+    for piece, types, length in zip(columns["input_ids"], columns["token_type_ids"], columns["length"], strict=True):
+        assert length == len(piece) <= 32
+        end = types.index(1)
+        parts = piece[1 : end - 1], piece[end:-1]
+        assert (piece[0], piece[end - 1], piece[-1]) == (task.tokenizer.cls_token_id, *[task.tokenizer.sep_token_id] * 2)
+        for side, part in enumerate(parts):
+            assert set(part) <= set(ids[side])
+            read[side] |= set(part)
+    is_long = len(ids[0]) + len(ids[1]) + 3 > 32
+    both_long = min(map(len, ids)) > 14
+    assert sum(columns["cut"]) == int(is_long and (how != "windows" or both_long))
+    if not sum(columns["cut"]):
+        assert read == [set(ids[0]), set(ids[1])]
+    if how == "head" and (first, second) == (SHORT, LONG):  # as the tokenizer itself cuts the longer one
+        assert columns["input_ids"] == [task.tokenizer(first, second, truncation="longest_first", max_length=32)["input_ids"]]
+
+
 def test_long_texts_are_refused_with_their_length(tiny: Any) -> None:
     task = task_of(tiny, long_text="error")
     with pytest.raises(TooLong) as refused:
@@ -58,7 +98,7 @@ def test_long_texts_are_refused_with_their_length(tiny: Any) -> None:
 
 
 def test_probabilities_are_averaged_over_the_windows_of_a_text(tiny: Any) -> None:
-    parts = [{"log_probabilities": [math.log(p), math.log(1 - p)], "nll": -math.log(p), "items": 1} for p in (0.9, 0.3, 0.6)]
+    parts = [{"scores": [p, 1 - p], "nll": -math.log(p), "items": 1} for p in (0.9, 0.3, 0.6)]
     record = task_of(tiny).combine({"id": 7, "text": LONG, "label": "negative"}, parts)
     assert record["probabilities"] == pytest.approx({"negative": 0.6, "positive": 0.4})
     assert (record["id"], record["gold"], record["prediction"], record["items"]) == (7, "negative", "negative", 3)
