@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lmkit.errors import DataError
+from lmkit.errors import DataError, RecipeError
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.fields import Field
 
@@ -54,11 +54,16 @@ class Task(ABC):
     family: ClassVar[str]  # the preset that stands in where a smoke run has no model
     fields: ClassVar[tuple[Field, ...]]
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
+    cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
     generates: ClassVar[bool] = False  # needs an encoder-decoder
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
         self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
         self.max_length = recipe.data.max_length
+        if recipe.data.long_text == "head_tail" and not self.cuts_the_middle:
+            raise RecipeError(
+                f"{self.name} cannot do without the middle of a text", place="data.long_text", remedy="head, or error"
+            )
 
     @classmethod
     def fields_of(

@@ -38,6 +38,7 @@ class Classification(Task):
     stage = "finetune"
     model_class = "AutoModelForSequenceClassification"
     family = "bert"
+    cuts_the_middle = True
     fields = (TEXT, Field("label", "label", aliases=LABEL_NAMES, gold=True))  # see fields_of for the other kinds
 
     @classmethod
@@ -200,7 +201,7 @@ class Classification(Task):
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Probabilities, or numbers, averaged over the windows of the text."""
         means = [sum(scores) / len(parts) for scores in zip(*(part["scores"] for part in parts), strict=True)]
-        record = {
+        record: Row = {
             "id": row["id"],
             **{field: row[field] for field in ("text", "text_pair") if field in row},
             "gold": row.get("label"),
