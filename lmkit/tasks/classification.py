@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from lmkit.metrics.statistics import Statistics
 
-TEXT = Field("text", "text", aliases=("sentence", "content", "review", "document", "sentence1", "premise", "question1", "text1"))
-PAIR = Field("text_pair", "text", aliases=("sentence2", "hypothesis", "question2", "text2"))
+TEXT = Field(
+    "text", "text", aliases=("sentence", "content", "review", "document", "sentence1", "premise", "question1", "text1", "text_a")
+)
+PAIR = Field("text_pair", "text", aliases=("sentence2", "hypothesis", "question2", "text2", "text_b"))
 LABEL_NAMES = ("labels", "class", "category", "intent", "score")
 KINDS = {"single_label": "label", "multi_label": "labels", "regression": "number"}
 PROBLEM_TYPES = {
