@@ -140,6 +140,7 @@ def schema_of(fields: list[Field]) -> pa.Schema:
     """The columns of the Arrow file of a task's rows: the fields, and where each row comes from."""
     text = pa.large_string()  # offsets of 64 bits: a document may be as long as it likes
     kinds = {"text": text, "label": text, "words": pa.list_(text), "tags": pa.list_(text)}
+    kinds["offsets"] = pa.list_(pa.list_(pa.int64()))
     places = [("_file", pa.int32()), ("_line", pa.int64())]
     if any(field.kind in ("words", "tags") for field in fields):
         places.append(("_lines", pa.list_(pa.int64())))

@@ -58,7 +58,7 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
     rows = {split: _load(recipe, task, split) for split in dict.fromkeys(read)}
     gold = [field for field in task.fields if field.gold and field.kind in ("label", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
-        rows = prepare_tags(rows, on_bad_row=data.on_bad_row)
+        rows = prepare_tags(rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair)
     if from_train:
         assert data.validation_fraction is not None
         rows["train"], rows["validation"] = split_by_hash(rows["train"], data.validation_fraction)
@@ -80,6 +80,7 @@ def _load(recipe: Recipe, task: type[Task], split: str) -> Rows:
         key=f"data.{split}",
         split=split,
         fields=task.fields,
+        forms=task.forms,
         columns=data.columns,
         on_bad_row=data.on_bad_row,
         document=data.document,

@@ -99,6 +99,21 @@ class Masking(Section):
     whole_words: bool = Field(False, description="mask all tokens of a word together")
 
 
+class Tagging(Section):
+    decoding: Literal["argmax", "viterbi"] | None = Field(
+        None,
+        description="argmax: the most probable tag of each word; viterbi: the best sequence of the row that IOB2 allows; default argmax, with crf viterbi",
+    )
+    crf: bool = Field(False, description="a linear-chain CRF over the words (needs pip install 'lmkit[crf]')")
+    crf_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        1e-2, description="peak for the CRF's transitions, which start from nothing"
+    )
+    repair: bool = Field(
+        False,
+        description="read wrong tag sequences as conlleval does (I- that continues nothing begins an entity), and count them",
+    )
+
+
 class Lora(Section):
     rank: Positive = Field(16, description="rank of the update")
     alpha: Annotated[float, Field(gt=0)] = Field(32, description="scale: the update is multiplied by alpha / rank")
@@ -183,6 +198,7 @@ class Recipe(Section):
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
     data: Data = Field(default_factory=Data)
     masking: Masking = Field(default_factory=Masking, description="mlm only")
+    tagging: Tagging = Field(default_factory=Tagging, description="ner only")
     lora: Lora | None = Field(None, description="train low-rank updates only; null: all weights")
     train: Train = Field(default_factory=Train)
     hardware: Hardware = Field(default_factory=Hardware)
