@@ -112,11 +112,14 @@ def find_subject(
     return _with_task(recipe, found), found, Run(recipe.output)
 
 
+DECIDED = ("data.labels", "tagging.crf", "tagging.crf_learning_rate")
+
+
 def _refuse_decided(overrides: Sequence[str], run: Path) -> None:
     """What a trained run reads is not to be set again: it would have no effect, and nobody would notice."""
     for override in overrides:
         key = override.partition("=")[0].strip()
-        decided = key.split(".")[0] in ("tokenizer", "lora", "train") or key == "data.labels"
+        decided = key.split(".")[0] in ("tokenizer", "lora", "train") or key in DECIDED
         if decided or (key.split(".")[0] == "model" and key not in ("model.trust_remote_code", "model.revision")):
             raise RecipeError(
                 "has no effect on a run that is trained", place=key, remedy=f"leave it out, or train it anew: {run}"

@@ -91,7 +91,8 @@ class Predictor:
         roles = [field.name for field in fields]
         columns = {role: column for role, column in self.recipe.data.columns.items() if role in roles}
         raw = [Field("text", "text", aliases=("sentence", "content", "document"))]
-        attempts = [(raw, {})] if format_of(Path(path)) == "text" else [(fields, columns), (fields, {}), (raw, {})]
+        text = {role: column for role, column in self.recipe.data.columns.items() if role == "text"}
+        attempts = [(raw, {})] if format_of(Path(path)) == "text" else [(fields, columns), (fields, {}), (raw, text), (raw, {})]
         first: DataError | None = None
         for wanted, named in attempts:
             try:

@@ -14,6 +14,7 @@ from lmkit.errors import RecipeError
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe
+from lmkit.recipe.schema import Tagging
 from lmkit.run import Run, command_line, write_text
 from lmkit.tasks.registry import TASKS, task_class
 
@@ -94,6 +95,8 @@ def check_stage(recipe: Recipe, stage: str) -> None:
             place="task",
             remedy=f"use {COMMAND_OF[task_class(recipe.task).stage]}, or one of: {', '.join(tasks)}",
         )
+    if recipe.task != "ner" and recipe.tagging != Tagging():
+        raise RecipeError(f"has no effect on {recipe.task}", place="tagging", remedy="leave it out")
 
 
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from lmkit.data.formats import BadRow, Document
 from lmkit.data.rows import FORMAT, LEAVE_OUT, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
 from lmkit.data.sources import HubId
 from lmkit.errors import DataError, nearest, suggest
-from lmkit.tasks.fields import Field
+from lmkit.tasks.fields import Field, Form
 
 PEEKED_ROWS = 200
 Keys = tuple[str, ...]  # of a column: its name, and where that holds objects the keys within
@@ -39,6 +41,7 @@ def load_rows(
     key: str,
     split: str,
     fields: Sequence[Field],
+    forms: Sequence[Form] = (),
     columns: Mapping[str, str],
     on_bad_row: OnBadRow,
     document: Document,
@@ -54,6 +57,7 @@ def load_rows(
         fields: what the task reads. columns: role -> column of the file; columns without an entry go by the role's
             name, then by its aliases. Positions ("0", "1") say that csv and tsv files have no header; a dot leads
             into an object (``translation.en``), unless there is a column of that very name.
+        forms: what else the rows may be made of; the first row, and the roles in ``columns``, decide for the split.
         on_bad_row: ``error`` raises at the first bad row, ``skip`` leaves it out and keeps it in ``Rows.rejected``.
         max_rows: stop after so many usable rows.
         cache_dir: where the Arrow file goes.
@@ -62,9 +66,9 @@ def load_rows(
     Raises:
         DataError: no such file, no such column, a bad row, or no usable row at all.
     """
-    for role in columns:
-        if role not in (names := [field.name for field in fields]):
-            raise DataError(f"this task has no column {role!r}", place="data.columns", remedy=suggest(role, names))
+    suited = _suited([Form(tuple(fields), dict), *forms], columns)
+    if not with_gold:
+        suited = [replace(form, fields=tuple(field for field in form.fields if not field.gold)) for form in suited]
     wanted = [field for field in fields if with_gold or not field.gold]
     found = sources.find_files(source, key=key, folders=folders)
     paths = sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
@@ -77,14 +81,17 @@ def load_rows(
             f"{error.strerror}: {error.filename}", place=key, remedy="check that it can be read, and the cache written"
         ) from None
     kinds = ["".join(path.suffixes[-2:]).lower() for path in paths]
-    roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases), f.separator] for f in wanted]
+    roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases), f.separator] for form in suited for f in form.fields]
     fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows])
     cached = cache_dir / f"rows-{fingerprint[:32]}.arrow"
     summary_path = cached.with_suffix(".json")
     with FileLock(f"{cached}.lock"):
         if not (cached.is_file() and summary_path.is_file()):
-            reader = _Reader(paths, shown, wanted, columns, on_bad_row, document)
-            write_rows(cached, schema_of(wanted), itertools.islice(reader.rows(), max_rows))
+            reader = _Reader(paths, shown, suited, columns, on_bad_row, document)
+            rows_read = itertools.islice(reader.rows(), max_rows)
+            first_row = list(itertools.islice(rows_read, 1))  # it decides the form
+            schema = schema_of([*wanted, *reader.forms[0].adds])
+            write_rows(cached, schema, itertools.chain(first_row, rows_read))
             _write_text(summary_path, json.dumps({"counts": reader.counts, "rejected": reader.rejected}))
         summary = json.loads(summary_path.read_text())
     files = [
@@ -112,15 +119,19 @@ def peek(
 ) -> Peek:
     """The first rows of a source, unchecked: what tells which fields the data has, before they are read.
 
-    Args: as of ``load_rows``.
+    Args: as of ``load_rows``. Nothing is read before the first question.
     """
-    found = sources.find_files(source, key=key, folders=folders)
-    path = (sources.download(found, split=split, key=key) if isinstance(found, HubId) else found)[0]
-    header = not any(name.isdecimal() for name in columns.values())
-    raw = formats.read_rows(path, document=document, header=header, bad=lambda error: None)
-    rows = [row for _, row in itertools.islice(raw, PEEKED_ROWS)]
+
+    @functools.cache
+    def first_rows() -> list[Row]:
+        found = sources.find_files(source, key=key, folders=folders)
+        path = (sources.download(found, split=split, key=key) if isinstance(found, HubId) else found)[0]
+        header = not any(name.isdecimal() for name in columns.values())
+        raw = formats.read_rows(path, document=document, header=header, bad=lambda error: None)
+        return [row for _, row in itertools.islice(raw, PEEKED_ROWS)]
 
     def values(field: Field) -> list[Any] | None:
+        rows = first_rows()
         names = [columns[field.name]] if field.name in columns else [field.name, *field.aliases]
         keys = next((keys for name in names if rows and (keys := _keys(rows[0], name))), None)
         return None if keys is None else [value for row in rows if (value := _at(row, keys)) is not None]
@@ -132,6 +143,18 @@ def _at(row: Any, keys: Keys) -> Any:
     for key in keys:
         row = row.get(key) if isinstance(row, dict) else None
     return row
+
+
+def _suited(forms: list[Form], columns: Mapping[str, str]) -> list[Form]:
+    """The forms that have every role of ``data.columns``."""
+    suited = [form for form in forms if columns.keys() <= {field.name for field in form.fields}]
+    names = list(dict.fromkeys(field.name for form in forms for field in form.fields))
+    if unknown := [role for role in columns if role not in names]:
+        raise DataError(f"this task has no column {unknown[0]!r}", place="data.columns", remedy=suggest(unknown[0], names))
+    if not suited:
+        choices = " or ".join(", ".join(field.name for field in form.fields) for form in forms)
+        raise DataError(f"{' and '.join(columns)} do not go together", place="data.columns", remedy=f"name {choices}")
+    return suited
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -147,12 +170,13 @@ class _Reader:
         self,
         paths: list[Path],
         shown: list[str],
-        fields: list[Field],
+        forms: list[Form],
         columns: Mapping[str, str],
         on_bad_row: OnBadRow,
         document: Document,
     ):
-        self.paths, self.shown, self.fields, self.columns = paths, shown, fields, columns
+        self.paths, self.shown, self.columns = paths, shown, columns
+        self.forms = forms  # after the first row, the one that it has
         self.on_bad_row, self.document = on_bad_row, document
         self.counts = [0] * len(paths)
         self.rejected: list[Row] = []
@@ -168,8 +192,8 @@ class _Reader:
                 ordinal = sum(self.counts)
                 self.counts[index] += 1
                 try:
-                    row = _checked(raw, self.fields, mapping)
-                except _BadValue as error:
+                    row = self.forms[0].convert(_checked(raw, self.forms[0].fields, mapping))
+                except (_BadValue, ValueError) as error:
                     if bad is None:
                         raise DataError(str(error), place=f"{self.shown[index]}:{line}", remedy=LEAVE_OUT) from None
                     self._reject(index, line, ordinal, str(error), raw)
@@ -194,7 +218,8 @@ class _Reader:
         self.rejected.append({"file": index, "line": line, "problem": problem, "id": ordinal, "row": row})
 
     def _has_header(self, path: Path) -> bool:
-        used = [self.columns[field.name] for field in self.fields if field.name in self.columns]
+        roles = {field.name for form in self.forms for field in form.fields}
+        used = [column for role, column in self.columns.items() if role in roles]
         positions = [name for name in used if name.isdecimal()]
         if positions and len(positions) < len(used) and sources.format_of(path) in ("csv", "tsv"):
             remedy = "give the names of the header, or positions for all where there is none"
@@ -202,13 +227,15 @@ class _Reader:
         return not positions
 
     def _map(self, first: Row, path: Path, place: str) -> dict[str, Keys]:
-        """Role -> column, from a file's first row."""
+        """Role -> column, from a file's first row; it also decides between the forms."""
         first = {name: value for name, value in first.items() if not name.startswith("_")}
-        mapping: dict[str, Keys] = {}
-        for field in self.fields:
-            choices = [self.columns[field.name]] if field.name in self.columns else [field.name, *field.aliases]
-            keys = next((keys for name in choices if (keys := _keys(first, name))), None)
-            if keys is None:
+        # the form that is there, or else the one of which most is there
+        form = max(self.forms, key=lambda form: (len(found := self._find(first, form)) == len(form.fields), len(found)))
+        mapping = self._find(first, form)
+        self.forms = [form]
+        for field in form.fields:
+            choices = self._choices(field)
+            if field.name not in mapping:
                 there = [name for column, value in first.items() for name in _names(column, value)]
                 given = f" ({choices[0]!r}, says data.columns)" if field.name in self.columns else ""
                 unused = [name for name in there if name not in map(".".join, mapping.values())]
@@ -226,8 +253,16 @@ class _Reader:
                     place=place,
                     remedy=remedy,
                 )
-            mapping[field.name] = keys
         return mapping
+
+    def _choices(self, field: Field) -> list[str]:
+        return [self.columns[field.name]] if field.name in self.columns else [field.name, *field.aliases]
+
+    def _find(self, first: Row, form: Form) -> dict[str, Keys]:
+        found = {
+            field.name: next(filter(None, (_keys(first, name) for name in self._choices(field))), None) for field in form.fields
+        }
+        return {name: keys for name, keys in found.items() if keys}
 
 
 class _BadValue(Exception):
@@ -273,7 +308,7 @@ def _value(raw: Row, keys: Keys) -> Any:
     return value
 
 
-def _checked(raw: Row, fields: list[Field], mapping: dict[str, Keys]) -> Row:
+def _checked(raw: Row, fields: Sequence[Field], mapping: dict[str, Keys]) -> Row:
     """The task's fields of one raw row; _BadValue says what is wrong with it."""
     row: Row = {}
     words: list[str] | None = None
@@ -293,6 +328,8 @@ def _checked(raw: Row, fields: list[Field], mapping: dict[str, Keys]) -> Row:
             row[field.name] = words = [_text(word, f"{column}[{i}]") for i, word in enumerate(value)]
             if not words:
                 raise _BadValue(f"{column!r} is an empty list")
+        elif field.kind == "spans":
+            row[field.name] = value
         else:
             row[field.name] = [_label(tag, f"{column}[{i}]") for i, tag in enumerate(value)]
             if words is not None and len(words) != len(value):

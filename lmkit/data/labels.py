@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
+from lmkit import console
 from lmkit.data import tags
 from lmkit.data.rows import FORMAT, LEAVE_OUT, OnBadRow, Row, Rows, hash_of, write_rows
-from lmkit.errors import DataError, suggest
+from lmkit.errors import DataError, RecipeError, suggest
 
 
 def labels_of(rows: Rows, field: str) -> list[str]:
@@ -88,23 +89,45 @@ def scheme_of(rows: Rows, field: str = "tags") -> tags.Scheme:
     return tags.recognise(row[field] for batch in rows.batches(names=[field]) for row in batch)
 
 
-def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, field: str = "tags") -> dict[str, Rows]:
+def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, repair: bool = False, field: str = "tags") -> dict[str, Rows]:
     """Every split with its tags checked and, where they mark entities, in IOB2.
 
-    The scheme is that of the training split (of the first, where there is none), and the same for all.
+    The scheme is that of the training split (of the first, where there is none), and the same for all; but tags that
+    were made of entities in characters are IOB2 already.
+
+    Args:
+        repair: sequences of right tags in a wrong order are read as conlleval reads them (see ``tags.to_iob2``),
+            counted and said.
 
     Raises:
         DataError: a tag that cannot stand where it stands, at its line; or no row is left.
+        RecipeError: ``repair``, where nothing can be wrong.
     """
     scheme = scheme_of(splits["train"] if "train" in splits else next(iter(splits.values())), field)
-    if scheme == "plain":
-        return splits
+    given = {split: rows for split, rows in splits.items() if "offsets" not in rows.names} if scheme != "plain" else {}
+    if repair and "train" in splits and not given:
+        what = "plain tags" if scheme == "plain" else "entities in characters"
+        raise RecipeError(f"{what} have no order to repair", place="tagging.repair", remedy="leave it out")
 
     def fault(row: Row) -> tuple[int, str] | None:
-        return tags.check_sequence(row[field], scheme)
+        return tags.check_tags(row[field], scheme) if repair else tags.check_sequence(row[field], scheme)
 
-    checked = {split: _without(rows, fault, on_bad_row, split, LEAVE_OUT) for split, rows in splits.items()}
-    return checked if scheme == "iob2" else {split: _in_iob2(rows, field, scheme) for split, rows in checked.items()}
+    prepared = dict(splits)
+    for split, rows in given.items():
+        prepared[split] = rows = _without(rows, fault, on_bad_row, split, LEAVE_OUT)
+        wrong = _wrong_sequences(rows, field, scheme) if repair else []
+        if wrong:
+            place = rows.place(wrong[0][0], word=wrong[0][1])
+            console.warn(f"data.{split}: {len(wrong)} of {len(rows)} tag sequences repaired, the first at {place}: {wrong[0][2]}")
+        if wrong or scheme != "iob2":
+            prepared[split] = _in_iob2(rows, field, scheme)
+    return prepared
+
+
+def _wrong_sequences(rows: Rows, field: str, scheme: tags.Scheme) -> list[tuple[int, int, str]]:
+    """(row, word, problem) of every sequence that is not right in its scheme."""
+    found = ((i, tags.check_sequence(row[field], scheme)) for i, row in enumerate(rows))
+    return [(i, *problem) for i, problem in found if problem]
 
 
 def _in_iob2(rows: Rows, field: str, scheme: tags.Scheme) -> Rows:

@@ -141,6 +141,7 @@ def schema_of(fields: list[Field]) -> pa.Schema:
     text = pa.large_string()  # offsets of 64 bits: a document may be as long as it likes
     words = pa.list_(text)
     kinds = {"text": text, "label": text, "labels": words, "number": pa.float64(), "words": words, "tags": words}
+    kinds["offsets"] = pa.list_(pa.list_(pa.int64()))
     places = [("_file", pa.int32()), ("_line", pa.int64())]
     if any(field.kind in ("words", "tags") for field in fields):
         places.append(("_lines", pa.list_(pa.int64())))

@@ -59,10 +59,10 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
         ["train"] if from_train and "train" not in wanted else []
     )
     fields = task.fields_of(recipe, facts, None if facts is not None else _peek(recipe))
-    rows = {split: _load(recipe, fields, split) for split in dict.fromkeys(read)}
+    rows = {split: _load(recipe, task, fields, split) for split in dict.fromkeys(read)}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
-        rows = prepare_tags(rows, on_bad_row=data.on_bad_row)
+        rows = prepare_tags(rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair)
     if from_train:
         assert data.validation_fraction is not None
         rows["train"], rows["validation"] = split_by_hash(rows["train"], data.validation_fraction)
@@ -83,13 +83,14 @@ def _peek(recipe: Recipe) -> Peek:
     return peek(data.train, key="data.train", split="train", columns=data.columns, document=data.document, folders=[Path.cwd()])
 
 
-def _load(recipe: Recipe, fields: Sequence[Field], split: str) -> Rows:
+def _load(recipe: Recipe, task: type[Task], fields: Sequence[Field], split: str) -> Rows:
     data = recipe.data
     return load_rows(
         getattr(data, split),
         key=f"data.{split}",
         split=split,
         fields=fields,
+        forms=task.forms,
         columns=data.columns,
         on_bad_row=data.on_bad_row,
         document=data.document,

@@ -84,9 +84,8 @@ def check_sequence(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | Non
     before, previous, is_open = "", "", False
     for i, tag in enumerate(tags):
         prefix, kind = split_tag(tag)
-        if tag != "O" and (not kind or prefix not in PREFIXES[scheme]):
-            forms = ", ".join(f"{p}-TYPE" for p in PREFIXES[scheme])
-            return i, f"{tag!r} is not a tag of this data (O or {forms})" + _meant(tag, scheme)
+        if unknown := check_tags([tag], scheme):
+            return i, unknown[1]
         after = f"follows {before}" if before else "begins the sentence"
         if scheme == "iob2" and prefix == "I" and kind != previous:
             return i, f"{tag} {after}; an entity begins with B-"
@@ -107,6 +106,16 @@ def check_sequence(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | Non
     return None
 
 
+def check_tags(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | None:
+    """The first tag that is none of the scheme's, wherever it stands, as (index, problem)."""
+    for i, tag in enumerate(tags):
+        prefix, kind = split_tag(tag)
+        if scheme != "plain" and tag != "O" and (not kind or prefix not in PREFIXES[scheme]):
+            forms = ", ".join(f"{p}-TYPE" for p in PREFIXES[scheme])
+            return i, f"{tag!r} is not a tag of this data (O or {forms})" + _meant(tag, scheme)
+    return None
+
+
 def _meant(tag: str, scheme: Scheme) -> str:
     """The tag that was probably meant: another sign than ``-``, small letters, no prefix."""
     if tag in {"", "0", "o"}:
@@ -119,21 +128,24 @@ def _meant(tag: str, scheme: Scheme) -> str:
 
 
 def to_iob2(tags: Sequence[str], scheme: Scheme) -> list[str]:
-    """The same entities in IOB2; the sequence must be right in its scheme.
+    """The same entities in IOB2.
+
+    A wrong sequence is read as conlleval reads it: an entity begins at a tag that continues none of its type, and ends
+    where the next tag does not continue it.
 
     >>> to_iob2(["I-PER", "I-PER", "B-PER", "O", "I-LOC"], "iob1")
     ['B-PER', 'I-PER', 'B-PER', 'O', 'B-LOC']
     >>> to_iob2(["B-PER", "E-PER", "S-LOC"], "bioes")
     ['B-PER', 'I-PER', 'B-LOC']
+    >>> to_iob2(["O", "I-PER", "I-LOC"], "iob2"), to_iob2(["B-PER", "O", "E-LOC"], "bioes")
+    (['O', 'B-PER', 'B-LOC'], ['B-PER', 'O', 'B-LOC'])
     """
-    if scheme in ("plain", "iob2"):
+    if scheme == "plain":
         return list(tags)
-    converted, previous = [], ""
+    converted, is_open = [], ""  # the type of the entity that the next tag may continue
     for tag in tags:
         prefix, kind = split_tag(tag)
-        if kind:
-            begins = prefix in BEGINS | SINGLE or (scheme == "iob1" and kind != previous)
-            tag = f"{'B' if begins else 'I'}-{kind}"
-        converted.append(tag)
-        previous = kind
+        begins = prefix in BEGINS | SINGLE or kind != is_open
+        converted.append(f"{'B' if begins else 'I'}-{kind}" if kind else tag)
+        is_open = kind if prefix not in ENDS | SINGLE else ""
     return converted

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError, RecipeError, suggest
-from lmkit.models.heads import unwrap
+from lmkit.models.crf import FILE as CRF_FILE
+from lmkit.models.crf import add_crf, load_crf, save_crf
+from lmkit.models.heads import crf_of, unwrap
 from lmkit.models.presets import preset_config
 from lmkit.models.source import DESCRIPTION, ModelSource
 from lmkit.recipe.schema import Lora, Recipe
@@ -87,6 +89,11 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
                 remedy="give model.base, or lora: null",
             )
         model = add_lora(model, recipe.lora, new, task)
+    if recipe.tagging.crf:
+        knows = source is not None and source.description.get("facts", {}).get("labels") == task.facts["labels"]
+        weights = load_crf(source.location, recipe.model.revision) if source is not None and knows else None
+        add_crf(model, len(task.facts["labels"]), weights)
+        new = new if weights else [*new, "crf"]
     return Built(model, new, origin)
 
 
@@ -317,7 +324,12 @@ def count_parameters(model: Any) -> tuple[int, int]:
 def save_model(model: Any, task: Task, folder: Path) -> None:
     """Weights as safetensors, config, tokenizer and description into an existing folder."""
     inner = unwrap(model)
-    model.save_pretrained(folder)
+    weights = None
+    if crf_of(model) is not None:
+        save_crf(model, folder)
+        if model is inner:  # plain transformers has no place for them
+            weights = {name: value for name, value in model.state_dict().items() if not name.startswith("crf.")}
+    model.save_pretrained(folder, state_dict=weights)
     if model is not inner:
         inner.config.save_pretrained(folder)  # an adapter alone does not know its labels
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own
@@ -327,7 +339,7 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
 
 def describe(task: Task) -> dict[str, Any]:
     """What is needed to read text with this model: the task, what it learned of the data, the options of reading."""
-    kept = {"seed", "data", "masking", "generation", "classification"}
+    kept = {"seed", "data", "masking", "classification", "tagging", "generation"}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
     recipe["data"] = {key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")}
     return {"task": task.name, "facts": task.facts, "recipe": recipe}
@@ -341,7 +353,21 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     """
     location, recipe = source.location, task.recipe
     if source.is_adapter:
-        return _load_adapter(source, task)
+        model = _load_adapter(source, task)
+    else:
+        model = _load_whole(source, task)
+    if recipe.tagging.crf:
+        weights = load_crf(location, recipe.model.revision)
+        if weights is None:
+            raise ModelError(
+                f"this model has no CRF: there is no {CRF_FILE}", place=location, remedy="leave tagging.crf out, or train with it"
+            )
+        add_crf(model, len(task.facts["labels"]), weights)
+    return model.eval()
+
+
+def _load_whole(source: ModelSource, task: Task) -> Any:
+    location, recipe = source.location, task.recipe
     _check_kind(load_config(source, recipe), task)
     model, info = from_pretrained(task.model_class, location, recipe, {})
     if missing := new_modules(model, set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}):
@@ -351,7 +377,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
     _check_length(model.config, recipe, task)
-    return model.eval()
+    return model
 
 
 def _load_adapter(source: ModelSource, task: Task) -> Any:
@@ -370,4 +396,4 @@ def _load_adapter(source: ModelSource, task: Task) -> Any:
     model, _ = from_pretrained(task.model_class, base, task.recipe, {"config": config})
     if config.vocab_size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(config.vocab_size)
-    return PeftModel.from_pretrained(model, source.location).eval()
+    return PeftModel.from_pretrained(model, source.location)

@@ -25,6 +25,11 @@ def unwrap(model: Any) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def crf_of(model: Any) -> Any:
+    """The CRF layer of a word tagger (``tagging.crf``), or None."""
+    return getattr(unwrap(model), "crf", None)
+
+
 @contextmanager
 def only_at(model: Any, chosen: torch.Tensor) -> Iterator[bool]:
     """While active, the backbone passes on the hidden states of the chosen positions only.

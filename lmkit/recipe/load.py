@@ -16,7 +16,11 @@ from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
 
 SUFFIXES = (".yaml", ".yml")
-SECTIONS_OF = {"masking": ("mlm",), "classification": ("classification",)}  # the others are read by every task
+SECTIONS_OF = {
+    "masking": ("mlm",),
+    "classification": ("classification",),
+    "tagging": ("ner",),
+}  # the others are read by every task
 
 
 class _Loader(yaml.SafeLoader):

@@ -117,6 +117,21 @@ class Classification(Section):
     )
 
 
+class Tagging(Section):
+    decoding: Literal["argmax", "viterbi"] | None = Field(
+        None,
+        description="argmax: the most probable tag of each word; viterbi: the best sequence of the row that IOB2 allows; default argmax, with crf viterbi",
+    )
+    crf: bool = Field(False, description="a linear-chain CRF over the words (needs pip install 'lmkit[crf]')")
+    crf_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        1e-2, description="peak for the CRF's transitions, which start from nothing"
+    )
+    repair: bool = Field(
+        False,
+        description="read wrong tag sequences as conlleval does (I- that continues nothing begins an entity), and count them",
+    )
+
+
 class Lora(Section):
     rank: Positive = Field(16, description="rank of the update")
     alpha: Annotated[float, Field(gt=0)] = Field(32, description="scale: the update is multiplied by alpha / rank")
@@ -205,6 +220,7 @@ class Recipe(Section):
     data: Data = Field(default_factory=Data.model_construct)
     masking: Masking = Field(default_factory=Masking.model_construct, description="mlm only")
     classification: Classification = Field(default_factory=Classification.model_construct, description="classification only")
+    tagging: Tagging = Field(default_factory=Tagging.model_construct, description="ner only")
     lora: Lora | None = Field(None, description="train low-rank updates only; null: all weights")
     train: Train = Field(default_factory=Train.model_construct)
     hardware: Hardware = Field(default_factory=Hardware.model_construct)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe.schema import Recipe
-from lmkit.tasks.fields import Field
+from lmkit.tasks.fields import Field, Form
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,7 @@ class Task(ABC):
     model_class: ClassVar[str]  # the Auto class of transformers
     family: ClassVar[str]  # the preset that stands in where a smoke run has no model
     fields: ClassVar[tuple[Field, ...]]
+    forms: ClassVar[tuple[Form, ...]] = ()  # other forms in which rows may come
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
     cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
     generates: ClassVar[bool] = False  # needs an encoder-decoder

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lmkit.recipe.schema import Recipe
+from lmkit.errors import RecipeError
+from lmkit.recipe.schema import Recipe, Tagging
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, flat, lay_out, pad
-from lmkit.tasks.fields import Field
+from lmkit.tasks.decoding import Transitions, iob2_transitions, marginals, viterbi
+from lmkit.tasks.fields import Field, Form
+from lmkit.tasks.spans import SPLIT, words_with_tags
 from lmkit.tasks.windows import encode_windows, padding_of
+from lmkit.tasks.words import joined, split_words, word_split
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from lmkit.metrics.statistics import Statistics
 
-# how raw text is cut into words for ``lmkit predict``, by the way the training words look
-WORD_SPLITS = {"space": r"\S+", "punctuation": r"\w+(?:[-'’]\w+)*|[^\w\s]", "character": r"[A-Za-z0-9]+|\S"}
 WORD_MARKS = frozenset({"Ġ", "▁"})  # tokens of byte-level and SentencePiece vocabularies that only say: a word begins
 
 
@@ -30,11 +33,23 @@ class WordTagging(Task):
         Field("tokens", "words", aliases=("words", "text_tokens")),
         Field("tags", "tags", aliases=("ner_tags", "labels", "pos_tags", "upos"), gold=True),
     )
+    forms = (
+        Form(
+            (
+                Field("text", "text", aliases=("sentence", "content", "document")),
+                Field("entities", "spans", aliases=("spans", "ents", "annotations", "label", "labels"), gold=True),
+            ),
+            convert=words_with_tags,
+            adds=(Field("text", "text"), Field("offsets", "offsets")),
+        ),
+    )
 
     @classmethod
     def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-        sample = [word for row in rows[:1000] for word in row["tokens"]]
-        return {"labels": list(labels), "word_split": word_split(sample)}
+        sample = rows[:1000]
+        # raw text is cut as the training words were: by lmkit itself, or so that it looks like them
+        split = SPLIT if "offsets" in sample[0] else word_split([word for row in sample for word in row["tokens"]])
+        return {"labels": list(labels), "word_split": split}
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: Any):
         super().__init__(recipe, facts, tokenizer)
@@ -42,6 +57,9 @@ class WordTagging(Task):
         self._number = {label: number for number, label in enumerate(self.labels)}
         self._outside = "O" if "O" in self._number else self.labels[0]
         self.is_entities = any(label.startswith("B-") for label in self.labels)
+        _check_tagging(recipe, self.is_entities)
+        self._decoding = recipe.tagging.decoding or ("viterbi" if recipe.tagging.crf else "argmax")
+        self._legal: Transitions | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -85,35 +103,65 @@ class WordTagging(Task):
         batch["labels"] = pad(labels, IGNORE)
         return batch
 
+    def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        """With a CRF, the summed negative log-likelihood of the windows' tag sequences; its weight is words, as without."""
+        if (crf := _crf_of(model)) is None:
+            return super().loss(model, batch)
+        return sequence_losses(crf, *self.logits(model, batch)).sum()
+
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-        logits, _ = self.logits(model, batch)
-        parts = []
-        for row, piece in zip(logits, pieces, strict=True):
-            log_probabilities = row[piece["positions"]].float().log_softmax(-1)
-            best = log_probabilities.max(-1)
-            tags, counted = piece["tags"], [tag for tag in piece["tags"] if tag != IGNORE]
-            nll = -sum(log_probabilities[i, tag].item() for i, tag in enumerate(tags) if tag != IGNORE)
-            parts.append(
-                {
-                    "words": piece["words"],
-                    "tags": best.indices.tolist(),
-                    "scores": best.values.exp().tolist(),
-                    "nll": nll,
-                    "items": len(counted),
-                }
-            )
-        return parts
+        """Log-probabilities of the words that each piece answers for; with a CRF its potentials, and its transitions."""
+        logits, labels = self.logits(model, batch)
+        crf = _crf_of(model)
+        emissions = logits.float().log_softmax(-1) if crf is None else logits.float()
+        if crf is None:
+            losses = -emissions.gather(-1, labels.clamp(min=0)[..., None])[..., 0].where(labels != IGNORE, 0).sum(-1)
+        else:
+            losses = sequence_losses(crf, logits, labels)
+            learned = [p.tolist() for p in (crf.start_transitions, crf.transitions, crf.end_transitions)]
+        return [
+            {
+                "words": piece["words"],
+                "emissions": emissions[row, piece["positions"]].tolist(),
+                "nll": losses[row].item(),
+                "items": sum(tag != IGNORE for tag in piece["tags"]),
+            }
+            | ({} if crf is None else {"transitions": learned})
+            for row, piece in enumerate(pieces)
+        ]
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A tag for every word; a word that the tokenizer drops entirely gets the outside tag."""
-        tags, scores = [self._outside] * len(row["tokens"]), [0.0] * len(row["tokens"])
-        for part in parts:
-            for word, tag, score in zip(part["words"], part["tags"], part["scores"], strict=True):
-                tags[word], scores[word] = self.labels[tag], score
-        record = {"id": row["id"], "tokens": list(row["tokens"]), "gold": row.get("tags"), "prediction": tags, "score": scores}
-        if "text" in row:
+        """A tag for every word of the row; a word that the tokenizer drops entirely is outside of all entities."""
+        import numpy as np
+
+        emissions = np.full((len(row["tokens"]), len(self.labels)), -np.inf)
+        emissions[:, self._number[self._outside]] = 0
+        read = [word for part in parts for word in part["words"]]
+        if read:
+            emissions[read] = [word for part in parts for word in part["emissions"]]
+        learned = next((Transitions(*map(np.asarray, part["transitions"])) for part in parts if "transitions" in part), None)
+        tags, probabilities = self._decode(emissions, learned)
+        scores = np.zeros(len(tags))
+        scores[read] = probabilities[read, [tags[word] for word in read]]
+        names = [self.labels[tag] for tag in tags]
+        record = {"id": row["id"], "tokens": list(row["tokens"]), "gold": row.get("tags"), "prediction": names}
+        record |= {"score": scores.tolist()}
+        if "offsets" in row:
             record |= {"text": row["text"], "offsets": row["offsets"]}
+            if self.is_entities:
+                record["entities"] = entities(row["text"], row["offsets"], names, record["score"])
         return record | {key: sum(part[key] for part in parts) for key in ("nll", "items")}
+
+    def _decode(self, emissions: Any, learned: Transitions | None) -> tuple[list[int], Any]:
+        """Tags of a whole row, and ``(words, tags)`` probabilities; ``learned`` are a CRF's transitions."""
+        import numpy as np
+
+        probabilities = np.exp(emissions) if learned is None else marginals(emissions, learned)
+        if self._decoding == "argmax":
+            return probabilities.argmax(axis=-1).tolist(), probabilities
+        self._legal = self._legal or iob2_transitions(self.labels)
+        scores = self._legal if learned is None else Transitions(*(a + b for a, b in zip(self._legal, learned, strict=True)))
+        return viterbi(emissions, scores), probabilities
 
     def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
         from lmkit.metrics.tagging import tagging_statistics
@@ -128,30 +176,52 @@ class WordTagging(Task):
         return rows
 
     def show(self, record: dict[str, Any]) -> dict[str, Any]:
-        tokens = record["tokens"]
-        text = record.get("text", " ".join(tokens))
-        offsets = record.get("offsets") or split_words(text, "space")
-        shown = {"id": record["id"], "text": text, "tokens": tokens, "tags": record["prediction"]}
-        return shown | {"entities": entities(text, offsets, record["prediction"], record["score"]) if self.is_entities else []}
+        tokens, tags = record["tokens"], record["prediction"]
+        text, offsets = (record["text"], record["offsets"]) if "offsets" in record else joined(tokens)
+        shown = {"id": record["id"], "text": text, "tokens": tokens, "tags": tags}
+        return shown | {"entities": entities(text, offsets, tags, record["score"]) if self.is_entities else []}
 
 
-def word_split(words: Sequence[str]) -> str:
-    """Which of WORD_SPLITS made these words: most punctuation attached, detached, or single ideographs."""
-    ideographs = [word for word in words if re.match(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", word)]
-    if len(ideographs) > len(words) / 2 and sum(map(len, ideographs)) < 1.1 * len(ideographs):
-        return "character"
-    attached = sum(bool(re.search(r"\w[,.;:!?]$", word)) for word in words)
-    detached = sum(word in (",", ".", ";", ":", "!", "?") for word in words)
-    return "space" if attached > detached else "punctuation"
+def _check_tagging(recipe: Recipe, is_entities: bool) -> None:
+    """Refuse keys of ``tagging`` that would have no effect, or cannot have theirs here."""
+    options = recipe.tagging
+    if options.decoding == "viterbi" and not options.crf and not is_entities:
+        problem = "every sequence of these tags is allowed: none is B-TYPE"
+        raise RecipeError(problem, place="tagging.decoding", remedy="leave it out")
+    if options.crf_learning_rate != Tagging().crf_learning_rate and not options.crf:
+        raise RecipeError(
+            "has no effect without a CRF", place="tagging.crf_learning_rate", remedy="leave it out, or tagging.crf=true"
+        )
+    if options.crf and recipe.train.label_smoothing:
+        problem = "has no effect with tagging.crf, whose loss is of whole sequences"
+        raise RecipeError(problem, place="train.label_smoothing", remedy="leave one of the two out")
+    if options.crf and find_spec("torchcrf") is None:
+        problem = "the library it needs, pytorch-crf, is not installed"
+        raise RecipeError(problem, place="tagging.crf", remedy="pip install pytorch-crf, or lmkit[crf]")
 
 
-def split_words(text: str, how: str) -> list[tuple[int, int]]:
-    """The words of a raw text as (start, end) in characters.
+def _crf_of(model: Any) -> Any:
+    from lmkit.models.heads import crf_of
 
-    >>> split_words("Mr. Wu, 25", "punctuation")
-    [(0, 2), (2, 3), (4, 6), (6, 7), (8, 10)]
+    return crf_of(model)
+
+
+def sequence_losses(crf: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihoods ``(batch,)`` of the labels that count, each row's taken as one sequence; 0 without any.
+
+    Args:
+        logits: ``(batch, length, classes)``; labels: ``(batch, length)``.
     """
-    return [match.span() for match in re.finditer(WORD_SPLITS[how], text)]
+    counts = labels != IGNORE
+    width = max(1, int(counts.sum(1).max()))
+    order = counts.int().argsort(dim=1, descending=True, stable=True)[:, :width]  # those that count, in order, then padding
+    emissions = logits.gather(1, order[..., None].expand(-1, -1, logits.shape[-1])).float()
+    mask = counts.gather(1, order)
+    mask[:, 0] = True  # the library wants at least one; what a row without any gives is taken out again below
+    likelihoods = crf(emissions, labels.gather(1, order).clamp(min=0), mask, reduction="none")
+    # single words have no transitions, but DistributedDataParallel waits for the gradients of all
+    losses: torch.Tensor = -likelihoods * counts.any(1) + 0.0 * crf.transitions.sum()
+    return losses
 
 
 def first_with_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         write_json(run.manifest_file, manifest)
     announce(manifest, total, metric)
 
-    optimizer = build_optimizer(built.model, train)
+    optimizer = build_optimizer(built.model, train, crf_rate=recipe.tagging.crf_learning_rate)
     model, optimizer = accelerator.prepare(built.model, optimizer)
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
@@ -181,13 +182,16 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         inner.eval()
         autocast_forward = inner.__dict__.pop("forward", None)  # Accelerate's, in half precision
         with torch.inference_mode():
-            kept = task.logits(inner, {key: value.to(accelerator.device) for key, value in batch.items()})[0].float().cpu()
+            moved = {key: value.to(accelerator.device) for key, value in batch.items()}
+            kept = task.logits(inner, moved)[0].float().cpu()
             loaded = task.logits(fresh, batch)[0].float()
+            losses = [task.loss(model, given).item() for model, given in ((inner, moved), (fresh, batch))]  # with a CRF, too
         if autocast_forward is not None:
             inner.forward = autocast_forward
         inner.train(was_training)
         difference, largest = ((kept - loaded).abs().max().item(), kept.abs().max().item()) if kept.numel() else (0.0, 0.0)
-        if not difference <= RELOAD_TOLERANCE * max(1.0, largest):
+        same_loss = math.isclose(*losses, rel_tol=RELOAD_TOLERANCE, abs_tol=RELOAD_TOLERANCE)
+        if not (difference <= RELOAD_TOLERANCE * max(1.0, largest) and same_loss):
             raise ModelError(
                 f"the saved model computes something else than the trained one (logits differ by {difference:.3g})",
                 place=str(run.model),

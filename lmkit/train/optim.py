@@ -8,15 +8,25 @@ from typing import Any
 from lmkit.recipe.schema import Train
 
 
-def build_optimizer(model: Any, train: Train) -> Any:
-    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on matrices, not on norms and biases."""
+def build_optimizer(model: Any, train: Train, *, crf_rate: float | None = None) -> Any:
+    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on matrices, not on norms and biases.
+
+    Args:
+        crf_rate: peak rate of a CRF's transitions, which do not decay either; None: ``train.learning_rate``.
+    """
     import torch
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    from lmkit.models.heads import crf_of
+
+    crf = crf_of(model) if crf_rate is not None else None
+    own = {id(parameter) for parameter in crf.parameters()} if crf is not None else set()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if crf is not None and crf_rate is not None:
+        groups.append({"params": list(crf.parameters()), "weight_decay": 0.0, "scale": crf_rate / train.learning_rate})
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=train.learning_rate,
@@ -28,7 +38,7 @@ def build_optimizer(model: Any, train: Train) -> Any:
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def learning_rate(train: Train, *, step: int, total: int, share: float | None = None) -> float:

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("as_one_of_several.py")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANDLERS = [signal.getsignal(number) for number in SIGNALS]  # before any launch
 STEPS = 4
-KINDS = ("mlm", "classification by LoRA", "translation")
+KINDS = ("mlm", "classification by LoRA", "ner with a CRF", "translation")
 
 
 def recipe_of(tiny: Any, kind: str, *, processes: int) -> Any:
@@ -39,6 +39,8 @@ def recipe_of(tiny: Any, kind: str, *, processes: int) -> Any:
     }
     if kind == "classification by LoRA":
         return tiny.recipe("classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.0}, **sections)
+    if kind == "ner with a CRF":
+        return tiny.recipe("ner", tagging={"crf": True}, **sections)
     return tiny.recipe(kind, **sections)
 
 

@@ -104,6 +104,17 @@ def test_conll_tells_comments_from_words_and_keeps_lines() -> None:
     assert [row["tokens"] for _, row in read_rows(tabs)] == [["New York", "#"]]
 
 
+@pytest.mark.parametrize("sign", ["\t", " ", "  "])
+@pytest.mark.parametrize("between", [[], ["NNP"], ["NNP", "B-NP"]])
+@pytest.mark.parametrize("tail", ["", " "])
+def test_conll_has_two_to_four_columns_the_tag_last(sign: str, between: list[str], tail: str) -> None:
+    lines = [sign.join([word, *between, tag]) + tail for word, tag in (("Ada", "B-PER"), ("Byron", "I-PER"), (".", "O"))]
+    docstart = sign.join(["-DOCSTART-", *(["-X-"] * len(between)), "O"])
+    path = write("a.conll", "\n".join(["# id = 1 of 2 or 3", docstart, "", *lines[:2], "", "", *lines[2:], ""]))
+    read = [(number, row["tokens"], row["tags"]) for number, row in read_rows(path)]
+    assert read == [(4, ["Ada", "Byron"], ["B-PER", "I-PER"]), (8, ["."], ["O"])]
+
+
 def test_conllu_gives_forms_and_universal_tags() -> None:
     def line(*cells: str) -> str:
         return "\t".join([*cells, *"_" * (10 - len(cells))]) + "\n"

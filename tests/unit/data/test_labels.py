@@ -12,7 +12,7 @@ import pytest
 from lmkit.data.check import load_rows
 from lmkit.data.labels import check_labels, labels_of, prepare_tags, scheme_of, split_by_hash
 from lmkit.data.rows import Rows
-from lmkit.errors import DataError
+from lmkit.errors import DataError, RecipeError
 from lmkit.tasks.fields import Field
 
 CLASSIFICATION = (Field("text", "text"), Field("label", "label", gold=True))
@@ -109,6 +109,27 @@ def test_wrong_sequences_are_said_at_the_line_of_the_word_or_left_out() -> None:
             "row": {"tokens": ["b", "c"], "tags": ["O", "I-PER"]},
         }
     ]
+
+
+def test_wrong_sequences_are_repaired_on_request_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    train = load(conll("a.conll", "a/B-PER b/I-PER", "b/O c/I-PER", "d/I-LOC", "e/B-LOC"), NER)
+    right = load(conll("b.conll", "a/B-PER"), NER)
+    repaired = prepare_tags({"train": train, "test": right}, on_bad_row="error", repair=True)
+    assert [row["tags"] for row in repaired["train"]] == [["B-PER", "I-PER"], ["O", "B-PER"], ["B-LOC"], ["B-LOC"]]
+    assert repaired["test"] is right
+    said = "warning: data.train: 2 of 4 tag sequences repaired, the first at a.conll:5: I-PER follows O; an entity begins with B-"
+    assert capsys.readouterr().err.strip() == said
+    assert repaired["train"].place(1, word=1) == "a.conll:5"
+
+
+def test_what_is_no_tag_is_not_repaired() -> None:
+    rows = load(conll("a.conll", "a/B-PER", "b/O c/I-PER", "d/B_LOC"), NER)
+    with pytest.raises(DataError, match=r"a.conll:6: 'B_LOC' is not a tag of this data .*did you mean 'B-LOC'"):
+        prepare_tags({"train": rows}, on_bad_row="error", repair=True)
+    kept = prepare_tags({"train": rows}, on_bad_row="skip", repair=True)["train"]
+    assert [row["tags"] for row in kept] == [["B-PER"], ["O", "B-PER"]]
+    with pytest.raises(RecipeError, match=r"tagging.repair: plain tags have no order to repair"):
+        prepare_tags({"train": load(conll("b.conll", "a/NOUN"), NER)}, on_bad_row="error", repair=True)
 
 
 # ---------------------------------------------------------------------------------- validation

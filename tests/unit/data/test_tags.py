@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from lmkit.data.tags import Scheme, check_sequence, recognise, to_iob2
+from lmkit.data.tags import Scheme, check_sequence, check_tags, recognise, to_iob2
 
 RIGHT_IOB2 = [["O", "B-PER", "I-PER", "O"], ["B-LOC"], ["B-ORG", "B-ORG", "I-ORG"]]
 
@@ -73,3 +75,37 @@ def test_wrong_sequences_are_described(tags: list[str], scheme: Scheme, index: i
 def test_conversion_keeps_the_entities(tags: list[str], scheme: Scheme, expected: list[str]) -> None:
     assert to_iob2(tags, scheme) == expected
     assert check_sequence(expected, "plain" if scheme == "plain" else "iob2") is None
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "expected"),
+    [
+        (["O", "I-A", "I-A"], "iob2", ["O", "B-A", "I-A"]),
+        (["B-A", "I-B", "I-A"], "iob2", ["B-A", "B-B", "B-A"]),
+        (["O", "B-A", "I-A"], "iob1", ["O", "B-A", "I-A"]),
+        (["I-A", "O", "E-A", "O"], "bioes", ["B-A", "O", "B-A", "O"]),
+        (["B-A", "O", "B-A"], "bioes", ["B-A", "O", "B-A"]),  # neither ever ends
+        (["S-A", "I-A", "L-A"], "bioes", ["B-A", "B-A", "I-A"]),
+        (["B-A", "U-A", "L-A"], "bioes", ["B-A", "B-A", "B-A"]),
+    ],
+)
+def test_wrong_sequences_are_repaired_as_conlleval_reads_them(tags: list[str], scheme: Scheme, expected: list[str]) -> None:
+    assert check_sequence(tags, scheme) is not None
+    assert check_tags(tags, scheme) is None
+    assert to_iob2(tags, scheme) == expected
+
+
+@pytest.mark.parametrize(("scheme", "prefixes"), [("iob2", "BI"), ("iob1", "BI"), ("bioes", "BIES")])
+def test_the_repaired_entities_are_those_that_seqeval_finds(scheme: Scheme, prefixes: str) -> None:
+    """seqeval's default mode reads as conlleval does."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    draw, wrong = random.Random(3), 0
+    for _ in range(300):
+        tags = draw.choices(["O", *(f"{p}-{kind}" for p in prefixes for kind in "XY")], k=draw.randint(1, 8))
+        if scheme == "iob1" and any(tag[0] == "B" for tag in tags):
+            continue  # conlleval knows IOB2 alone: there B- always begins
+        wrong += check_sequence(tags, scheme) is not None
+        assert check_sequence(to_iob2(tags, scheme), "iob2") is None
+        assert get_entities(to_iob2(tags, scheme)) == get_entities(tags)
+    assert wrong > 200 or scheme == "iob1"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import lmkit
 from lmkit.data.plan import micro_batches
 from lmkit.metrics.tagging import chunks
 from lmkit.tasks.base import IGNORE
-from lmkit.tasks.ner import assign, entities, first_with_text, split_words, word_split
+from lmkit.tasks.ner import assign, entities, first_with_text
+from lmkit.tasks.words import split_words, word_split
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
 ADDRESS = (["8128", "S.", "DR", "MARTIN", "LUTHER"], ["B-NUMBER", "B-STREET", "I-STREET", "I-STREET", "I-STREET"])
@@ -123,6 +127,77 @@ def test_documents_without_gold_are_tagged_too(tiny: Any) -> None:
         assert entity["text"] == row["text"][entity["start"] : entity["end"]]
 
 
+def test_given_tokens_keep_their_places_though_they_contain_spaces(tiny: Any) -> None:
+    task = task_of(tiny)
+    row = {"id": 0, "tokens": ["in", "New York", "DR"]}
+    shown = task.show(task.combine(row, []) | {"prediction": ["O", "B-CITY", "B-STREET"], "score": [1.0, 0.5, 0.25]})
+    assert shown["text"] == "in New York DR"
+    assert shown["entities"] == [
+        {"start": 3, "end": 11, "label": "CITY", "score": 0.5, "text": "New York"},
+        {"start": 12, "end": 14, "label": "STREET", "score": 0.25, "text": "DR"},
+    ]
+
+
+def test_rows_with_a_text_keep_it_with_offsets_and_entities(tiny: Any) -> None:
+    task = task_of(tiny)
+    row = {"id": 3, "tokens": ["a", "b"], "tags": ["O", "O"], "text": "a  b", "offsets": [[0, 1], [3, 4]]}
+    emissions = [[0.0 if label == best else -9.0 for label in task.labels] for best in ("O", "B-CITY")]
+    record = task.combine(row, [{"words": [0, 1], "emissions": emissions, "nll": 0.0, "items": 2}])
+    assert {key: record[key] for key in ("text", "offsets")} == {"text": "a  b", "offsets": [[0, 1], [3, 4]]}
+    assert record["entities"] == [{"start": 3, "end": 4, "label": "CITY", "score": 1.0, "text": "b"}]
+    assert "text" not in task.combine({"id": 0, "tokens": ["a"]}, [])
+
+
+def test_chinese_without_spaces_is_tagged_character_by_character(tiny: Any, tmp_path: Path) -> None:
+    """Trained on characters with tags, and on texts with entities: raw text has its entities at their places."""
+    texts, spans, sentences = [], [], []
+    for place in ("北京", "上海", "南京", "广州"):
+        for verb in ("在", "去了", "喜欢", "离开"):
+            start = 1 + len(verb)
+            texts.append(f"他{verb}{place}。")
+            spans.append([[start, start + 2, "LOC"]])
+            tags = ["O"] * start + ["B-LOC", "I-LOC", "O"]
+            sentences.append("".join(f"{character} {tag}\n" for character, tag in zip(texts[-1], tags, strict=True)))
+    rows = [json.dumps({"text": text, "entities": found}) for text, found in zip(texts, spans, strict=True)]
+    (tmp_path / "zh.jsonl").write_text("\n".join(rows))
+    (tmp_path / "zh.conll").write_text("\n".join(sentences))
+    for name in ("zh.jsonl", "zh.conll"):
+        recipe = tiny.recipe(
+            "ner",
+            tokenizer={"train": {"algorithm": "wordpiece", "vocab_size": 100}},
+            data={"train": str(tmp_path / name), "validation": None, "max_rows": None},
+            train={"max_steps": 60, "batch_size": 16, "learning_rate": 1e-2},
+        )
+        (shown,) = lmkit.load(tiny.fit(recipe).path).predict(["他离开上海。"])
+        assert shown["tokens"] == list("他离开上海。")
+        assert [(e["start"], e["end"], e["label"], e["text"]) for e in shown["entities"]] == [(3, 5, "LOC", "上海")]
+
+
+def test_the_f1_of_long_documents_is_that_of_the_whole_file(tiny: Any, tmp_path: Path) -> None:
+    """Elsewhere what is cut off at max_length leaves the gold, too [run_ner, transformers#14043]."""
+    from seqeval.metrics import f1_score, precision_score, recall_score
+    from seqeval.scheme import IOB2
+
+    documents = [long_document(num_words) for num_words in (300, 7, 150)]
+    blocks = ("".join(f"{word} {tag}\n" for word, tag in zip(d["tokens"], d["tags"], strict=True)) for d in documents)
+    (tmp_path / "long.conll").write_text("\n".join(blocks))
+    data = {name: str(tmp_path / "long.conll") for name in ("train", "validation")}
+    recipe = tiny.recipe("ner", data=data, train={"max_steps": 5, "learning_rate": 5e-3, "select_best": "last"})
+    assert len(tiny.prepared(recipe).encoded["validation"].pieces) > 20
+    run = tiny.fit(recipe)
+    lines = (run.eval_folder("validation") / "predictions.jsonl").read_text().splitlines()
+    gold, predicted = [d["tags"] for d in documents], [json.loads(line)["prediction"] for line in lines]  # gold: of the file
+    assert [len(tags) for tags in predicted] == [300, 7, 150]
+    found = {name: metric["value"] for name, metric in run.metrics("validation")["metrics"].items()}
+    assert 0.1 < found["f1"] < 1
+    assert found["f1"] == pytest.approx(f1_score(gold, predicted))  # seqeval's default is conlleval's
+    assert found["precision"] == pytest.approx(precision_score(gold, predicted))
+    assert found["recall"] == pytest.approx(recall_score(gold, predicted))
+    assert found["f1_strict"] == pytest.approx(f1_score(gold, predicted, mode="strict", scheme=IOB2))
+    support = sum(row["support"] for row in run.metrics("validation")["by_label"].values())
+    assert support == sum(len(chunks(tags)) for tags in gold)
+
+
 # ---------------------------------------------------------------------------------- pure functions
 
 
@@ -181,7 +256,7 @@ def test_words_of_raw_text_keep_their_place() -> None:
     text = "Mr. Wu's 春日, 25"
     for how, words in {
         "space": ["Mr.", "Wu's", "春日,", "25"],
-        "punctuation": ["Mr", ".", "Wu's", "春日", ",", "25"],
+        "punctuation": ["Mr", ".", "Wu's", "春", "日", ",", "25"],
         "character": ["Mr", ".", "Wu", "'", "s", "春", "日", ",", "25"],
     }.items():
         assert [text[start:end] for start, end in split_words(text, how)] == words
