@@ -183,6 +183,8 @@ def _holder(values: Mapping[str, Any], section: tuple[str, ...]) -> dict[str, An
 def _each(value: Any, change: Any) -> Any:
     if isinstance(value, list):
         return [_each(entry, change) for entry in value]
+    if isinstance(value, dict):
+        return {role: _each(entry, change) for role, entry in value.items()}
     return change(value) if isinstance(value, str) else value
 
 
