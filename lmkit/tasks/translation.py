@@ -77,8 +77,9 @@ class Translation(Task):
         if options.num_beams > 1:
             inner.generation_config.length_penalty = options.length_penalty
         self.languages.tell(inner.generation_config)
-        if (start := inner.generation_config.decoder_start_token_id) is not None:
-            inner.config.decoder_start_token_id = start
+        if inner.generation_config.decoder_start_token_id is None:
+            inner.generation_config.decoder_start_token_id = inner.generation_config.eos_token_id  # mBART wraps the labels around
+        inner.config.decoder_start_token_id = inner.generation_config.decoder_start_token_id
 
     def cost(self, piece: Piece) -> int:
         """Source tokens, and those of the beams, at twice the source and some unless ``max_new_tokens`` is less."""
