@@ -121,7 +121,8 @@ def base(pieces: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 
 def recipe_of(tiny: Any, place: str, translation: dict[str, str], **sections: Any) -> Any:
-    generation = {"num_beams": 2, "max_new_tokens": 12}
+    # relative positions alone let permutations of a random T5's loops tie exactly, and which beam is first is chance then
+    generation = {"num_beams": 1 if "t5" in place else 2, "max_new_tokens": 12}
     return tiny.recipe("translation", base=place, translation=translation, generation=generation, **sections)
 
 
