@@ -119,7 +119,7 @@ def _refuse_decided(overrides: Sequence[str], run: Path) -> None:
     """What a trained run reads is not to be set again: it would have no effect, and nobody would notice."""
     for override in overrides:
         key = override.partition("=")[0].strip()
-        decided = key.split(".")[0] in ("tokenizer", "lora", "train") or key in DECIDED
+        decided = key.split(".")[0] in ("tokenizer", "lora", "train", "translation") or key in DECIDED
         if decided or (key.split(".")[0] == "model" and key not in ("model.trust_remote_code", "model.revision")):
             raise RecipeError(
                 "has no effect on a run that is trained", place=key, remedy=f"leave it out, or train it anew: {run}"
@@ -131,8 +131,9 @@ def tokenizer_of(recipe: Recipe, found: ModelSource) -> PreTrainedTokenizerBase:
     from lmkit.models.tokenizer import for_words, load_tokenizer
 
     place = found.location if found.description or not recipe.tokenizer.base else recipe.tokenizer.base
-    tokenizer = load_tokenizer(place, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
-    words = any(field.kind == "words" for field in task_class(recipe.task).fields)
+    task, trust = task_class(recipe.task), recipe.model.trust_remote_code
+    tokenizer = load_tokenizer(place, revision=recipe.model.revision, trust_remote_code=trust, slow=task.generates)
+    words = any(field.kind == "words" for field in task.fields)
     return for_words(tokenizer, place) if words else tokenizer
 
 

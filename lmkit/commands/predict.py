@@ -72,7 +72,8 @@ class Predictor:
         found: dict[int, dict[str, Any]] = {}
         import numpy as np
 
-        for numbers in micro_batches(np.arange(len(pieces)), np.asarray(columns["length"]), self.budget):
+        costs = np.asarray([self.task.cost(piece) for piece in pieces], dtype=np.int64)
+        for numbers in micro_batches(np.arange(len(pieces)), costs, self.budget):
             chosen = [pieces[i] for i in numbers]
             batch = {
                 key: value.to(self.accelerator.device) for key, value in self.task.collate([[piece] for piece in chosen]).items()

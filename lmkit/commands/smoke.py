@@ -84,6 +84,7 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
     import transformers
 
     from lmkit.models.build import load_config
+    from lmkit.models.tokenizer import num_tokens, save_tokenizer
     from lmkit.train.prepare import build_tokenizer
 
     source: ModelSource | None = None
@@ -107,9 +108,13 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
     else:
         tokenizer = build_tokenizer(recipe, splits, source)
         values = shrink(load_config(source, recipe).to_dict())
-    values |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    values |= {
+        "vocab_size": num_tokens(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     values.setdefault("decoder_start_token_id", tokenizer.pad_token_id)
     config = transformers.CONFIG_MAPPING[values.pop("model_type")](**values)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     return folder

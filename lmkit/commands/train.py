@@ -14,7 +14,6 @@ from lmkit.errors import RecipeError
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe
-from lmkit.recipe.schema import Tagging
 from lmkit.run import Run, command_line, write_text
 from lmkit.tasks.registry import TASKS, task_class
 
@@ -95,8 +94,6 @@ def check_stage(recipe: Recipe, stage: str) -> None:
             place="task",
             remedy=f"use {COMMAND_OF[task_class(recipe.task).stage]}, or one of: {', '.join(tasks)}",
         )
-    if recipe.task != "ner" and recipe.tagging != Tagging():
-        raise RecipeError(f"has no effect on {recipe.task}", place="tagging", remedy="leave it out")
 
 
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
@@ -126,12 +123,29 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
             place="tokenizer",
             remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train; or give tokenizer.base",
         )
+    _check_joint(recipe)
     if found is not None and recipe.tokenizer.train is not None:
         raise RecipeError(
             "a new tokenizer does not fit the weights of model.base",
             place="tokenizer.train",
             remedy="leave it out, or start from random weights with model.preset",
         )
+
+
+def _check_joint(recipe: Recipe) -> None:
+    """Refuse two tokenizers where there is no model, or no text, for two."""
+    if recipe.tokenizer.train is None or recipe.tokenizer.train.joint:
+        return
+    family = recipe.model.config.get("model_type") or (recipe.model.preset or "").partition("-")[0]
+    problem, remedy = None, "leave it out"
+    if recipe.task != "translation":
+        problem = "has no effect: only translation has two languages"
+    elif recipe.tokenizer.train.files is not None:
+        problem, remedy = "given beside tokenizer.train.files, which do not say what language they are", "learn from data.train"
+    elif family != "marian":
+        problem, remedy = f"{family} has one vocabulary for both languages", "leave it out, or take model.preset=marian-mini"
+    if problem:
+        raise RecipeError(problem, place="tokenizer.train.joint", remedy=remedy)
 
 
 def check_choice(recipe: Recipe, splits: Splits) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lmkit.data import formats, sources
+from lmkit.data import formats, parallel, sources
 from lmkit.data.formats import BadRow, Document
 from lmkit.data.rows import FORMAT, LEAVE_OUT, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
 from lmkit.data.sources import HubId
@@ -36,7 +36,7 @@ TYPES = {
 
 
 def load_rows(
-    source: str | list[str],
+    source: str | list[str] | Mapping[str, str | list[str]],
     *,
     key: str,
     split: str,
@@ -53,7 +53,8 @@ def load_rows(
     """Find, read and check the rows of one split; what was read before, and has not changed, is not read again.
 
     Args:
-        source, key, folders: see ``sources.find_files``; ``split`` is the split of a hub data set.
+        source, key, folders: see ``sources.find_files``, and ``parallel.find_parallel`` for files by role;
+            ``split`` is the split of a hub data set.
         fields: what the task reads. columns: role -> column of the file; columns without an entry go by the role's
             name, then by its aliases. Positions ("0", "1") say that csv and tsv files have no header; a dot leads
             into an object (``translation.en``), unless there is a column of that very name.
@@ -70,7 +71,13 @@ def load_rows(
     if not with_gold:
         suited = [replace(form, fields=tuple(field for field in form.fields if not field.gold)) for form in suited]
     wanted = [field for field in fields if with_gold or not field.gold]
-    found = sources.find_files(source, key=key, folders=folders)
+    by_role: parallel.ByRole = {}
+    found: list[Path] | HubId
+    if isinstance(source, Mapping):
+        by_role = parallel.find_parallel(source, key=key, fields=fields, wanted=wanted, folders=folders)
+        found = [path for files in by_role.values() for path in files]
+    else:
+        found = _find(source, key, wanted, folders)
     paths = sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
     shown = [f"{found}/{path.name}" if isinstance(found, HubId) else sources.shown(path) for path in paths]
     try:
@@ -82,12 +89,13 @@ def load_rows(
         ) from None
     kinds = ["".join(path.suffixes[-2:]).lower() for path in paths]
     roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases), f.separator] for form in suited for f in form.fields]
-    fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows])
+    fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows, list(by_role)])
     cached = cache_dir / f"rows-{fingerprint[:32]}.arrow"
     summary_path = cached.with_suffix(".json")
     with FileLock(f"{cached}.lock"):
         if not (cached.is_file() and summary_path.is_file()):
-            reader = _Reader(paths, shown, suited, columns, on_bad_row, document)
+            kind = _ParallelReader if by_role else _Reader
+            reader = kind(paths, shown, suited, columns, on_bad_row, document, key)
             rows_read = itertools.islice(reader.rows(), max_rows)
             first_row = list(itertools.islice(rows_read, 1))  # it decides the form
             schema = schema_of([*wanted, *reader.forms[0].adds])
@@ -115,12 +123,21 @@ Peek = Callable[[Field], list[Any] | None]  # a field -> the first values of its
 
 
 def peek(
-    source: str | list[str], *, key: str, split: str, columns: Mapping[str, str], document: Document, folders: list[Path]
+    source: str | list[str] | Mapping[str, Any],
+    *,
+    key: str,
+    split: str,
+    columns: Mapping[str, str],
+    document: Document,
+    folders: list[Path],
 ) -> Peek:
     """The first rows of a source, unchecked: what tells which fields the data has, before they are read.
 
     Args: as of ``load_rows``. Nothing is read before the first question.
     """
+
+    if isinstance(source, Mapping):  # text files by role
+        return lambda field: [] if field.name in source else None
 
     @functools.cache
     def first_rows() -> list[Row]:
@@ -157,6 +174,18 @@ def _suited(forms: list[Form], columns: Mapping[str, str]) -> list[Form]:
     return suited
 
 
+def _find(source: str | list[str], key: str, wanted: Sequence[Field], folders: list[Path]) -> list[Path] | HubId:
+    """``sources.find_files``; of one of two parallel files, what to write instead."""
+    try:
+        return sources.find_files(source, key=key, folders=folders)
+    except DataError as error:
+        places = [folder / source for folder in folders] if isinstance(source, str) else []
+        path = next((path for path in places if path.is_file()), None)
+        if path is None or not (remedy := parallel.hint(path, key=key, wanted=wanted)):
+            raise
+        raise DataError(error.problem, place=error.place, remedy=remedy) from None
+
+
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
@@ -174,7 +203,9 @@ class _Reader:
         columns: Mapping[str, str],
         on_bad_row: OnBadRow,
         document: Document,
+        key: str,
     ):
+        self.key = key
         self.paths, self.shown, self.columns = paths, shown, columns
         self.forms = forms  # after the first row, the one that it has
         self.on_bad_row, self.document = on_bad_row, document
@@ -244,6 +275,7 @@ class _Reader:
                 kind, sign = sources.format_of(path), re.search(r"[;\t|]|,(?=\w)", there[0])
                 if kind == "text":
                     remedy = f"a text file has texts alone; {field.name} needs .jsonl, .csv, .tsv, .conll or .parquet"
+                    remedy = parallel.hint(path, key=self.key, wanted=form.fields) or remedy
                 elif kind in ("csv", "tsv") and len(there) == 1 and sign:
                     remedy = f"the cells seem to be parted by {sign[0]!r}: .csv is read with commas, .tsv with tabs"
                 elif sources.format_of(path) in ("csv", "tsv"):
@@ -263,6 +295,38 @@ class _Reader:
             field.name: next(filter(None, (_keys(first, name) for name in self._choices(field))), None) for field in form.fields
         }
         return {name: keys for name, keys in found.items() if keys}
+
+
+class _ParallelReader(_Reader):
+    """Reads text files by role, the first ones together, then the second ones; ``paths`` are those of each role in turn."""
+
+    def rows(self) -> Iterator[Row]:
+        """The usable rows; a bad one has its place in the file whose line is bad."""
+        fields = self.forms[0].fields
+        number = len(self.paths) // len(fields)
+        ordinal = -1
+        for turn in range(number):
+            files = {field.name: turn + i * number for i, field in enumerate(fields)}
+            for line, raw in parallel.read_parallel({role: self.paths[index] for role, index in files.items()}):
+                ordinal += 1
+                for index in files.values():
+                    self.counts[index] += 1
+                row: Row = {}
+                for field in fields:
+                    try:
+                        row |= _checked(raw, [field], {field.name: (field.name,)})
+                    except _BadValue as error:
+                        if self.on_bad_row == "error":
+                            place = f"{self.shown[files[field.name]]}:{line}"
+                            raise DataError(str(error), place=place, remedy=LEAVE_OUT) from None
+                        self._reject(files[field.name], line, ordinal, str(error), raw)
+                        break
+                else:
+                    yield {"id": ordinal, "_file": turn, "_line": line, "_lines": None, **row}
+            if not self.counts[turn]:
+                raise DataError(
+                    "no rows in this file", place=self.shown[turn], remedy="leave it out of the list, or write it again"
+                )
 
 
 class _BadValue(Exception):

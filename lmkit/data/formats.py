@@ -80,9 +80,29 @@ def read_rows(
                 raise row
             else:
                 bad(row)
-    except (OSError, EOFError, zlib.error) as error:
-        remedy = "the file is broken, incomplete or not readable: fetch or write it again"
-        raise DataError(f"cannot be read: {error}", place=shown(path), remedy=remedy) from error
+    except _UNREADABLE as error:
+        raise _broken(path, error) from error
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, blank ones too.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        for _, line in _lines(path):
+            yield line
+    except _UNREADABLE as error:
+        raise _broken(path, error) from error
+
+
+_UNREADABLE = (OSError, EOFError, zlib.error)
+
+
+def _broken(path: Path, error: Exception) -> DataError:
+    remedy = "the file is broken, incomplete or not readable: fetch or write it again"
+    return DataError(f"cannot be read: {error}", place=shown(path), remedy=remedy)
 
 
 def _open(path: Path) -> io.BufferedIOBase:

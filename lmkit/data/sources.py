@@ -70,7 +70,7 @@ def sha256_of(path: Path) -> str:
 # ---------------------------------------------------------------------------------- finding
 
 
-def find_files(source: str | list[str], *, key: str, folders: list[Path]) -> list[Path] | HubId:
+def find_files(source: str | list[str], *, key: str, folders: list[Path], lines: bool = False) -> list[Path] | HubId:
     """The files that a source names, in order; or the hub id where only that can be meant.
 
     A source is a path, a glob (``**`` too), a directory (all data files in and below it, sorted,
@@ -80,6 +80,7 @@ def find_files(source: str | list[str], *, key: str, folders: list[Path]) -> lis
     Args:
         key: the recipe's key, for messages: ``data.train``.
         folders: where relative paths are looked up; the first that has the path wins.
+        lines: text files are meant, whatever their names end in: neither a directory nor a hub id.
 
     Raises:
         DataError: nothing is found, or nothing of a format that can be read.
@@ -87,7 +88,7 @@ def find_files(source: str | list[str], *, key: str, folders: list[Path]) -> lis
     entries = [source] if isinstance(source, str) else source
     if not entries:
         raise DataError("an empty list", place=key, remedy="name at least one file")
-    found = [_find(entry, key, folders) for entry in entries]
+    found = [_find(entry, key, folders, lines) for entry in entries]
     for files in found:
         if isinstance(files, HubId):
             if len(found) == 1:
@@ -96,41 +97,52 @@ def find_files(source: str | list[str], *, key: str, folders: list[Path]) -> lis
     return [path for files in found if not isinstance(files, HubId) for path in files]
 
 
-def _find(entry: str, key: str, folders: list[Path]) -> list[Path] | HubId:
+def _find(entry: str, key: str, folders: list[Path], lines: bool) -> list[Path] | HubId:
     if not entry.strip():
         raise DataError("an empty path", place=key, remedy="name a file")
-    if entry.startswith("hf://datasets/"):
+    if entry.startswith("hf://datasets/") and not lines:
         return _hub_id(entry.removeprefix("hf://datasets/"), key)
     name = os.path.expanduser(entry)
     if entry.startswith("sample:"):
         name, folders = entry.removeprefix("sample:"), [SAMPLES]
     for path in (folder / name for folder in folders):
         if os.path.isdir(path):
+            if lines:
+                raise DataError(f"a directory: {entry}", place=key, remedy="name the text file in it, a list, or a glob")
             return _files_in(path, key)
         if os.path.isfile(path):
-            if format_of(path) is None:
+            if not _reads(path, lines) and lines:
+                remedy = (
+                    f"parallel files are text, a row a line; one file with columns stands alone: {key.rpartition('.')[0]}={entry}"
+                )
+                raise DataError(f"not a text file: {entry}", place=key, remedy=remedy)
+            if not _reads(path, lines):
                 raise DataError(f"not a format that lmkit reads: {entry}", place=key, remedy=KNOWN)
             return [path]
     if any(sign in name for sign in "*?["):
         for folder in folders:
             matches = sorted(glob.glob(os.path.join(glob.escape(str(folder)), name), recursive=True))
-            if files := [path for path in map(Path, matches) if path.is_file() and format_of(path)]:
+            if files := [path for path in map(Path, matches) if path.is_file() and _reads(path, lines)]:
                 return files
             if matches:
                 raise DataError(f"no data file among what {entry} matches", place=key, remedy=KNOWN)
         raise DataError(f"no file matches {entry}", place=key, remedy=_looked_in(folders))
-    if _may_be_hub_id(entry, folders):
+    if not lines and _may_be_hub_id(entry, folders):
         return _hub_id(entry, key)
-    names = [p.name for folder in folders for p in _listing((folder / name).parent)]
+    names = [p.name for folder in folders for p in listing((folder / name).parent)]
     close = nearest(Path(name).name, names)
     hint = f"; did you mean {Path(entry).with_name(close) if not entry.startswith('sample:') else close}?" if close else ""
     raise DataError(f"no such file: {entry}{hint}", place=key, remedy=_looked_in(folders))
 
 
+def _reads(path: Path, lines: bool) -> bool:
+    return format_of(path) in (None, "text") if lines else format_of(path) is not None
+
+
 def _files_in(folder: Path, key: str) -> list[Path]:
     # What datasets' save_to_disk writes: all splits side by side, which must never be mixed silently.
     if (folder / "dataset_dict.json").is_file():
-        splits = ", ".join(p.name for p in _listing(folder) if p.is_dir())
+        splits = ", ".join(p.name for p in listing(folder) if p.is_dir())
         raise DataError(f"{shown(folder)} holds several splits: {splits}", place=key, remedy="name the directory of one of them")
     about = {"dataset_info.json", "state.json"} if (folder / "state.json").is_file() else set()
     files = []
@@ -143,7 +155,7 @@ def _files_in(folder: Path, key: str) -> list[Path]:
     return files
 
 
-def _listing(folder: Path) -> list[Path]:
+def listing(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -185,7 +197,7 @@ def _is_cached(hub: HubId) -> bool:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
     caches = (os.environ.get("HF_DATASETS_CACHE") or home / "datasets", os.environ.get("HF_HUB_CACHE") or home / "hub")
     names = {hub.name.replace("/", "___").lower(), "datasets--" + hub.name.replace("/", "--").lower()}
-    return any(path.name.lower() in names for cache in caches for path in _listing(Path(cache)))
+    return any(path.name.lower() in names for cache in caches for path in listing(Path(cache)))
 
 
 def download(hub: HubId, *, split: str, key: str) -> list[Path]:

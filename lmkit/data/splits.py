@@ -52,6 +52,13 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
         raise RecipeError("no data to learn from", place="data.train", remedy="give a path, list, glob, directory or hub id")
     if data.validation is not None and data.validation_fraction is not None:
         raise RecipeError("given beside data.validation", place="data.validation_fraction", remedy="keep one of the two")
+    given = [source for source in (data.train, data.validation, data.test) if source is not None]
+    if data.columns and given and all(isinstance(source, dict) for source in given):
+        raise RecipeError(
+            "has no effect: the files are named by role",
+            place="data.columns",
+            remedy="leave it out: a line is a row of one column",
+        )
     from_train = data.validation_fraction is not None and bool({"train", "validation"} & set(wanted))
     if from_train and data.train is None:
         raise RecipeError("a share of no rows: data.train is missing", place="data.validation_fraction", remedy="give data.train")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lmkit.metrics.statistics import Statistics
 
 CHUNK_ROWS = 2048
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "ter", "mse"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "ter", "mse", "empty", "truncated"})
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ def predict_records(
         starts = range(0, len(encoded.rows), CHUNK_ROWS)
         for start in console.progress(starts, total=len(starts), what="predicting", unit="chunk"):
             rows = encoded.rows[start : start + CHUNK_ROWS]
-            pieces, lengths = [], []
+            pieces, costs = [], []
             while first_piece < len(owners) and owners[first_piece].as_py() < start + CHUNK_ROWS:
                 piece = encoded.pieces[first_piece] | {"piece": first_piece}
                 pieces.append(piece)
-                lengths.append(piece["length"])
+                costs.append(task.cost(piece))
                 first_piece += 1
-            batches = micro_batches(_numbers(len(pieces)), _array(lengths), budget)
+            batches = micro_batches(_numbers(len(pieces)), _array(costs), budget)
             parts: list[tuple[int, dict[str, Any]]] = []
             for numbers in batches[rank::ranks]:
                 chosen = [pieces[i] for i in numbers]

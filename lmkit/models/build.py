@@ -14,6 +14,7 @@ from lmkit.models.crf import add_crf, load_crf, save_crf
 from lmkit.models.heads import crf_of, unwrap
 from lmkit.models.presets import preset_config
 from lmkit.models.source import DESCRIPTION, ModelSource
+from lmkit.models.tokenizer import num_tokens, save_tokenizer, target_of
 from lmkit.recipe.schema import Lora, Recipe
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
         model, new = _from_source(recipe, task, source)
         origin = source.location
     _check_length(model.config, recipe, task)
-    if len(task.tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(task.tokenizer))
+    task.configure(model)
+    if num_tokens(task.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(num_tokens(task.tokenizer))
     if recipe.lora is not None:
         if source is None:
             raise RecipeError(
@@ -127,11 +129,14 @@ def _check_fields(changes: Mapping[str, Any], config: PretrainedConfig) -> None:
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str, Any]:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    target = target_of(tokenizer)
     if model_type in ("marian", "t5"):
         ids |= {"decoder_start_token_id": ids["pad_token_id"], "forced_eos_token_id": None}
     if model_type == "marian":
-        ids |= {"decoder_vocab_size": len(tokenizer)}
-    return {"vocab_size": len(tokenizer)} | ids
+        ids |= {"decoder_vocab_size": num_tokens(target)}
+        if target is not tokenizer:
+            ids |= {"share_encoder_decoder_embeddings": False}
+    return {"vocab_size": num_tokens(tokenizer)} | ids
 
 
 def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrainedModel:
@@ -332,14 +337,16 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
     model.save_pretrained(folder, state_dict=weights)
     if model is not inner:
         inner.config.save_pretrained(folder)  # an adapter alone does not know its labels
+        if task.generates:
+            inner.generation_config.save_pretrained(folder)  # nor what its output starts with
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own
-    task.tokenizer.save_pretrained(folder)
+    save_tokenizer(task.tokenizer, folder)
     (folder / DESCRIPTION).write_text(json.dumps(describe(task), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def describe(task: Task) -> dict[str, Any]:
     """What is needed to read text with this model: the task, what it learned of the data, the options of reading."""
-    kept = {"seed", "data", "masking", "classification", "tagging", "generation"}
+    kept = {"seed", "data", "masking", "classification", "tagging", "translation", "generation"}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
     recipe["data"] = {key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")}
     return {"task": task.name, "facts": task.facts, "recipe": recipe}
@@ -377,6 +384,7 @@ def _load_whole(source: ModelSource, task: Task) -> Any:
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
     _check_length(model.config, recipe, task)
+    task.configure(model)
     return model
 
 
@@ -396,4 +404,5 @@ def _load_adapter(source: ModelSource, task: Task) -> Any:
     model, _ = from_pretrained(task.model_class, base, task.recipe, {"config": config})
     if config.vocab_size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(config.vocab_size)
+    task.configure(model)
     return PeftModel.from_pretrained(model, source.location)

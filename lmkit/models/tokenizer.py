@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import string
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmkit.errors import ModelError
@@ -153,8 +156,34 @@ def _settled(tokenizer: Any, special: dict[str, str]) -> Any:
     return settled
 
 
-def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+TARGET = "target_tokenizer"  # the folder, beside the source's files, of a tokenizer of its own for the target
+
+
+def target_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """What the target of a translation is written with: a tokenizer of its own, or the same."""
+    found: PreTrainedTokenizerBase = getattr(tokenizer, TARGET, tokenizer)
+    return found
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer, and the target's where it has one."""
+    tokenizer.save_pretrained(folder)
+    if target_of(tokenizer) is not tokenizer:
+        target_of(tokenizer).save_pretrained(folder / TARGET)
+
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that the embeddings need: M2M-100's language tokens stand behind its vocabulary, and are not counted in it."""
+    return max(len(tokenizer), 1 + max(getattr(tokenizer, "id_to_lang_token", {}), default=-1))
+
+
+def load_tokenizer(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False, slow: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub id, with a padding token.
+
+    Args:
+        slow: one that knows no character offsets will do.
 
     Raises:
         ModelError: none is there, or it is not a fast one.
@@ -164,12 +193,17 @@ def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_cod
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        package = "sentencepiece" in str(error).lower() and importlib.util.find_spec("sentencepiece") is None
         raise ModelError(
-            f"no tokenizer could be loaded: {_first_line(error)}",
+            "this tokenizer needs the package sentencepiece"
+            if package
+            else f"no tokenizer could be loaded: {_first_line(error)}",
             place=source,
-            remedy="give tokenizer.base, or tokenizer.train to learn one from the data",
+            remedy="pip install sentencepiece"
+            if package
+            else "give tokenizer.base, or tokenizer.train to learn one from the data",
         ) from None
-    if not tokenizer.is_fast:
+    if not tokenizer.is_fast and not slow:
         raise ModelError(
             "this tokenizer is a slow one, without character offsets",
             place=source,
@@ -185,6 +219,8 @@ def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_cod
         raise ModelError(
             "this tokenizer has neither a padding nor an end token", place=source, remedy="give another tokenizer.base"
         )
+    if (Path(source) / TARGET).is_dir():
+        setattr(tokenizer, TARGET, load_tokenizer(str(Path(source) / TARGET)))
     return tokenizer
 
 
@@ -201,11 +237,23 @@ def for_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of everything that decides how text becomes tokens."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # what the last call asked for stays in there, and is no property of the tokenizer
-    backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    return hashlib.sha256(json.dumps([backend, special]).encode()).hexdigest()
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        # what the last call asked for stays in there, and is no property of the tokenizer
+        content: list[Any] = [{key: value for key, value in backend.items() if key not in ("truncation", "padding")}, special]
+    else:
+        content = [type(tokenizer).__name__, _vocabulary_files(tokenizer), special]
+    if target_of(tokenizer) is not tokenizer:
+        content.append(tokenizer_hash(target_of(tokenizer)))
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """sha256 of each file that a slow tokenizer is made of."""
+    with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
+        tokenizer.save_vocabulary(folder)
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())]
 
 
 def _first_line(error: Exception) -> str:

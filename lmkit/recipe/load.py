@@ -16,11 +16,7 @@ from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
 
 SUFFIXES = (".yaml", ".yml")
-SECTIONS_OF = {
-    "masking": ("mlm",),
-    "classification": ("classification",),
-    "tagging": ("ner",),
-}  # the others are read by every task
+SECTIONS_OF = {"masking": ("mlm",), "classification": ("classification",), "tagging": ("ner",), "translation": ("translation",)}
 
 
 class _Loader(yaml.SafeLoader):
@@ -194,6 +190,8 @@ def _holder(values: Mapping[str, Any], section: tuple[str, ...]) -> dict[str, An
 def _each(value: Any, change: Any) -> Any:
     if isinstance(value, list):
         return [_each(entry, change) for entry in value]
+    if isinstance(value, dict):
+        return {role: _each(entry, change) for role, entry in value.items()}
     return change(value) if isinstance(value, str) else value
 
 

@@ -28,6 +28,7 @@ def _as_interval(value: Any) -> Any:
 
 Name = Annotated[str, BeforeValidator(_as_text)]
 Source = Annotated[str | list[str], Field(description="path, list, glob, directory or hub id")]
+Parallel = dict[str, str | list[str]]  # role -> text files, of which line i of each makes row i
 
 
 class Section(BaseModel):
@@ -63,6 +64,7 @@ class TokenizerTraining(Section):
     vocab_size: Annotated[int, Field(ge=64)] = Field(16000, description="tokens, special ones included")
     lowercase: bool = Field(False, description="lower-case all text")
     files: Source | None = Field(None, description="text to learn from, if not data.train")
+    joint: bool = Field(True, description="translation: one vocabulary for both languages; false: one for each (marian)")
 
 
 class Tokenizer(Section):
@@ -71,10 +73,13 @@ class Tokenizer(Section):
 
 
 class Data(Section):
-    train: Source | None = Field(None, description="rows to learn from: path, list, glob, directory or hub id")
-    validation: Source | None = Field(None, description="rows that choose the best checkpoint")
+    train: Source | Parallel | None = Field(
+        None,
+        description="rows to learn from: path, list, glob, directory or hub id; or text files by role, line by line: {source: train.en, target: train.de}",
+    )
+    validation: Source | Parallel | None = Field(None, description="rows that choose the best checkpoint")
     validation_fraction: Share | None = Field(None, description="share of data.train to set aside, by content hash")
-    test: Source | None = Field(None, description="rows for lmkit eval")
+    test: Source | Parallel | None = Field(None, description="rows for lmkit eval")
     columns: dict[str, Name] = Field(
         default_factory=dict,
         description="which column of the file plays which role; a dot leads into an object (translation.en), numbers count columns without a header",
@@ -172,6 +177,9 @@ class Train(Section):
     )
     early_stopping: Positive | None = Field(None, description="evaluations without improvement before stopping; null: off")
     dropout: Share | None = Field(None, description="all dropout rates of the model; null: the model's own")
+    average_checkpoints: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="the model is the mean of the weights at the last so many evaluations, up to the best one; null: off"
+    )
 
 
 class Hardware(Section):
@@ -188,6 +196,12 @@ class Hardware(Section):
         "10min", description='steps, or minutes as "10min"; null: only where an evaluation improves and at the end'
     )
     keep_checkpoints: Positive = Field(2, description="how many of the newest stay; the best stays besides")
+
+
+class Translation(Section):
+    source_language: str | None = Field(None, description="the model's code for it: en_XX (mBART), eng_Latn (NLLB), en (M2M-100)")
+    target_language: str | None = Field(None, description="likewise; of a Marian model with several targets: deu")
+    prefix: str | None = Field(None, description="text before each source, as T5's 'translate English to German: '")
 
 
 class Generation(Section):
@@ -224,6 +238,7 @@ class Recipe(Section):
     lora: Lora | None = Field(None, description="train low-rank updates only; null: all weights")
     train: Train = Field(default_factory=Train.model_construct)
     hardware: Hardware = Field(default_factory=Hardware.model_construct)
+    translation: Translation = Field(default_factory=Translation.model_construct, description="translation only")
     generation: Generation = Field(default_factory=Generation.model_construct)
     eval: Eval = Field(default_factory=Eval.model_construct)
     logging: Logging = Field(default_factory=Logging.model_construct)

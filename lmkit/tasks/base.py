@@ -92,6 +92,17 @@ class Task(ABC):
         """Fields of the Hugging Face config that this task decides."""
         return {}
 
+    def encoding_options(self) -> Any:
+        """What decides the encoding besides ``data``, the labels and the tokenizer: JSON-ready, for the cache's key."""
+        return None
+
+    def configure(self, model: Any) -> None:  # noqa: B027  # most tasks have nothing to say
+        """Tell a model that was built or loaded what its config does not say; called before it is adapted or used."""
+
+    def cost(self, piece: Piece) -> int:
+        """Tokens that predicting a piece takes: what the batches of evaluation are made by."""
+        return int(piece["length"])
+
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> Columns:
         """Rows -> pieces, as columns of equal length; works on rows without gold too.

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmkit.errors import RecipeError
 from lmkit.tasks.base import IGNORE, MODEL_INPUTS, Batch, Columns, Piece, Row, Task, TooLong, flat, lay_out, pad
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.metrics.statistics import Statistics
+    from lmkit.recipe.schema import Recipe
+
+# what a base model's generation config may keep: special tokens, and what its makers found necessary
+KEPT = (
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "no_repeat_ngram_size", "repetition_penalty",
+    "renormalize_logits",
+)  # fmt: skip
 
 
 class Translation(Task):
@@ -27,11 +37,61 @@ class Translation(Task):
     )
     metrics = ("loss", "bleu", "chrf", "ter")
 
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
+        super().__init__(recipe, facts, tokenizer)
+        if recipe.generation.num_beams == 1 and recipe.generation.length_penalty != 1:
+            raise RecipeError(
+                "has no effect with one beam",
+                place="generation.length_penalty",
+                remedy="leave it out, or raise generation.num_beams",
+            )
+        if tokenizer is None:  # what can be said before there is one
+            return
+        from lmkit.models.languages import set_languages
+        from lmkit.models.tokenizer import target_of
+
+        self.languages = set_languages(tokenizer, recipe.translation)
+        self.target_tokenizer = target_of(tokenizer)
+        self._end_marks = max(1, len(getattr(tokenizer, "suffix_tokens", ())))  # mBART-25: </s> and the language
+
+    def encoding_options(self) -> Any:
+        return self.recipe.translation.model_dump()
+
+    def configure(self, model: Any) -> None:
+        """Write the options of generation into the model, so that a plain ``generate`` does the same wherever it is loaded.
+
+        The end mark is not forced on the last token (``forced_eos_token_id``): that would hide what was cut off.
+        """
+        from transformers import GenerationConfig
+
+        from lmkit.models.heads import unwrap
+
+        inner, options = unwrap(model), self.recipe.generation
+        kept = {name: getattr(inner.generation_config, name, None) for name in KEPT}
+        inner.generation_config = GenerationConfig(
+            **{name: value for name, value in kept.items() if value is not None},
+            do_sample=False,
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_new_tokens,
+        )
+        if options.num_beams > 1:
+            inner.generation_config.length_penalty = options.length_penalty
+        self.languages.tell(inner.generation_config)
+        if inner.generation_config.decoder_start_token_id is None:
+            inner.generation_config.decoder_start_token_id = inner.generation_config.eos_token_id  # mBART wraps the labels around
+        inner.config.decoder_start_token_id = inner.generation_config.decoder_start_token_id
+
+    def cost(self, piece: Piece) -> int:
+        """Source tokens, and those of the beams, at twice the source and some unless ``max_new_tokens`` is less."""
+        source, options = len(piece["input_ids"]), self.recipe.generation
+        written = options.num_beams * min(options.max_new_tokens, 2 * source + 16)
+        return source + max(written, len(piece["labels"]))
+
     def encode(self, rows: Sequence[Row]) -> Columns:
-        sources = self.tokenizer([row["source"] for row in rows], verbose=False)["input_ids"]
+        sources = self.tokenizer([self.languages.prefix + row["source"] for row in rows], verbose=False)["input_ids"]
         with_gold = bool(rows) and "target" in rows[0]
         targets = (
-            self.tokenizer(text_target=[row["target"] for row in rows], verbose=False)["input_ids"]
+            self.target_tokenizer(text_target=[row["target"] for row in rows], verbose=False)["input_ids"]
             if with_gold
             else [[] for _ in rows]
         )
@@ -48,8 +108,9 @@ class Translation(Task):
         return columns
 
     def _head(self, ids: list[int]) -> list[int]:
-        """The first tokens, with the end mark kept (``long_text: head``)."""
-        return ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], ids[-1]]
+        """The first tokens, with the end marks kept (``long_text: head``)."""
+        marks = self._end_marks
+        return ids if len(ids) <= self.max_length else [*ids[: self.max_length - marks], *ids[-marks:]]
 
     def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False) -> Batch:
         batch = lay_out(examples, columns={"input_ids": self.tokenizer.pad_token_id}, packed=False)
@@ -60,8 +121,7 @@ class Translation(Task):
         from lmkit.models.heads import unwrap
 
         inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
-        # each architecture has its own first decoder token; the model knows how to shift
-        shifted = unwrap(model).prepare_decoder_input_ids_from_labels(batch["labels"])
+        shifted = shift(unwrap(model), batch["labels"])
         return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits, batch["labels"]
 
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
@@ -74,23 +134,26 @@ class Translation(Task):
             logits, labels = self.logits(model, batch)
             losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
             nll, items = losses.view_as(labels).sum(1).tolist(), (labels != IGNORE).sum(1).tolist()
-        options = self.recipe.generation
-        output = unwrap(model).generate(
+        inner, beams = unwrap(model), self.recipe.generation.num_beams
+        output = inner.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            num_beams=options.num_beams,
-            max_new_tokens=options.max_new_tokens,
-            length_penalty=options.length_penalty,
-            do_sample=False,
             return_dict_in_generate=True,
-            output_scores=options.num_beams > 1,
+            output_scores=beams > 1,
         )
-        texts = self.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-        scores = output.sequences_scores.exp().tolist() if options.num_beams > 1 else [None] * len(texts)
+        written = [ids[1:] for ids in output.sequences.tolist()]  # without the decoder's start
+        ends = inner.generation_config.eos_token_id
+        marks = set(ends) if isinstance(ends, list) else {ends}
+        texts = self.target_tokenizer.batch_decode([self._spoken(ids) for ids in written], skip_special_tokens=True)
+        scores = output.sequences_scores.exp().tolist() if beams > 1 else [None] * len(texts)
         return [
-            {"text": text.strip(), "score": score, "nll": loss, "items": count}
-            for text, score, loss, count in zip(texts, scores, nll, items, strict=True)
+            {"text": one_line(text), "score": score, "truncated": not marks & set(ids), "nll": loss, "items": count}
+            for text, score, ids, loss, count in zip(texts, scores, written, nll, items, strict=True)
         ]
+
+    def _spoken(self, ids: list[int]) -> list[int]:
+        """Without the token of the language, which M2M-100's tokenizer does not take for a special one."""
+        return ids[1:] if ids[:1] == [self.languages.target_id] else ids
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         (part,) = parts
@@ -100,6 +163,7 @@ class Translation(Task):
             "gold": row.get("target"),
             "prediction": part["text"],
             "score": part["score"],
+            "truncated": part["truncated"],
         }
         return record | {key: part[key] for key in ("nll", "items")}
 
@@ -107,13 +171,36 @@ class Translation(Task):
         from lmkit.metrics.translation import translation_statistics
 
         hypotheses, references = [r["prediction"] for r in records], [r["gold"] for r in records]
-        return translation_statistics(hypotheses, references, tokenize=tokenizer_for(references))
+        truncated = [bool(r.get("truncated")) for r in records]
+        return translation_statistics(hypotheses, references, truncated=truncated, tokenize=tokenizer_for(references))
 
     def text_rows(self, texts: Sequence[str]) -> list[Row]:
         return [{"id": number, "source": text} for number, text in enumerate(texts)]
 
     def show(self, record: dict[str, Any]) -> dict[str, Any]:
         return {"id": record["id"], "text": record["source"], "translation": record["prediction"], "score": record["score"]}
+
+
+def shift(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads while it learns to write ``labels`` ``(rows, length)``: its start, and all but the last.
+
+    Each architecture has its own start, and most know how to shift; M2M-100 does so inside its loss only.
+    """
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+        return shifted
+    shifted = labels.roll(1, dims=1).masked_fill(labels.roll(1, dims=1) == IGNORE, model.config.pad_token_id)
+    shifted[:, 0] = model.config.decoder_start_token_id
+    return shifted
+
+
+def one_line(text: str) -> str:
+    """A translation as the line of a file, which is what the sacrebleu command reads.
+
+    >>> one_line(" two\\nlines ")
+    'two lines'
+    """
+    return re.sub(r"[\r\n]+", " ", text).strip()
 
 
 def tokenizer_for(references: Sequence[str]) -> str:

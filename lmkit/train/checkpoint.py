@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,43 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     return load_state(run, step)
 
 
-def drop_old(run: Run, *, keep: int, best: int | None) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the best one."""
+def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = ()) -> None:
+    """Remove all but the newest ``keep`` checkpoints, the best one, and those that are ``also`` needed."""
     steps = checkpoint_steps(run)
     for step in steps[: max(0, len(steps) - keep)]:
-        if step != best:
+        if step != best and step not in also:
             shutil.rmtree(run.checkpoints / name_of(step))
+
+
+def averaged(steps: Sequence[int], number: int | None, *, every: int, last: int, best: int | None) -> list[int]:
+    """Which checkpoints make the model: the newest ``number`` at evaluations, the best one the last of them.
+
+    Evaluations, and not checkpoints, since when these are written depends on the hardware and on interruptions.
+
+    Args:
+        every: steps from one evaluation to the next. last: the step that ends the run, which is evaluated too.
+        best: the step that validation chose; None: the last one.
+
+    >>> averaged([2, 3, 4, 6, 8, 9], 3, every=2, last=9, best=8)
+    [4, 6, 8]
+    """
+    end = last if best is None else best
+    return [step for step in steps if step <= end and (step % every == 0 or step == last)][-number:] if number else []
+
+
+def average_weights(run: Run, steps: Sequence[int], model: Any) -> None:
+    """Set the model to the mean of the checkpoints' weights (Vaswani et al. 2017, section 6.1), added up in double precision."""
+    import torch
+
+    parameters = [p for p in unwrap_parallel(model).parameters() if p.requires_grad]
+    sums = [torch.zeros_like(p, dtype=torch.double) for p in parameters]
+    for step in steps:
+        load_weights(run, step, model)
+        for total, parameter in zip(sums, parameters, strict=True):
+            total += parameter.detach()
+    with torch.no_grad():
+        for total, parameter in zip(sums, parameters, strict=True):
+            parameter.copy_(total / len(steps))
 
 
 def _optimizer_state(optimizer: Any) -> Any:

@@ -21,11 +21,19 @@ from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
 from lmkit.tasks.base import Task
 from lmkit.train import card
-from lmkit.train.checkpoint import load_checkpoint, load_state, load_weights, newest_whole
+from lmkit.train.checkpoint import (
+    average_weights,
+    averaged,
+    checkpoint_steps,
+    load_checkpoint,
+    load_state,
+    load_weights,
+    newest_whole,
+)
 from lmkit.train.device import build_accelerator, micro_batch_tokens, peak_memory_bytes
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer
-from lmkit.train.plans import metric_of, total_steps
+from lmkit.train.plans import evaluation_interval, metric_of, total_steps
 from lmkit.train.prepare import Prepared, prepare
 from lmkit.train.session import Progress, run_steps
 
@@ -78,8 +86,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         accelerator.init_trackers(recipe.name)
     run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
 
-    if progress.best_step is not None and progress.best_step != progress.step:
-        load_weights(run, progress.best_step, model)
+    mean_of = _choose(run, recipe, plan, progress, model)
     _tune(model, prepared, accelerator, recipe)
     _save(model, task, run, prepared, accelerator)
     found = _evaluate(model, prepared, accelerator, run, recipe)
@@ -89,6 +96,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         "finished": now(),
         "steps": progress.step,
         "best_step": progress.best_step,
+        "averaged_steps": mean_of,
         "tokens_seen": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "seconds_in_all": round(time.perf_counter() - started, 3),
@@ -138,6 +146,22 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
     state = load_checkpoint(run, step, model, optimizer)
     console.say(f"resume: going on from step {step}")
     return Progress(**state)
+
+
+def _choose(run: Run, recipe: Recipe, plan: Plan, progress: Progress, model: Any) -> list[int]:
+    """Give the model the best weights, or the mean of the last ones up to them; returns the steps of a mean."""
+    every, number = evaluation_interval(recipe, plan), recipe.train.average_checkpoints
+    steps = averaged(checkpoint_steps(run), number, every=every, last=progress.step, best=progress.best_step)
+    if number and len(steps) < number:
+        console.warn(
+            f"train.average_checkpoints: {number}, but there were only {len(steps)} evaluations; train.eval_every makes more"
+        )
+    if steps:
+        average_weights(run, steps, model)
+        console.say(f"the model is the mean of the weights after steps {', '.join(map(str, steps))}")
+    elif progress.best_step is not None and progress.best_step != progress.step:
+        load_weights(run, progress.best_step, model)
+    return steps
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -39,6 +39,12 @@ def metric_of(recipe: Recipe, task: Task, with_validation: bool) -> str | None:
     return chosen or task.metrics[0]
 
 
+def evaluation_interval(recipe: Recipe, plan: Plan) -> int:
+    """Steps from one evaluation to the next."""
+    every = recipe.train.eval_every
+    return max(1, round(every * plan.steps_per_epoch)) if every <= 1 else int(every)
+
+
 def checkpoint_interval(recipe: Recipe) -> tuple[int | None, float | None]:
     """(steps, seconds), one or none of them.
 

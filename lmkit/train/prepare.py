@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
 from lmkit.models.source import ModelSource, find_model
-from lmkit.models.tokenizer import Role, for_words, load_tokenizer, train_tokenizer
+from lmkit.models.tokenizer import TARGET, Role, for_words, load_tokenizer, save_tokenizer, train_tokenizer
 from lmkit.recipe.schema import Recipe, TokenizerTraining
 from lmkit.run import atomic_directory
 from lmkit.tasks.base import Task
@@ -97,7 +97,8 @@ def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) 
             place="tokenizer",
             remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train, or give tokenizer.base",
         )
-    tokenizer = load_tokenizer(location, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code)
+    trust = recipe.model.trust_remote_code
+    tokenizer = load_tokenizer(location, revision=recipe.model.revision, trust_remote_code=trust, slow=task.generates)
     words = any(field.kind == "words" for field in task.fields)
     return for_words(tokenizer, location) if words else tokenizer
 
@@ -109,10 +110,13 @@ def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTrainin
     names = [(field.name, field.kind) for field in fields if field.kind in ("text", "words")]
     names = [("text", "text")] if options.files is not None else names
 
-    def texts() -> Iterator[str]:
+    def texts(roles: Sequence[tuple[str, str]]) -> Iterator[str]:
         for row in rows:
-            for name, kind in names:
+            for name, kind in roles:
                 yield " ".join(row[name]) if kind == "words" else row[name]
+
+    def learn(roles: Sequence[tuple[str, str]]) -> PreTrainedTokenizerBase:
+        return train_tokenizer(lambda: texts(roles), options, role=role, max_length=recipe.data.max_length)
 
     chosen = options.model_dump(exclude={"files"})
     key = hash_of([TOKENIZER_FORMAT, chosen, role, recipe.data.max_length, names, rows.fingerprint])
@@ -122,7 +126,10 @@ def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTrainin
         if not folder.is_dir():
             console.say(f"tokenizer: learning {options.vocab_size} {options.algorithm} pieces")
             with atomic_directory(folder) as aside:
-                train_tokenizer(texts, options, role=role, max_length=recipe.data.max_length).save_pretrained(aside)
+                tokenizer = learn(names if options.joint else names[:1])
+                if not options.joint:
+                    setattr(tokenizer, TARGET, learn(names[1:]))
+                save_tokenizer(tokenizer, aside)
     return load_tokenizer(str(folder))
 
 

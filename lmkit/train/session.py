@@ -16,10 +16,10 @@ from lmkit.evaluation.evaluate import finite, is_better, validate
 from lmkit.models.packing import Packing
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, write_text
-from lmkit.train.checkpoint import checkpoint_steps, drop_old, save_checkpoint
+from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, save_checkpoint
 from lmkit.train.device import choose_precision, micro_batch_tokens
 from lmkit.train.loop import Step, StepBatches, train_steps
-from lmkit.train.plans import UNLIMITED, checkpoint_interval
+from lmkit.train.plans import UNLIMITED, checkpoint_interval, evaluation_interval
 from lmkit.train.prepare import Prepared
 from lmkit.train.signals import Interrupted, signals
 
@@ -67,7 +67,7 @@ def run_steps(
         budget=budget,
         packed=packing is not None,
     )
-    eval_steps = max(1, round(train.eval_every * plan.steps_per_epoch)) if train.eval_every <= 1 else int(train.eval_every)
+    eval_steps = evaluation_interval(recipe, plan)
     save_steps, save_seconds = checkpoint_interval(recipe)
     earlier, begun = progress.seconds, time.perf_counter()
     last_checkpoint = begun
@@ -94,6 +94,12 @@ def run_steps(
         if console.is_verbose() or improved:
             console.say(f"step {progress.step}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")
         return improved
+
+    def to_average() -> set[int]:
+        """The checkpoints that the mean may still need: if the best one stays it, and if a later one becomes it."""
+        steps, number = checkpoint_steps(run), train.average_checkpoints
+        best, newest = (averaged(steps, number, every=eval_steps, last=total, best=at) for at in (progress.best_step, total))
+        return {*best, *newest}
 
     def out_of_patience() -> bool:
         return patience is not None and progress.without_improvement >= patience
@@ -138,6 +144,7 @@ def run_steps(
             now = time.perf_counter()
             saving = (
                 last
+                or (train.average_checkpoints is not None and step.number % eval_steps == 0)
                 or (save_steps is not None and step.number % save_steps == 0)
                 or (save_seconds is not None and _agreed(accelerator, now - last_checkpoint > save_seconds))
             )
@@ -162,7 +169,7 @@ def run_steps(
                 if accelerator.is_main_process:
                     state = {key: value for key, value in vars(progress).items() if key != "step"}
                     save_checkpoint(run, step.number, model, optimizer, state)
-                    drop_old(run, keep=recipe.hardware.keep_checkpoints, best=progress.best_step)
+                    drop_old(run, keep=recipe.hardware.keep_checkpoints, best=progress.best_step, also=to_average())
                 accelerator.wait_for_everyone()
                 last_checkpoint = time.perf_counter()
             if step.interrupted:

@@ -26,8 +26,11 @@ HYPOTHESES = [
 
 
 def by_sacrebleu(hypotheses: list[str], references: list[str], tokenize: str = "13a") -> dict[str, float]:
+    bleu = sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize)
     return {
-        "bleu": sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize).score,
+        "bleu": bleu.score,
+        "length_ratio": bleu.sys_len / bleu.ref_len if bleu.ref_len else 0.0,
+        "empty": hypotheses.count("") / len(hypotheses),
         "chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score,
         "ter": sacrebleu.corpus_ter(hypotheses, [references]).score,
     }
@@ -67,7 +70,15 @@ def test_signature_is_what_sacrebleu_prints() -> None:
 
 
 def test_no_examples() -> None:
-    assert translation_statistics([], []).values() == {"bleu": 0, "chrf": 0, "ter": 0}
+    assert translation_statistics([], []).values() == {"bleu": 0, "chrf": 0, "ter": 0, "length_ratio": 0, "empty": 0}
+
+
+def test_shares_of_empty_and_truncated_outputs() -> None:
+    statistics = translation_statistics(["a b c", "", " ", "d"], ["a b", "a b", "a", "d"], truncated=[True, False, False, False])
+    values = statistics.values()
+    assert (values["empty"], values["truncated"]) == (0.5, 0.25)
+    assert values["length_ratio"] == pytest.approx(4 / 6)
+    assert statistics.select(np.array([0, 3])).values()["truncated"] == 0.5
 
 
 def test_an_unknown_tokenizer_suggests_the_nearest() -> None:

@@ -186,7 +186,7 @@ def test_file_that_is_not_utf8_is_refused(write: Any, tmp_path: Path) -> None:
         ("masking.share", "1", "less than 1"),
         ("eval.confidence", "95", "less than 1"),
         ("seed", "-1", "greater than or equal to 0"),
-        ("data.train", "3", "a valid string or a valid list, found 3"),
+        ("data.train", "3", "a valid string or a valid list or a valid dictionary, found 3"),
         ("hardware.processes", "0", "greater than or equal to 1 or 'auto', found 0"),
         ("hardware.checkpoint_every", "soon", 'a number of steps, or minutes as "10min"'),
         (
