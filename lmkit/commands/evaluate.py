@@ -161,7 +161,7 @@ def facts_of(found: ModelSource, recipe: Recipe) -> dict[str, Any]:
         return {}
     if recipe.data.labels:
         return {"labels": recipe.data.labels}
-    from lmkit.models.build import load_config
+    from lmkit.models.load import load_config
 
     names = load_config(found, recipe).id2label or {}
     return {"labels": [str(names[number]) for number in sorted(names)]}

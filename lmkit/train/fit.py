@@ -18,7 +18,7 @@ from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.load import dump_recipe
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Batch, Task
 from lmkit.train import card
 from lmkit.train.checkpoint import checkpoint_steps, load_checkpoint, load_state, load_weights
 from lmkit.train.device import build_accelerator, micro_batch_tokens, peak_memory_bytes
@@ -29,6 +29,7 @@ from lmkit.train.prepare import Prepared, prepare
 from lmkit.train.session import Progress, run_steps
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 RELOAD_TOLERANCE = 1e-4  # largest difference of logits after a fresh load, fp32
@@ -66,7 +67,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         write_json(run.manifest_file, manifest)
     announce(manifest, total, metric)
 
-    optimizer = build_optimizer(built.model, train)
+    optimizer = build_optimizer(built.model, train, lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None)
     model, optimizer = accelerator.prepare(built.model, optimizer)
     if resume:
         progress = _resume(run, model, optimizer, progress)
@@ -167,8 +168,7 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         inner.eval()
         autocast_forward = inner.__dict__.pop("forward", None)  # Accelerate's, in half precision
         with torch.inference_mode():
-            kept = task.logits(inner, {key: value.to(accelerator.device) for key, value in batch.items()})[0].float().cpu()
-            loaded = task.logits(fresh, batch)[0].float()
+            kept, loaded = (_logits(task, each, batch) for each in (inner, fresh))
         if autocast_forward is not None:
             inner.forward = autocast_forward
         inner.train(was_training)
@@ -180,6 +180,11 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
                 remedy="this is a fault of lmkit's, or of the model's code: please report it with recipe.yaml; the checkpoints are intact",
             )
     accelerator.wait_for_everyone()
+
+
+def _logits(task: Task, model: Any, batch: Batch) -> torch.Tensor:
+    device = next(model.parameters()).device  # a quantised base is loaded where it is computed
+    return task.logits(model, {key: value.to(device) for key, value in batch.items()})[0].float().cpu()
 
 
 def _evaluate(model: Any, prepared: Prepared, accelerator: Accelerator, run: Run, recipe: Recipe) -> dict[str, Any]:

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+from lmkit.models.layers import layer_scales
 from lmkit.recipe.schema import Train
 
+_LORA_B = re.compile(r"\.lora_(embedding_)?B\b")
 
-def build_optimizer(model: Any, train: Train) -> Any:
-    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on matrices, not on norms and biases."""
+
+def build_optimizer(model: Any, train: Train, *, lora_ratio: float | None = None) -> Any:
+    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on matrices, not on norms and biases.
+
+    Each group has a ``scale``, the share of the schedule's learning rate that it gets: by layer with
+    ``train.layer_decay``, and for LoRA's B matrices.
+
+    Args:
+        lora_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024); None: the same.
+    """
     import torch
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    by_layer = layer_scales(model, train.layer_decay) if train.layer_decay is not None else {}
+    groups: dict[tuple[bool, float], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = by_layer.get(name, 1.0) * (lora_ratio if lora_ratio is not None and _LORA_B.search(name) else 1.0)
+            groups.setdefault((parameter.ndim < 2, scale), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": parameters,
+                "weight_decay": 0.0 if is_vector else train.weight_decay,
+                "scale": scale,
+                "lr": scale * train.learning_rate,
+            }
+            for (is_vector, scale), parameters in sorted(groups.items(), key=lambda entry: entry[0])
+        ],
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
@@ -27,8 +47,9 @@ def build_optimizer(model: Any, train: Train) -> Any:
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
+    """The schedule's rate, times each group's own scale."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def learning_rate(train: Train, *, step: int, total: int, share: float | None = None) -> float:
