@@ -114,18 +114,15 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's transposed layers
     )
     if options.quantize is not None:
-        checkpointing = recipe.hardware.gradient_checkpointing
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # that is hardware's to say
     try:
         adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
-        raise _nothing_to_adapt(model, str(error).split(". ")[0]) from None
+        raise _nothing_to_adapt(model, new, str(error).split(". ")[0]) from None
     found = adapted.base_model.targeted_module_names
     for target in targets if isinstance(targets, list) and options.targets != "auto" else []:
         if not any(name == target or name.endswith(f".{target}") for name in found):
-            raise _nothing_to_adapt(adapted.get_base_model(), f"no module {target!r}")
+            raise _nothing_to_adapt(adapted.get_base_model(), new, f"no module {target!r}")
     local = Path(source.location)
     adapted.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.exists() else source.location
     return adapted
@@ -141,15 +138,12 @@ def _targets(model: Any, options: Lora) -> str | list[str]:
     return [options.targets]
 
 
-def _nothing_to_adapt(model: Any, problem: str) -> RecipeError:
+def _nothing_to_adapt(model: Any, new: list[str], problem: str) -> RecipeError:
     kinds = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
     linear = {
         name.removesuffix(".base_layer").split(".")[-1]
         for name, module in model.named_modules()
-        if type(module).__name__ in kinds
-        and "lora_" not in name
-        and "modules_to_save" not in name
-        and "original_module" not in name
+        if type(module).__name__ in kinds and "lora_" not in name and not any(f"{name}.".startswith(f"{each}.") for each in new)
     }
     return RecipeError(
         f"LoRA found nothing to adapt: {problem}",
@@ -167,11 +161,11 @@ def _added_rows(model: Any, added: list[int]) -> dict[str, list[int]] | None:
     if not added:
         return None
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    sharing = [module for module in model.modules() if getattr(module, "weight", None) is inputs.weight and module is not inputs]
+    sharing = [module for _, module in model.named_modules(remove_duplicate=False) if _weight(module) is inputs.weight]
     # PEFT's rows leave out an output layer's bias (the heads of MLM), and follow what is tied only where the config says so
-    if getattr(outputs, "bias", None) is not None or (sharing and not model.config.tie_word_embeddings):
+    if getattr(outputs, "bias", None) is not None or (len(sharing) > 1 and not model.config.tie_word_embeddings):
         raise RecipeError(
-            f"added tokens and LoRA do not go together for {type(model).__name__}: PEFT would not keep its output layer exactly",
+            f"added tokens and LoRA do not go together for {type(model).__name__}: PEFT would not keep the tokens exactly",
             place="tokenizer.add_tokens",
             remedy="train all weights: lora=null",
         )
@@ -179,6 +173,10 @@ def _added_rows(model: Any, added: list[int]) -> dict[str, list[int]] | None:
     if outputs is not None and outputs not in sharing:
         rows[next(name for name, module in model.named_modules() if module is outputs)] = added
     return rows
+
+
+def _weight(module: Any) -> Any:
+    return getattr(module, "weight", None)
 
 
 def _input_name(model: Any) -> str:

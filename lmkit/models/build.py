@@ -217,8 +217,10 @@ def grow_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase, tokens: Sequ
 
 
 def _checkpoint_gradients(model: Any) -> None:
+    # the name of transformers 5.2x, else the older one
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable({"use_reentrant": False})
     except ValueError:
         raise RecipeError(
             f"{model.config.model_type} computes no activations again: transformers has no gradient checkpointing for it",
