@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError
-from lmkit.models.adapters import check_adapter_keys, check_quantization
+from lmkit.models.adapters import check_adapter_keys
+from lmkit.models.quantized import check_quantization
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe

@@ -6,7 +6,6 @@ pretrained by MLM has no pooler [peft#310, #577]) and the rows of added tokens [
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.load import from_pretrained, new_modules
+from lmkit.models.quantized import check_quantization, quantization
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe.schema import Lora, Model, Recipe
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 TASK_TYPES = {"classification": "SEQ_CLS", "ner": "TOKEN_CLS", "translation": "SEQ_2_SEQ_LM", "clm": "CAUSAL_LM"}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,48 +41,6 @@ def check_adapter_keys(recipe: Recipe) -> None:
             raise RecipeError(
                 "has no effect beside lora, which freezes the whole base", place=f"train.{key}", remedy="leave it out"
             )
-
-
-def check_quantization(bits: str) -> None:
-    """Raise a RecipeError where the package or the hardware is missing; torch is imported only where the package is there."""
-    place, remedy = f"lora.quantize: {bits}", "or lora.quantize=null for the base in full precision"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise RecipeError(
-            "needs the package bitsandbytes, which is not installed", place=place, remedy=f"pip install 'lmkit[qlora]', {remedy}"
-        )
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RecipeError(
-            "needs a CUDA GPU, and torch finds none here", place=place, remedy=f"run it where there is one, {remedy}"
-        )
-
-
-def quantization(bits: str, model_class: str, config: PretrainedConfig, precision: str) -> dict[str, Any]:
-    """What ``from_pretrained`` takes to load a base in 4 bits (nf4, Dettmers et al. 2023) or 8.
-
-    Heads and poolers stay whole: they may be new, and are trained.
-    """
-    import torch
-    import transformers
-
-    with torch.device("meta"):
-        model = getattr(transformers, model_class).from_config(config)
-    heads = {name for name, _ in model.named_children() if name != model.base_model_prefix} | {"pooler"}
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    computed_in = dtypes.get(precision, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-    options: dict[str, Any] = (
-        {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": computed_in,
-        }
-        if bits == "4bit"
-        else {"load_in_8bit": True}
-    )
-    quantized = transformers.BitsAndBytesConfig(**options, llm_int8_skip_modules=sorted(heads))
-    return {"quantization_config": quantized, "device_map": {"": torch.cuda.current_device()}}
 
 
 def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, task: str, new: list[str], added: list[int]) -> Any:
@@ -184,7 +142,8 @@ def _input_name(model: Any) -> str:
     import torch
 
     inputs = model.get_input_embeddings()
-    for name, module in list(model.named_modules(remove_duplicate=False)):
+    named: list[tuple[str, Any]] = list(model.named_modules(remove_duplicate=False))
+    for name, module in named:
         if module is inputs:
             parent, _, last = name.rpartition(".")
             owner = model.get_submodule(parent)

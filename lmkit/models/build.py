@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError, RecipeError, suggest
-from lmkit.models.adapters import add_lora, load_adapter, quantization
+from lmkit.models.adapters import add_lora, load_adapter
 from lmkit.models.heads import unwrap
 from lmkit.models.layers import freeze
 from lmkit.models.load import from_pretrained, load_config, new_modules
 from lmkit.models.presets import preset_config
+from lmkit.models.quantized import quantization
 from lmkit.models.source import DESCRIPTION, ModelSource
 from lmkit.models.tokenizer import pieces_of
 from lmkit.recipe.schema import Recipe
@@ -262,7 +264,9 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
         model.save_pretrained(folder)
     else:
         model.save_pretrained(folder, save_embedding_layers=False)  # rows of new tokens are in the adapter
-        inner.config.save_pretrained(folder)  # an adapter alone does not know its labels
+        config = copy(inner.config)  # an adapter alone does not know its labels
+        config.__dict__.pop("quantization_config", None)  # nor is its base stored in few bits
+        config.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own
     task.tokenizer.save_pretrained(folder)
     (folder / DESCRIPTION).write_text(json.dumps(describe(task), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,29 @@ def test_added_tokens_start_as_the_mean_of_their_pieces_and_survive_saving(
     assert torch.equal(probe_logits(fresh), probe_logits(built.model))
     assert torch.equal(probe_logits(again.model.eval()), probe_logits(built.model))
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids(TOKENS) == [len(before), len(before) + 1]
+
+
+# ---------------------------------------------------------------------------------- a base in few bits
+
+
+def test_an_adapter_of_a_quantised_base_is_loaded_on_the_whole_one_where_the_hardware_is_not_there(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built, its_task = adapted(tiny, "ner", base_of(tiny, "ner", "bert"), {"rank": 4})
+    save_model(built.model, its_task, tmp_path)
+    described = json.loads((tmp_path / "lmkit.json").read_text())
+    (tmp_path / "lmkit.json").write_text(json.dumps(described | {"quantize": "4bit"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    fresh = load_trained(find_model(str(tmp_path)), its_task)
+    assert "the adapter was trained on a 4bit base, which is loaded in full precision here" in capsys.readouterr().err
+    torch.testing.assert_close(probe_logits(fresh), probe_logits(built.model))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or find_spec("bitsandbytes") is None, reason="needs a GPU and bitsandbytes")
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize(("task", "architecture"), [("classification", "bert"), ("clm", "llama"), ("translation", "t5")])
+def test_an_adapter_on_a_quantised_base_is_proven_and_merges_into_the_whole_one(
+    tiny: Any, task: str, architecture: str, bits: str, tmp_path: Path
+) -> None:
+    run = tiny.fit(tiny.recipe(task, base=base_of(tiny, task, architecture), lora={"rank": 4, "quantize": bits}))
+    assert merge(str(run.path), str(tmp_path / "merged"))["logits_difference"] <= 1e-5
