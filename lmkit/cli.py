@@ -184,6 +184,22 @@ def predict(
 
 
 @app.command()
+def merge(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, its model directory, or a PEFT adapter.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Where the model goes.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of lmkit's that is in DIR.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Base + adapter -> one plain Hugging Face model, proven to give the same logits."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.merge import merge as merge_adapter
+
+    console.emit(merge_adapter(run, output, overwrite=overwrite))
+
+
+@app.command()
 def doctor(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Versions, devices, native bf16, offline state, disk."""
     _start(as_json, quiet, verbose)

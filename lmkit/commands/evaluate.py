@@ -166,7 +166,7 @@ def facts_of(found: ModelSource, recipe: Recipe) -> dict[str, Any]:
     """What a model that lmkit did not make knows of its labels: ``id2label`` of its config."""
     if not any(field.kind in ("label", "tags") for field in task_class(recipe.task).fields):
         return {}
-    from lmkit.models.build import load_config
+    from lmkit.models.load import load_config
 
     config = load_config(found, recipe)
     names = config.id2label or {}

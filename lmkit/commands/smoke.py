@@ -60,6 +60,7 @@ def _tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
         "batch_size": min(4, recipe.train.batch_size),
         "eval_every": STEPS // 2,
     }
+    values["train"]["freeze_layers"] = min(1, recipe.train.freeze_layers)
     values["hardware"] |= {"processes": "auto", "checkpoint_every": None}
     values["generation"] |= {"max_new_tokens": 8, "num_beams": min(2, recipe.generation.num_beams)}
     values["eval"] |= {"resamples": min(50, recipe.eval.resamples)}
@@ -75,7 +76,7 @@ def _tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
             "base": str(_tiny_base(recipe, splits, folder / "base")),
             "trust_remote_code": recipe.model.trust_remote_code,
         }
-        values["tokenizer"] = {}
+        values["tokenizer"] = {"add_tokens": recipe.tokenizer.add_tokens}
     return load_recipe(values)
 
 
@@ -83,11 +84,12 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
     """A model directory like ``model.base``, with its tokenizer, tiny and random."""
     import transformers
 
-    from lmkit.models.build import load_config
+    from lmkit.models.load import load_config
     from lmkit.models.tokenizer import num_tokens, save_tokenizer
     from lmkit.train.prepare import build_tokenizer
 
     source: ModelSource | None = None
+    recipe = recipe.model_copy(update={"tokenizer": recipe.tokenizer.model_copy(update={"add_tokens": []})})
     try:
         source = find_model(recipe.model.base or "")
     except ModelError as error:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError
+from lmkit.models.adapters import check_adapter_keys
+from lmkit.models.quantized import check_quantization
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe
@@ -46,6 +48,8 @@ def train(
     if output is not None:
         recipe = recipe.model_copy(update={"output": str(Path(output).expanduser())})
     check_stage(recipe, stage)
+    if recipe.lora is not None and recipe.lora.quantize is not None:
+        check_quantization(recipe.lora.quantize)
     if smoke:
         from lmkit.commands.smoke import smoke_run
 
@@ -100,6 +104,7 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
     """What can be said of the model section before torch is there."""
     from lmkit.models.presets import preset_config
 
+    check_adapter_keys(recipe)
     model = recipe.model
     if model.base and model.preset:
         raise RecipeError("given beside model.base", place="model.preset", remedy="keep one of the two")

@@ -1,21 +1,26 @@
-"""Models: built from a preset or config, loaded from a source, adapted, saved and checked."""
+"""Models: built from a preset or config, loaded from a source, saved and checked."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError, RecipeError, suggest
+from lmkit.models.adapters import add_lora, load_adapter
 from lmkit.models.crf import FILE as CRF_FILE
 from lmkit.models.crf import add_crf, load_crf, save_crf
 from lmkit.models.heads import crf_of, unwrap
+from lmkit.models.layers import freeze
+from lmkit.models.load import from_pretrained, load_config, new_modules
 from lmkit.models.presets import preset_config
+from lmkit.models.quantized import quantization
 from lmkit.models.source import DESCRIPTION, ModelSource
-from lmkit.models.tokenizer import num_tokens, save_tokenizer, target_of
-from lmkit.recipe.schema import Lora, Recipe
+from lmkit.models.tokenizer import num_tokens, pieces_of, save_tokenizer, target_of
+from lmkit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,15 +79,17 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
         raise ModelError(
             "an adapter cannot be trained on; merge it first, or name its base",
             place=f"model.base: {source.location}",
-            remedy="set model.base to the model the adapter was made for",
+            remedy=f"lmkit merge {source.run or source.location} -o DIR, then model.base=DIR",
         )
     else:
         model, new = _from_source(recipe, task, source)
         origin = source.location
     _check_length(model.config, recipe, task)
     task.configure(model)
-    if num_tokens(task.tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(num_tokens(task.tokenizer))
+    added = grow_embeddings(model, task.tokenizer, recipe.tokenizer.add_tokens)
+    if recipe.hardware.gradient_checkpointing:
+        _checkpoint_gradients(model)
+    freeze(model, embeddings=recipe.train.freeze_embeddings, layers=recipe.train.freeze_layers)
     if recipe.lora is not None:
         if source is None:
             raise RecipeError(
@@ -90,7 +97,7 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
                 place="lora",
                 remedy="give model.base, or lora: null",
             )
-        model = add_lora(model, recipe.lora, new, task)
+        model = add_lora(model, recipe, source, task=task.name, new=new, added=added)
     if recipe.tagging.crf:
         knows = source is not None and source.description.get("facts", {}).get("labels") == task.facts["labels"]
         weights = load_crf(source.location, recipe.model.revision) if source is not None and knows else None
@@ -181,84 +188,58 @@ def _with_dropout(values: dict[str, Any], present: Mapping[str, Any], rate: floa
     return values | dict.fromkeys(names, rate)
 
 
-def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
-    """The config of a model directory or hub id."""
-    from transformers import AutoConfig
-
-    place = f"model.base: {source.location}"
-    try:
-        return AutoConfig.from_pretrained(
-            source.location, revision=recipe.model.revision or "main", trust_remote_code=recipe.model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        message = str(error).strip().split("\n")[0]
-        remedy = (
-            "if you trust its code, model.trust_remote_code=true"
-            if "trust_remote_code" in str(error)
-            else "is it the directory with config.json, or a hub id that can be reached?"
-        )
-        raise ModelError(f"no model could be loaded: {message}", place=place, remedy=remedy) from None
-
-
 def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTrainedModel, list[str]]:
     base = load_config(source, recipe)
     _check_fields(recipe.model.config, base)
     _check_kind(base, task)
     changes = _with_dropout(recipe.model.config | task.model_config(), base.to_dict(), recipe.train.dropout)
-    model, info = from_pretrained(task.model_class, source.location, recipe, changes)
+    if recipe.lora is not None and recipe.lora.quantize is not None:
+        changes |= quantization(recipe.lora.quantize, task.model_class, base, recipe.hardware.precision)
+    model, info = from_pretrained(task.model_class, source.location, recipe.model, changes)
     missing = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
     return model, new_modules(model, missing)
 
 
-def from_pretrained(
-    model_class: str, location: str, recipe: Recipe, changes: Mapping[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load in fp32 from safetensors, with fields of the config changed; returns the loading info too."""
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-
-    changes = {key: value for key, value in changes.items() if key != "id2label"} | (
-        {"id2label": dict(changes["id2label"])} if "id2label" in changes else {}
-    )
-    try:
-        model, info = getattr(transformers, model_class).from_pretrained(
-            location,
-            revision=recipe.model.revision or "main",
-            trust_remote_code=recipe.model.trust_remote_code,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **changes,
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        message = str(error).strip().split("\n")[0]
-        hint = (
-            "weights are read as safetensors only; convert a pytorch_model.bin that you trust with transformers"
-            if "safetensors" in str(error)
-            else "does the directory hold config.json and model.safetensors of this kind of model?"
-        )
-        raise ModelError(f"no {model_class} could be loaded: {message}", place=f"model: {location}", remedy=hint) from None
-    return model, info
-
-
-def new_modules(model: Any, missing: set[str]) -> list[str]:
-    """The topmost modules all of whose parameters are new, and the owners of single new ones.
+def grow_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """Rows for tokens that a base does not know: each the mean of the rows of the pieces its text was read as.
 
     Args:
-        missing: parameter names that no weights were loaded for.
+        tokens: those of ``tokenizer.add_tokens``; whatever else the embeddings have no row for is new as well.
+
+    Returns:
+        The ids of the new tokens.
     """
-    if not missing:
-        return []
-    owned = {
-        name: {f"{name}.{inner}" for inner, _ in module.named_parameters()} for name, module in model.named_modules() if name
-    }
-    whole = [name for name, parameters in owned.items() if parameters and parameters <= missing]
-    found = [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)]
-    covered = set().union(*(owned[name] for name in found)) if found else set()
-    names = dict(model.named_parameters())
-    return found + sorted({name.rpartition(".")[0] for name in missing - covered if name in names and "." in name})
+    import torch
+
+    rows = model.get_input_embeddings().num_embeddings
+    new = sorted({*tokenizer.convert_tokens_to_ids(list(tokens)), *range(rows, num_tokens(tokenizer))})
+    if new and new[-1] >= rows:
+        model.resize_token_embeddings(new[-1] + 1, mean_resizing=False)
+    if new and (output := model.get_output_embeddings()) is not None and output.weight.shape[0] <= new[-1]:
+        raise RecipeError(
+            f"this {model.config.model_type} has a vocabulary for each language, and only one would grow",
+            place="tokenizer.add_tokens",
+            remedy="leave it out",
+        )
+    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table}
+    with torch.no_grad():
+        for token, pieces in pieces_of(tokenizer, new).items() if new and tokenizer.is_fast else ():
+            for weight in tables.values():
+                weight[token] = weight[pieces].mean(0) if pieces else weight[: new[0]].mean(0)
+    return new
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    # the name of transformers 5.2x, else the older one
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError:
+        raise RecipeError(
+            f"{model.config.model_type} computes no activations again: transformers has no gradient checkpointing for it",
+            place="hardware.gradient_checkpointing",
+            remedy="leave it out; a smaller hardware.micro_batch_tokens saves memory too",
+        ) from None
 
 
 def _check_kind(config: PretrainedConfig, task: Task) -> None:
@@ -281,45 +262,6 @@ def _check_length(config: PretrainedConfig, recipe: Recipe, task: Task) -> None:
         )
 
 
-TASK_TYPES = {"classification": "SEQ_CLS", "ner": "TOKEN_CLS", "translation": "SEQ_2_SEQ_LM", "clm": "CAUSAL_LM"}
-
-
-def add_lora(model: PreTrainedModel, options: Lora, new: list[str], task: Task) -> Any:
-    """Freeze the model and add low-rank updates (Hu et al. 2022); new modules are trained whole and saved.
-
-    Raises:
-        RecipeError: ``lora.targets`` names no module of the model.
-    """
-    from peft import LoraConfig, get_peft_model
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
-    targets: Any = options.targets
-    if targets == "auto":
-        targets = list(KNOWN.get(model.config.model_type, [])) or "all-linear"
-    elif isinstance(targets, str) and targets != "all-linear":
-        targets = [targets]
-    config = LoraConfig(
-        task_type=TASK_TYPES.get(task.name),
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=targets,
-        modules_to_save=sorted({name.split(".")[-1] for name in new}) or None,
-        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's transposed layers
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        linear = sorted(
-            {name.split(".")[-1] for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
-        )
-        raise RecipeError(
-            f"LoRA found nothing to adapt: {str(error).split('. ')[0]}",
-            place="lora.targets",
-            remedy=f"linear layers of this model: {', '.join(linear)}",
-        ) from None
-
-
 def count_parameters(model: Any) -> tuple[int, int]:
     """(trained, total)."""
     parameters = list(model.parameters())
@@ -334,9 +276,13 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
         save_crf(model, folder)
         if model is inner:  # plain transformers has no place for them
             weights = {name: value for name, value in model.state_dict().items() if not name.startswith("crf.")}
-    model.save_pretrained(folder, state_dict=weights)
-    if model is not inner:
-        inner.config.save_pretrained(folder)  # an adapter alone does not know its labels
+    if model is inner:
+        model.save_pretrained(folder, state_dict=weights)
+    else:
+        model.save_pretrained(folder, save_embedding_layers=False)  # rows of new tokens are in the adapter
+        config = copy(inner.config)  # an adapter alone does not know its labels
+        config.__dict__.pop("quantization_config", None)  # nor is its base stored in few bits
+        config.save_pretrained(folder)
         if task.generates:
             inner.generation_config.save_pretrained(folder)  # nor what its output starts with
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own
@@ -349,7 +295,9 @@ def describe(task: Task) -> dict[str, Any]:
     kept = {"seed", "data", "masking", "classification", "tagging", "translation", "generation"}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
     recipe["data"] = {key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")}
-    return {"task": task.name, "facts": task.facts, "recipe": recipe}
+    lora = task.recipe.lora
+    quantized = {"quantize": lora.quantize} if lora is not None and lora.quantize is not None else {}
+    return {"task": task.name, "facts": task.facts, "recipe": recipe, **quantized}
 
 
 def load_trained(source: ModelSource, task: Task) -> Any:
@@ -360,9 +308,11 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     """
     location, recipe = source.location, task.recipe
     if source.is_adapter:
-        model = _load_adapter(source, task)
+        _check_kind(load_config(source, recipe), task)
+        model = load_adapter(source, task.model_class, recipe)
     else:
         model = _load_whole(source, task)
+    task.configure(unwrap(model))
     if recipe.tagging.crf:
         weights = load_crf(location, recipe.model.revision)
         if weights is None:
@@ -376,7 +326,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
 def _load_whole(source: ModelSource, task: Task) -> Any:
     location, recipe = source.location, task.recipe
     _check_kind(load_config(source, recipe), task)
-    model, info = from_pretrained(task.model_class, location, recipe, {})
+    model, info = from_pretrained(task.model_class, location, recipe.model, {})
     if missing := new_modules(model, set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}):
         raise ModelError(
             f"this model was not trained for {task.name}: no weights for {', '.join(missing)}",
@@ -384,25 +334,4 @@ def _load_whole(source: ModelSource, task: Task) -> Any:
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
     _check_length(model.config, recipe, task)
-    task.configure(model)
     return model
-
-
-def _load_adapter(source: ModelSource, task: Task) -> Any:
-    import transformers
-    from peft import PeftConfig, PeftModel
-
-    adapter = PeftConfig.from_pretrained(source.location)
-    base = str(adapter.base_model_name_or_path)
-    if Path(base).is_absolute() and not Path(base).exists():
-        raise ModelError(
-            f"the adapter's base is gone: {base}",
-            place=source.location,
-            remedy="put it back, or write its new place into adapter_config.json",
-        )
-    config = transformers.AutoConfig.from_pretrained(source.location)
-    model, _ = from_pretrained(task.model_class, base, task.recipe, {"config": config})
-    if config.vocab_size > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(config.vocab_size)
-    task.configure(model)
-    return PeftModel.from_pretrained(model, source.location)

@@ -9,11 +9,11 @@ import json
 import string
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmkit.errors import ModelError
+from lmkit.errors import ModelError, RecipeError
 from lmkit.recipe.schema import TokenizerTraining
 
 if TYPE_CHECKING:
@@ -233,6 +233,44 @@ def for_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
     except (AssertionError, ValueError):
         return AutoTokenizer.from_pretrained(source, add_prefix_space=True)
     return tokenizer
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Make each of the texts one token, in place, as ``add_tokens`` of transformers does.
+
+    Raises:
+        RecipeError: one is a token already, or would never come out.
+    """
+    known, place = set(tokenizer.get_vocab()), "tokenizer.add_tokens"
+    for token in tokens:
+        if token in known:
+            raise RecipeError(f"{token!r} is a token of this tokenizer already", place=place, remedy="leave it out")
+        known.add(token)
+    tokenizer.add_tokens(list(tokens))
+    for token in tokens:
+        ids = tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
+        if tokenizer.convert_tokens_to_ids(token) not in ids:
+            read = tokenizer.convert_ids_to_tokens(ids)
+            raise RecipeError(
+                f"{token!r} would never be read as one token, but as {read}",
+                place=place,
+                remedy="leave it out, or spell it otherwise",
+            )
+
+
+def pieces_of(tokenizer: PreTrainedTokenizerBase, new: Sequence[int]) -> dict[int, list[int]]:
+    """New token -> the tokens its text is read as where none of the new ones is known."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    added, dropped = {entry["id"]: entry["content"] for entry in state["added_tokens"]}, set(new)
+    state["added_tokens"] = [entry for entry in state["added_tokens"] if entry["id"] not in dropped]
+    before = Tokenizer.from_str(json.dumps(state))
+    return {
+        token: [piece for piece in before.encode(added[token], add_special_tokens=False).ids if piece not in dropped]
+        for token in new
+        if token in added
+    }
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -70,6 +70,10 @@ class TokenizerTraining(Section):
 class Tokenizer(Section):
     base: str | None = Field(None, description="a directory, run or hub id; default: the one that comes with model.base")
     train: TokenizerTraining | None = Field(None, description="learn one from data.train")
+    add_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="texts that become one token each; a base's embeddings grow by the mean of their pieces'",
+    )
 
 
 class Data(Section):
@@ -141,10 +145,18 @@ class Lora(Section):
     rank: Positive = Field(16, description="rank of the update")
     alpha: Annotated[float, Field(gt=0)] = Field(32, description="scale: the update is multiplied by alpha / rank")
     dropout: Share = Field(0.05, description="dropout before the update")
-    targets: str | list[str] = Field(
-        "auto", description="auto (PEFT's choice for the architecture, else all-linear), all-linear, or module names"
+    targets: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "auto", description="auto (PEFT's choice for the architecture, else all-linear), all-linear, one module name or several"
     )
-    variant: Literal["lora"] = Field("lora", description="kind of update")
+    variant: Literal["lora", "rslora", "dora"] = Field(
+        "lora", description="kind of update: lora, rslora (scale alpha / sqrt(rank)), dora (magnitude and direction apart)"
+    )
+    learning_rate_ratio: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="LoRA+: learning rate of B over that of A, for example 16; null: the same"
+    )
+    quantize: Literal["4bit", "8bit"] | None = Field(
+        None, description="QLoRA: the frozen base in 4 (nf4) or 8 bits; needs a CUDA GPU and lmkit[qlora]"
+    )
 
 
 class Train(Section):
@@ -180,6 +192,13 @@ class Train(Section):
     average_checkpoints: Annotated[int, Field(ge=2)] | None = Field(
         None, description="the model is the mean of the weights at the last so many evaluations, up to the best one; null: off"
     )
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="learning rate of each layer over that of the layer above; the head has the full one; null: off"
+    )
+    freeze_embeddings: bool = Field(False, description="leave the embeddings as they are")
+    freeze_layers: Annotated[int, Field(ge=0)] = Field(
+        0, description="leave the first n layers as they are, of the encoder and of the decoder"
+    )
 
 
 class Hardware(Section):
@@ -189,6 +208,9 @@ class Hardware(Section):
     micro_batch_tokens: Positive | Literal["auto"] = Field("auto", description="tokens per forward pass on one device")
     processes: Positive | Literal["auto"] = Field("auto", description="auto: one per GPU, one without")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches beside each training process")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, more time, the same gradients"
+    )
     packing: Literal["auto", "off"] = Field(
         "auto", description="short documents share a row where the model keeps them apart exactly; off: one per row"
     )

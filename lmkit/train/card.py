@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lmkit.evaluation.evaluate import metrics_table
@@ -34,6 +36,54 @@ def model_card(recipe: Recipe, task: Task, manifest: dict[str, Any], validation:
         lines.append("## Labels\n" + ", ".join(f"`{label}`" for label in labels))
     if validation:
         lines.append(f"## Validation\n{validation['examples']} examples:\n\n```\n{metrics_table(validation)}\n```")
-    use = USE.get(task.name, "lmkit predict RUN").format(mask=getattr(task.tokenizer, "mask_token", ""))
-    lines.append(f"## Use\n```\n{use}\n```")
+    where = "RUN/model"
+    opened = opened_with_peft(task, where) if recipe.lora is not None else opened_with_transformers(task.name, where)
+    lines.append(_use(task.name, task.tokenizer, "RUN", opened))
     return "\n\n".join(lines) + "\n"
+
+
+def merged_card(name: str, task: str, config: Any, tokenizer: Any, made: Mapping[str, str], difference: float) -> str:
+    """README.md of a merged model's directory.
+
+    Args:
+        made: where ``adapter`` and ``base`` were.
+        difference: largest one between the logits of the two and of the model.
+    """
+    lines = [
+        f"# {name}",
+        f"Task: {task}. A plain Hugging Face {config.model_type} model: the adapter `{Path(made['adapter']).name}` merged into its base `{Path(made['base']).name}`; logits differ from the adapter's by at most {difference:.1e} (fp32).",
+    ]
+    if task in ("classification", "ner"):
+        lines.append("## Labels\n" + ", ".join(f"`{config.id2label[number]}`" for number in sorted(config.id2label)))
+    lines.append(_use(task, tokenizer, "DIR", opened_with_transformers(task, "DIR")))
+    return "\n\n".join(lines) + "\n"
+
+
+def _use(task: str, tokenizer: Any, where: str, opened: str) -> str:
+    command = USE.get(task, "lmkit predict RUN").replace("RUN", where).format(mask=getattr(tokenizer, "mask_token", ""))
+    return f"## Use\n```\n{command}\n```\n```python\n{opened}\n```"
+
+
+PIPELINES = {
+    "mlm": '"fill-mask", model="DIR"',
+    "clm": '"text-generation", model="DIR"',
+    "classification": '"text-classification", model="DIR"',
+    "ner": '"token-classification", model="DIR", aggregation_strategy="first"',
+}
+
+
+def opened_with_transformers(task: str, where: str) -> str:
+    """Python that opens a whole model without lmkit."""
+    if task in PIPELINES:
+        return f"from transformers import pipeline\n\nmodel = pipeline({PIPELINES[task].replace('DIR', where)})"
+    return f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("{where}"), AutoModelForSeq2SeqLM.from_pretrained("{where}")
+tokenizer.batch_decode(model.generate(**tokenizer("a sentence", return_tensors="pt")), skip_special_tokens=True)"""
+
+
+def opened_with_peft(task: Task, where: str) -> str:
+    """Python that opens an adapter without lmkit: the base's config does not know the number of labels."""
+    name = task.model_class.removeprefix("AutoModel") if task.name != "mlm" else ""
+    labels = f", num_labels={count}" if (count := task.model_config().get("num_labels")) else ""
+    return f'from peft import AutoPeftModel{name}\n\nmodel = AutoPeftModel{name}.from_pretrained("{where}"{labels})'

@@ -19,7 +19,7 @@ from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.load import dump_recipe
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Batch, Task
 from lmkit.train import card
 from lmkit.train.checkpoint import (
     average_weights,
@@ -76,7 +76,12 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         write_json(run.manifest_file, manifest)
     announce(manifest, total, metric)
 
-    optimizer = build_optimizer(built.model, train, crf_rate=recipe.tagging.crf_learning_rate)
+    optimizer = build_optimizer(
+        built.model,
+        train,
+        lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
+        crf_rate=recipe.tagging.crf_learning_rate,
+    )
     model, optimizer = accelerator.prepare(built.model, optimizer)
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
@@ -206,10 +211,8 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         inner.eval()
         autocast_forward = inner.__dict__.pop("forward", None)  # Accelerate's, in half precision
         with torch.inference_mode():
-            moved = {key: value.to(accelerator.device) for key, value in batch.items()}
-            kept = task.logits(inner, moved)[0].float().cpu()
-            loaded = task.logits(fresh, batch)[0].float()
-            losses = [task.loss(model, given).item() for model, given in ((inner, moved), (fresh, batch))]  # with a CRF, too
+            kept, loaded = (task.logits(each, _beside(each, batch))[0].float().cpu() for each in (inner, fresh))
+            losses = [task.loss(each, _beside(each, batch)).item() for each in (inner, fresh)]  # with a CRF, too
         if autocast_forward is not None:
             inner.forward = autocast_forward
         inner.train(was_training)
@@ -222,6 +225,12 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
                 remedy="this is a fault of lmkit's, or of the model's code: please report it with recipe.yaml; the checkpoints are intact",
             )
     accelerator.wait_for_everyone()
+
+
+def _beside(model: Any, batch: Batch) -> Batch:
+    """The batch on the model's device: a quantised base is loaded where it is computed."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) for key, value in batch.items()}
 
 
 def _evaluate(model: Any, prepared: Prepared, accelerator: Accelerator, run: Run, recipe: Recipe) -> dict[str, Any]:

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+from lmkit.models.layers import layer_scales
 from lmkit.recipe.schema import Train
 
+_LORA_B = re.compile(r"\.lora_(embedding_)?B\b")
 
-def build_optimizer(model: Any, train: Train, *, crf_rate: float | None = None) -> Any:
-    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on matrices, not on norms and biases.
+
+def build_optimizer(model: Any, train: Train, *, lora_ratio: float | None = None, crf_rate: float | None = None) -> Any:
+    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on matrices, not on norms, biases and a CRF's transitions.
+
+    Each group has a ``scale``, the share of the schedule's learning rate that it gets: by layer with
+    ``train.layer_decay``, and for LoRA's B matrices.
 
     Args:
-        crf_rate: peak rate of a CRF's transitions, which do not decay either; None: ``train.learning_rate``.
+        lora_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024); None: the same.
+        crf_rate: peak rate of a CRF's transitions; None: ``train.learning_rate``.
     """
     import torch
 
     from lmkit.models.heads import crf_of
 
     crf = crf_of(model) if crf_rate is not None else None
-    own = {id(parameter) for parameter in crf.parameters()} if crf is not None else set()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if crf is not None and crf_rate is not None:
-        groups.append({"params": list(crf.parameters()), "weight_decay": 0.0, "scale": crf_rate / train.learning_rate})
+    transitions = {id(parameter) for parameter in crf.parameters()} if crf is not None else set()
+    by_layer = layer_scales(model, train.layer_decay) if train.layer_decay is not None else {}
+    groups: dict[tuple[bool, float], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in transitions and crf_rate is not None:
+            groups.setdefault((True, crf_rate / train.learning_rate), []).append(parameter)
+        elif parameter.requires_grad:
+            scale = by_layer.get(name, 1.0) * (lora_ratio if lora_ratio is not None and _LORA_B.search(name) else 1.0)
+            groups.setdefault((parameter.ndim < 2, scale), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": parameters,
+                "weight_decay": 0.0 if is_vector else train.weight_decay,
+                "scale": scale,
+                "lr": scale * train.learning_rate,
+            }
+            for (is_vector, scale), parameters in sorted(groups.items(), key=lambda entry: entry[0])
+        ],
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
@@ -37,6 +54,7 @@ def build_optimizer(model: Any, train: Train, *, crf_rate: float | None = None) 
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
+    """The schedule's rate, times each group's own scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
 

@@ -17,7 +17,7 @@ from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
 from lmkit.models.source import ModelSource, find_model
-from lmkit.models.tokenizer import TARGET, Role, for_words, load_tokenizer, save_tokenizer, train_tokenizer
+from lmkit.models.tokenizer import TARGET, Role, add_tokens, for_words, load_tokenizer, save_tokenizer, train_tokenizer
 from lmkit.recipe.schema import Recipe, TokenizerTraining
 from lmkit.run import atomic_directory
 from lmkit.tasks.base import Task
@@ -73,7 +73,13 @@ def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack:
 
 
 def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> PreTrainedTokenizerBase:
-    """The tokenizer a recipe asks for: learned from its data, named, or the base model's own."""
+    """The tokenizer a recipe asks for: learned from its data, named, or the base model's own; with ``add_tokens``."""
+    tokenizer = _tokenizer(recipe, splits, source)
+    add_tokens(tokenizer, recipe.tokenizer.add_tokens)
+    return tokenizer
+
+
+def _tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> PreTrainedTokenizerBase:
     options, task = recipe.tokenizer, task_class(recipe.task)
     if options.train is not None and options.base is not None:
         raise RecipeError("given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two")

@@ -32,6 +32,7 @@ COMMANDS = [
     "finetune",
     "eval",
     "predict",
+    "merge",
     "doctor",
     "demo",
     "recipe",
@@ -69,6 +70,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("mistakes")
     (found / "good.yaml").write_text(RECIPE)
     (found / "train.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n')
+    for name, base in (("adapter", str(found / "whole")), ("gone", "/no/such/base")):
+        (found / name).mkdir()
+        (found / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "task_type": "SEQ_CLS"}))
+    (found / "whole").mkdir()
+    (found / "whole" / "config.json").write_text("{}")
     return found
 
 
@@ -115,6 +121,7 @@ ARGUMENTS = {
     "finetune good.yaml --smoke --dry-run": "contradict each other",
     "recipe chek good.yaml": "Did you mean 'check'?",
     "predict RUN a -f b.txt": "texts and --file were both given",
+    "merge RUN": "Missing option '-o'",
     "finetune good.yaml epochs": "'epochs' is not KEY=VALUE",
     "finetune good.yaml =3": "is not KEY=VALUE",
     "finetune good.yaml train..epochs=3": "is not KEY=VALUE",
@@ -149,6 +156,19 @@ RECIPES = {
     "eval good.yaml": "this recipe was not trained yet",
     "eval ./nope": "no such run or directory",
     "predict ./nope text": "no such run or directory",
+    "merge ./nope -o out": "no such run or directory",
+    "merge adapter -o good.yaml": "the output is a file",
+    "merge adapter -o .": "the output directory is not empty",
+    "merge adapter -o . --overwrite": "--overwrite only replaces a model directory of lmkit's",
+    "merge gone -o out": "gone: the adapter's base is gone: /no/such/base",
+    "merge whole -o out": "whole: no adapter, but a whole model: there is nothing to merge",
+    "finetune good.yaml lora={variant: qora}": "lora.variant: input should be 'lora', 'rslora' or 'dora'",
+    "finetune good.yaml lora={quantize: 4bit}": "lora.quantize: 4bit: needs the package bitsandbytes",
+    "finetune good.yaml lora={rank: 4} train.freeze_layers=2": "train.freeze_layers: has no effect beside lora",
+    "finetune good.yaml lora={rank: 4} train.freeze_embeddings=true": "train.freeze_embeddings: has no effect beside lora",
+    "finetune good.yaml train.freeze_embeddings=true tokenizer.add_tokens=[Ishmael]": "the tokens of tokenizer.add_tokens",
+    "finetune good.yaml train.layer_decay=1": "train.layer_decay: input should be less than 1",
+    "finetune good.yaml train.use_dora=true": "here it is lora.variant=dora",
 }
 
 

@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lmkit.errors import ModelError, RecipeError
-from lmkit.models.build import Built, build_model, count_parameters, load_trained, new_modules, save_model
+from lmkit.models.build import Built, build_model, count_parameters, load_trained, save_model
+from lmkit.models.load import new_modules
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import TASKS
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lmkit.data.sources import SAMPLES
-from lmkit.errors import ModelError
-from lmkit.models.tokenizer import for_words, load_tokenizer, tokenizer_hash, train_tokenizer
+from lmkit.errors import ModelError, RecipeError
+from lmkit.models.tokenizer import add_tokens, for_words, load_tokenizer, pieces_of, tokenizer_hash, train_tokenizer
 from lmkit.recipe.schema import TokenizerTraining
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
@@ -121,3 +121,33 @@ def test_nothing_to_learn_from_is_said() -> None:
 def test_more_letters_than_pieces_are_said() -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.train\.vocab_size: 64 pieces do not hold every letter of the texts"):
         learned([chr(0x4E00 + number) for number in range(200)], "unigram", size=64)
+
+
+# ---------------------------------------------------------------------------------- added tokens
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_added_tokens_are_one_token_each_and_another_tokenizer(texts: list[str], algorithm: str) -> None:
+    tokenizer, text = learned(texts, algorithm), "Call me Zaphod<e1>."
+    before, hash_before, size = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer_hash(tokenizer), len(tokenizer)
+    expected = {size + i: tokenizer(each, add_special_tokens=False)["input_ids"] for i, each in enumerate(("Zaphod", "<e1>"))}
+    add_tokens(tokenizer, ["Zaphod", "<e1>"])
+    after = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert [token for token in after if token >= size] == [size, size + 1]
+    assert len(after) < len(before)
+    assert tokenizer_hash(tokenizer) != hash_before  # so tokens are cached apart, and another run is not gone on with
+    assert pieces_of(tokenizer, [size, size + 1]) == expected
+
+
+def test_a_token_that_is_there_already_is_refused(texts: list[str]) -> None:
+    tokenizer = learned(texts, "wordpiece")
+    with pytest.raises(RecipeError, match=r"tokenizer\.add_tokens: '\[MASK\]' is a token of this tokenizer already"):
+        add_tokens(tokenizer, ["[MASK]"])
+    with pytest.raises(RecipeError, match="'Zaphod' is a token of this tokenizer already"):
+        add_tokens(tokenizer, ["Zaphod", "Zaphod"])
+
+
+def test_a_token_that_would_never_come_out_is_refused(texts: list[str]) -> None:
+    tokenizer = learned(texts, "wordpiece", lowercase=True)
+    with pytest.raises(RecipeError, match=r"'Z.*' would never be read as one token"):
+        add_tokens(tokenizer, ["Zaphod", "ZAPHOD"])  # both are "zaphod" to this tokenizer

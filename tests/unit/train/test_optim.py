@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.data.plan import Plan
 from lmkit.recipe.schema import Train
+from lmkit.train.loop import StepBatches, train_steps
 from lmkit.train.optim import build_optimizer, learning_rate, set_learning_rate
 
 
@@ -90,3 +92,49 @@ def test_the_rate_is_set_in_every_group() -> None:
     optimizer = build_optimizer(layer, Train())
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_b_matrices_of_loraplus_learn_faster_as_pefts_do(tiny: Any) -> None:
+    from peft.optimizers import create_loraplus_optimizer
+
+    model = tiny.model(tiny.recipe("ner", base=tiny.base("mlm"), lora={"rank": 2}))
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    ours = build_optimizer(model, Train(learning_rate=1e-3), lora_ratio=16)
+    theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
+    rates = [
+        {name_of[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"] if "lora_" in name_of[id(p)]}
+        for optimizer in (ours, theirs)
+    ]
+    assert rates[0] == pytest.approx(rates[1])
+    assert set(rates[0].values()) == {1e-3, 1.6e-2}
+    classifier = [group["lr"] for group in ours.param_groups for p in group["params"] if "classifier" in name_of[id(p)]]
+    assert classifier == [1e-3, 1e-3]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_every_group_follows_the_schedule_to_its_last_step(tiny: Any) -> None:
+    """Layer decay 0.5 over two layers, times LoRA+'s ratio for B (promise 25)."""
+    recipe = tiny.recipe(
+        "ner", base=tiny.base("mlm"), lora={"rank": 2, "learning_rate_ratio": 4}, train={"layer_decay": 0.5, "max_steps": 3}
+    )
+    prepared = tiny.prepared(recipe)
+    model = tiny.model(recipe)
+    optimizer = build_optimizer(model, recipe.train, lora_ratio=4)
+    plan = Plan(len(prepared.encoded["train"]), recipe.train.batch_size, recipe.seed)
+    batches = StepBatches(prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=10**6, packed=False)
+    model, optimizer = tiny.accelerator.prepare(model, optimizer)
+    steps = train_steps(
+        model, optimizer, batches, prepared.task, tiny.accelerator, first=0, total=3, packing=None, workers=0,
+        share_done=lambda: None, asked_to_stop=lambda: False,
+    )  # fmt: skip
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    for number, step in enumerate(steps):
+        planned = learning_rate(recipe.train, step=number, total=3)
+        assert step.learning_rate == planned
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = name_of[id(parameter)]
+                layer = 0.25 if ".layer.0." in name else 0.5 if ".layer.1." in name else 1.0
+                assert group["lr"] == pytest.approx(planned * layer * (4 if ".lora_B." in name else 1)), name
+    assert step.learning_rate == learning_rate(recipe.train, step=2, total=3) > 0
