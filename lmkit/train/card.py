@@ -51,12 +51,18 @@ def merged_card(name: str, task: str, config: Any, tokenizer: Any, made: Mapping
     """
     lines = [
         f"# {name}",
-        f"Task: {task}. A plain Hugging Face {config.model_type} model: the adapter `{Path(made['adapter']).name}` merged into its base `{Path(made['base']).name}`; logits differ from the adapter's by at most {difference:.1e} (fp32).",
+        f"Task: {task}. A plain Hugging Face {config.model_type} model: the adapter `{_short(made['adapter'])}` merged into its base `{_short(made['base'])}`; logits differ from the adapter's by at most {difference:.1e} (fp32).",
     ]
     if task in ("classification", "ner"):
         lines.append("## Labels\n" + ", ".join(f"`{config.id2label[number]}`" for number in sorted(config.id2label)))
     lines.append(_use(task, tokenizer, "DIR", opened_with_transformers(task, "DIR")))
     return "\n\n".join(lines) + "\n"
+
+
+def _short(place: str) -> str:
+    """The name of a run or model: every run's model directory has the same."""
+    path = Path(place)
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _use(task: str, tokenizer: Any, where: str, opened: str) -> str:

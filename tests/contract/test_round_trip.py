@@ -105,7 +105,6 @@ def test_fit_fails_where_the_saved_model_computes_something_else(
 
 @pytest.mark.parametrize(("task", "stage", "architecture"), [("classification", "mlm", "bert"), ("clm", "clm", "llama")])
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")  # what is wanted
 def test_added_tokens_survive_saving(
     tiny: Any, task: str, stage: str, architecture: str, lora: dict[str, int] | None, tmp_path: Path
 ) -> None:

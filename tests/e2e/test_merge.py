@@ -58,6 +58,7 @@ def test_merge_says_what_it_made_and_proves_it(merged: Any, adapter: Path, place
     }
     card = (place / "merged/README.md").read_text()
     assert "lmkit predict DIR" in card
+    assert "the adapter `adapter` merged into its base `language`" in card
     assert '`neg`, `pos`' in card  # fmt: skip
     assert json.loads((place / "merged/lmkit.json").read_text())["facts"]["labels"] == ["neg", "pos"]
 
