@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError
+from lmkit.evaluation.options import check_eval_keys
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe
@@ -46,6 +47,7 @@ def train(
     if output is not None:
         recipe = recipe.model_copy(update={"output": str(Path(output).expanduser())})
     check_stage(recipe, stage)
+    check_eval_keys(recipe)
     if smoke:
         from lmkit.commands.smoke import smoke_run
 

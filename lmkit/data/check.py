@@ -14,9 +14,9 @@ from filelock import FileLock
 
 from lmkit.data import formats, sources
 from lmkit.data.formats import BadRow, Document
-from lmkit.data.rows import FORMAT, LEAVE_OUT, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
+from lmkit.data.rows import FORMAT, LEAVE_OUT, SLICE_COLUMN, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
 from lmkit.data.sources import HubId
-from lmkit.errors import DataError, nearest, suggest
+from lmkit.errors import DataError, RecipeError, nearest, suggest
 from lmkit.tasks.fields import Field
 
 Keys = tuple[str, ...]  # of a column: its name, and where that holds objects the keys within
@@ -44,6 +44,7 @@ def load_rows(
     folders: list[Path],
     cache_dir: Path,
     with_gold: bool = True,
+    slices: Sequence[str] = (),
 ) -> Rows:
     """Find, read and check the rows of one split; what was read before, and has not changed, is not read again.
 
@@ -56,9 +57,11 @@ def load_rows(
         max_rows: stop after so many usable rows.
         cache_dir: where the Arrow file goes.
         with_gold: False: without the fields that are to be predicted.
+        slices: more columns to keep, each under ``SLICE_COLUMN`` and its name; they are no part of the fingerprint.
 
     Raises:
         DataError: no such file, no such column, a bad row, or no usable row at all.
+        RecipeError: no such column as ``slices`` names.
     """
     for role in columns:
         if role not in (names := [field.name for field in fields]):
@@ -77,7 +80,8 @@ def load_rows(
     kinds = ["".join(path.suffixes[-2:]).lower() for path in paths]
     roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases)] for f in wanted]
     fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows])
-    cached = cache_dir / f"rows-{fingerprint[:32]}.arrow"
+    wanted += [Field(SLICE_COLUMN + name, "slice") for name in slices]
+    cached = cache_dir / f"rows-{(hash_of([fingerprint, list(slices)]) if slices else fingerprint)[:32]}.arrow"
     summary_path = cached.with_suffix(".json")
     with FileLock(f"{cached}.lock"):
         if not (cached.is_file() and summary_path.is_file()):
@@ -174,6 +178,9 @@ class _Reader:
         first = {name: value for name, value in first.items() if not name.startswith("_")}
         mapping: dict[str, Keys] = {}
         for field in self.fields:
+            if field.kind == "slice":
+                mapping[field.name] = _slice_keys(first, field.name.removeprefix(SLICE_COLUMN), place)
+                continue
             choices = [self.columns[field.name]] if field.name in self.columns else [field.name, *field.aliases]
             keys = next((keys for name in choices if (keys := _keys(first, name))), None)
             if keys is None:
@@ -196,6 +203,22 @@ class _Reader:
                 )
             mapping[field.name] = keys
         return mapping
+
+
+def _slice_keys(first: Row, name: str, place: str) -> Keys:
+    """Where a column of ``eval.slices`` is, from a file's first row."""
+    keys = _keys(first, name)
+    if keys is None:
+        there = [known for column, value in first.items() for known in _names(column, value)]
+        raise RecipeError(f"no column {name!r} in {place}", place="eval.slices", remedy=suggest(name, there))
+    value = first
+    for key in keys:
+        value = value[key] if isinstance(value, dict) else None
+    if isinstance(value, (list, dict)):
+        raise RecipeError(
+            f"{name!r} is {_type(value)} in {place}", place="eval.slices", remedy="name a column with one value for each row"
+        )
+    return keys
 
 
 class _BadValue(Exception):
@@ -246,6 +269,9 @@ def _checked(raw: Row, fields: list[Field], mapping: dict[str, Keys]) -> Row:
     row: Row = {}
     words: list[str] | None = None
     for field in fields:
+        if field.kind == "slice":
+            row[field.name] = _slice_value(raw, mapping[field.name])
+            continue
         column, value = ".".join(mapping[field.name]), _value(raw, mapping[field.name])
         if field.kind == "text":
             row[field.name] = _text(value, column)
@@ -262,6 +288,17 @@ def _checked(raw: Row, fields: list[Field], mapping: dict[str, Keys]) -> Row:
             if words is not None and len(words) != len(value):
                 raise _BadValue(f"{len(words)} words but {len(value)} tags")
     return row
+
+
+def _slice_value(raw: Row, keys: Keys) -> str | None:
+    """A value to slice by, as text: none makes a row bad."""
+    try:
+        value = _value(raw, keys)
+    except _BadValue:
+        return None
+    if isinstance(value, (bool, float)):
+        value = str(value).lower().removesuffix(".0")
+    return None if value is None else str(value).encode("utf-8", "replace").decode()
 
 
 def _type(value: Any) -> str:

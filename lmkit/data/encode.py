@@ -72,6 +72,7 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
 
     data = task.recipe.data
     options = [FORMAT, task.name, data.max_length, data.overlap, data.long_text, data.on_bad_row, task.facts.get("labels")]
+    options += task.reading
     content = json.dumps([options, tokenizer_hash(task.tokenizer), rows.fingerprint])
     path = cache_folder() / f"pieces-{hashlib.sha256(content.encode()).hexdigest()[:32]}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)

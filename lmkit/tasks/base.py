@@ -54,6 +54,7 @@ class Task(ABC):
     fields: ClassVar[tuple[Field, ...]]
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
     generates: ClassVar[bool] = False  # needs an encoder-decoder
+    reading: tuple[Any, ...] = ()  # options besides the data's that decide ``encode``; part of the cache key
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
         self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
@@ -63,6 +64,10 @@ class Task(ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """What ``train.select_best`` may name; the first is the default."""
+
+    def for_evaluation(self) -> Task:
+        """The task as the ``eval`` section says it is measured, where that is not how it learns."""
+        return self
 
     @classmethod
     def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
