@@ -15,7 +15,6 @@ from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
 
-
 SLICES = ("length", "unknown", "fragmentation", "label")  # what eval.slices knows besides columns
 
 

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.data.plan import Plan
 from lmkit.data.encode import encode
+from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits, provenance
 from lmkit.errors import ModelError, RunError
 from lmkit.evaluation.analysis import Background

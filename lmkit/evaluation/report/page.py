@@ -101,7 +101,7 @@ def _beside(found: Mapping[str, Any], metric: str, parents: Sequence[lineage.Par
             others.append((f"parent: {parent.name}", theirs["metrics"][metric], ""))
     if not others:
         return ""
-    lines = [("this model", found["metrics"][metric], "")] + others
+    lines = [("this model", found["metrics"][metric], ""), *others]
     scale = plots.scale_of([entry for _, entry, _ in lines])
     rows = "".join(
         f'<tr{" class=self" if i == 0 else ""}><td>{escape(name)}<div class="sub">{escape(verdict)}</div></td>'
@@ -146,7 +146,7 @@ def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
     candidates = chosen(records, kind)
     shown = sorted(candidates, key=lambda record: record["id"] not in doubtful)[:MOST]  # doubtful gold is never left out
     kept = {record["id"] for record in shown}
-    hues = hues_of([name for name in analysis.get("confusion", {}).get("labels", ())]) if kind == "entities" else {}
+    hues = hues_of(list(analysis.get("confusion", {}).get("labels", ()))) if kind == "entities" else {}
     rows = [
         row(
             record,

@@ -38,7 +38,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     unit = 10 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, int(math.floor(high / step + 1e-9)) + 1)]
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 class Frame:

@@ -107,9 +107,11 @@ def _confusion(found: Mapping[str, Any] | None) -> str:
     size = range(len(labels))
     wrong = {i: sum(counts[i][j] + counts[j][i] for j in size if i != j) for i in size}
     kept = sorted(sorted(size, key=lambda i: -wrong[i])[:MOST_LABELS])
-    head = "".join(f"<th>{escape(labels[j])}</th>" for j in kept)
+    head = "".join(f"""<th title="{escape(labels[j])}">{escape(labels[j])}</th>""" for j in kept)
     rows = "".join(
-        f"<tr><th>{escape(labels[i])}</th>" + "".join(_cell(labels, counts, i, j, sum(counts[i])) for j in kept) + "</tr>"
+        f"""<tr><th title="{escape(labels[i])}">{escape(labels[i])}</th>"""
+        + "".join(_cell(labels, counts, i, j, sum(counts[i])) for j in kept)
+        + "</tr>"
         for i in kept
     )
     note = f" The {len(kept)} of {len(labels)} labels that are most often confused." if len(kept) < len(labels) else ""
