@@ -8,7 +8,14 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
-from lmkit.evaluation.calibration import calibration, calibration_error, fit_temperature, reliability, temperature_scaling, tempered
+from lmkit.evaluation.calibration import (
+    calibration,
+    calibration_error,
+    fit_temperature,
+    reliability,
+    temperature_scaling,
+    tempered,
+)
 
 
 def record(gold: str, **probabilities: float) -> dict:

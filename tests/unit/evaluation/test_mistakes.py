@@ -38,10 +38,16 @@ def test_errors_are_counted_in_all_and_by_type() -> None:
     }
     assert (found["boundary"], found["type"], found["missed"], found["spurious"]) == (1, 1, 1, 1)
     table = confusion(records, "entities", ())
-    assert table == {"labels": ["LOC", "ORG", "PER", "(none)"], "counts": [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]}
+    assert table == {
+        "labels": ["LOC", "ORG", "PER", "(none)"],
+        "counts": [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]],
+    }
 
 
 def test_confusion_of_labels_keeps_labels_that_never_occur() -> None:
     records = [{"gold": "a", "prediction": "b"}, {"gold": "a", "prediction": "a"}]
-    assert confusion(records, "label", ["c", "b", "a"]) == {"labels": ["c", "b", "a"], "counts": [[0, 0, 0], [0, 0, 0], [0, 1, 1]]}
+    assert confusion(records, "label", ["c", "b", "a"]) == {
+        "labels": ["c", "b", "a"],
+        "counts": [[0, 0, 0], [0, 0, 0], [0, 1, 1]],
+    }
     assert confusion(records, "translation", []) is None
