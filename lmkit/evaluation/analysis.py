@@ -72,7 +72,8 @@ def analyse(
         "never_predicted": suspicions.never_predicted(records, kind),
         "gold": {"count": len(doubtful), "rows": doubtful[: suspicions.MOST]},
     }
-    return finite_all(found)
+    result: dict[str, Any] = finite_all(found)
+    return result
 
 
 def worst(records: Sequence[Record]) -> list[dict[str, Any]]:

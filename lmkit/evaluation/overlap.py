@@ -43,7 +43,7 @@ def find_overlap(texts: Sequence[str], training: Iterable[str]) -> Overlap:
     all more similar ones more surely, and each candidate is verified on the shingles themselves. The time is
     proportional to the letters; of training, the first 200 million are searched for near duplicates.
     """
-    known = {}
+    known: dict[str, list[int]] = {}
     for number, text in enumerate(texts):
         known.setdefault(normalised(text), []).append(number)
     letters = [only_letters(text) for text in texts]

@@ -20,14 +20,17 @@ pytestmark = pytest.mark.skipif(
 )
 EVIL = "<script>document.title='broken'</script>"
 # measured in the page, and left where --dump-dom shows it
-PROBE = """<script>addEventListener("load", () => {
+PROBE = """<script>const leave = (text) => { if (parent !== window) return parent.postMessage(text, "*");
+  const left = document.createElement("pre"); left.id = "probe"; left.textContent = text; document.body.append(left); };
+addEventListener("message", (e) => leave(e.data));
+addEventListener("load", () => {
   const shown = [...document.querySelectorAll("#rows tr")].filter((row) => !row.hidden);
   const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 1);
   const result = { rows: shown.length, total: document.querySelectorAll("#rows tr").length, count: document.getElementById("count").textContent,
     overflow: document.documentElement.scrollWidth - innerWidth, wide: wide.map((e) => e.outerHTML.slice(0, 80)), width: innerWidth,
     texts: shown.map((row) => row.textContent), errors: window.problems, background: getComputedStyle(document.body).backgroundColor,
     title: document.title };
-  const left = document.createElement("pre"); left.id = "probe"; left.textContent = JSON.stringify(result); document.body.append(left);
+  leave(JSON.stringify(result));
 });</script>"""
 CATCH = "<script>window.problems = []; addEventListener('error', (e) => window.problems.push(e.message));</script>"
 
@@ -48,11 +51,18 @@ def browse(folder: Path, page: Path, *options: str, fragment: str = "") -> str:
     return done.stdout
 
 
-def probed(folder: Path, page: Path, *options: str, fragment: str = "") -> dict[str, Any]:
-    """What the page is after loading. Its policy forbids any other script, so the copy that is probed has none."""
+def probed(folder: Path, page: Path, *options: str, fragment: str = "", phone: bool = False) -> dict[str, Any]:
+    """What the page is after loading. Its policy forbids any other script, so the copy that is probed has none.
+
+    A window is never narrower than 500 pixels, so a phone is a frame in it.
+    """
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', CATCH, page.read_text(encoding="utf-8"))
     copy = folder / "probed.html"
     copy.write_text(html.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    if phone:
+        script = PROBE.partition('addEventListener("load"')[0] + "</script>"
+        copy = folder / "phone.html"
+        copy.write_text(f'{script}<iframe src="probed.html" width="390" height="844" style="border: 0"></iframe>')
     dumped = browse(folder, copy, "--dump-dom", *options, fragment=fragment)
     found = re.search(r'<pre id="probe">(.*?)</pre>', dumped, re.DOTALL)
     assert found, dumped[-2000:]
@@ -119,7 +129,7 @@ def test_the_table_can_be_searched_from_a_link(evaluated: Path, tmp_path: Path, 
 
 
 def test_a_phone_scrolls_in_one_direction_only(evaluated: Path, tmp_path: Path) -> None:
-    found = probed(tmp_path, evaluated, "--window-size=390,844")
+    found = probed(tmp_path, evaluated, phone=True)
     assert found["width"] == 390
     assert found["overflow"] <= 0
     assert found["wide"] == []
