@@ -12,7 +12,7 @@ from lmkit.data.rows import Rows
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.calibration import calibration, temperature_scaling
 from lmkit.evaluation.mistakes import confusion, entity_errors
-from lmkit.evaluation.records import Kind, Record, kind_of, loss_of
+from lmkit.evaluation.records import Record, kind_of, loss_of
 from lmkit.evaluation.slices import slice_metrics
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.metrics.statistics import Statistics
@@ -81,13 +81,6 @@ def worst(records: Sequence[Record]) -> list[dict[str, Any]]:
     losses = [(loss_of(record), number) for number, record in enumerate(records)]
     known = sorted((-loss, number) for loss, number in losses if not math.isnan(loss))
     return [{"id": records[number]["id"], "loss": -negative} for negative, number in known[:WORST]]
-
-
-def kind_label(kind: Kind) -> str:
-    """What one example of this kind is called."""
-    return {"language": "documents", "entities": "sentences", "tags": "sentences", "translation": "sentences"}.get(
-        kind, "examples"
-    )
 
 
 def finite_all(value: Any) -> Any:

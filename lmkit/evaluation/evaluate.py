@@ -20,6 +20,7 @@ from lmkit.data.encode import Encoded
 from lmkit.data.plan import micro_batches
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
+from lmkit.evaluation.records import headline
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.heads import unwrap_parallel
 from lmkit.recipe.schema import Eval
@@ -249,13 +250,8 @@ def explain(
     text = json.dumps(analysis, ensure_ascii=False, indent=1)
     (folder / "analysis.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.html").write_text(report(found, analysis, records, task, background), encoding="utf-8")
-    metric = headline(found, task)
+    metric = headline(task.metrics, found)
     suspicions.say(analysis["suspicions"], split=found["split"], metric=metric, value=found["metrics"][metric]["value"])
-
-
-def headline(found: dict[str, Any], task: Task) -> str:
-    """The metric that stands for all: the first that the task names."""
-    return next((name for name in task.metrics if name in found["metrics"]), next(iter(found["metrics"])))
 
 
 def metrics_table(found: dict[str, Any]) -> str:

@@ -57,3 +57,8 @@ def is_wrong(record: Record, kind: Kind) -> bool:
 
 def excerpt(text: str, letters: int = LETTERS) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def headline(names: Sequence[str], found: Mapping[str, Any]) -> str:
+    """The metric that stands for all: the first of a task's ``names`` that metrics.json has."""
+    return next((name for name in names if name in found["metrics"]), next(iter(found["metrics"])))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from tests.e2e.conftest import Command, opinions, write_jsonl
+Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,9 @@ def run(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lmkit.commands.train import train
 
     folder = tmp_path_factory.mktemp("any")
-    for name, rows in (("train", opinions(40)), ("validation", opinions(20, first=80)), ("test", opinions(20, first=30))):
-        write_jsonl(folder / f"{name}.jsonl", rows)
+    rows = (project / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("train", rows[:40]), ("validation", rows[60:]), ("test", rows[30:50])):
+        (folder / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
     values: dict[str, Any] = {
         "task": "classification",
         "model": {"preset": "bert-nano"},

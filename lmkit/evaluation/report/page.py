@@ -14,7 +14,7 @@ from typing import Any
 
 from lmkit import __version__
 from lmkit.evaluation.analysis import Background
-from lmkit.evaluation.records import Record, excerpt
+from lmkit.evaluation.records import Record, excerpt, headline
 from lmkit.evaluation.report import lineage, plots
 from lmkit.evaluation.report.examples import MOST, chosen, hues_of, kinds_in, row
 from lmkit.evaluation.report.plots import number
@@ -34,7 +34,7 @@ def report(
     Args:
         found: the content of metrics.json. analysis: that of analysis.json. records: the lines of predictions.jsonl.
     """
-    metric = next((name for name in task.metrics if name in found["metrics"]), next(iter(found["metrics"])))
+    metric = headline(task.metrics, found)
     run = background.run
     name = task.recipe.name or (run.path.name if run else "model")
     body = [
