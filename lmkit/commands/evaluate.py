@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.errors import ModelError, RecipeError
+from lmkit.errors import DataError, ModelError, RecipeError
+from lmkit.evaluation.options import check_eval_keys
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import SUFFIXES, shipped_recipes
+from lmkit.recipe.schema import Eval
 from lmkit.run import Run, is_run
 from lmkit.tasks.registry import TASKS, task_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
+    from lmkit.tasks.base import Task
 
 
 def evaluate(
@@ -39,6 +43,7 @@ def evaluate(
         The content of metrics.json.
     """
     recipe, found, run = find_subject(source, overrides, output=output)
+    check_eval_keys(recipe)
     run.check_place()
     from lmkit.data.sources import find_files
     from lmkit.data.splits import load_splits
@@ -55,24 +60,75 @@ def evaluate(
     elif split not in splits.rows:
         split = next(iter(splits.rows))
     console.say(f"evaluating on data.{split}: {len(splits.rows[split])} rows")
+    others = other_rows(recipe, cls, splits, split)
 
     from lmkit.data.encode import encode
-    from lmkit.evaluation.evaluate import evaluate_split, metrics_table
+    from lmkit.data.rows import Rows
+    from lmkit.data.splits import provenance
+    from lmkit.evaluation.analysis import Background
+    from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
+    from lmkit.evaluation.records import kind_of
     from lmkit.models.build import load_trained
     from lmkit.train.device import build_accelerator, micro_batch_tokens
 
-    task = cls(recipe, splits.facts, tokenizer_of(recipe, found))
+    task = cls(recipe, splits.facts, tokenizer_of(recipe, found)).for_evaluation()
     encoded = encode(splits.rows[split], task)
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
     model = load_trained(found, task).to(accelerator.device)
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
+    fitted_on = None
+    if isinstance(others["validation"], Rows):
+        fitted_on = list(predict_records(model, task, encode(others["validation"], task), accelerator, budget=budget))
+        if fitted_on and kind_of(fitted_on) != "label":
+            raise RecipeError(
+                "a temperature is fitted where each text has one label", place="eval.temperature", remedy="leave it out"
+            )
+    background = Background(others["train"], fitted_on, Run(found.run) if found.run else None, provenance(splits))
     result = evaluate_split(
-        model, task, encoded, accelerator, split=split, options=recipe.eval, budget=budget, folder=run.eval_folder(split)
+        model,
+        task,
+        encoded,
+        accelerator,
+        split=split,
+        options=recipe.eval,
+        budget=budget,
+        folder=run.eval_folder(split),
+        background=background,
     )
     if result:
         console.say(metrics_table(result))
         console.say(f"written to {run.eval_folder(split)}")
     return result
+
+
+def other_rows(recipe: Recipe, cls: type[Task], splits: Splits, split: str) -> dict[str, Rows | str]:
+    """The training rows, to compare with, and the validation rows where a temperature is wanted; or why there are none.
+
+    Raises:
+        RecipeError: ``eval.temperature`` without validation rows that are not those evaluated.
+    """
+    from lmkit.data.splits import load_splits
+
+    data = recipe.data
+    found: dict[str, Rows | str] = {"train": "no data.train is given", "validation": "not wanted"}
+    if recipe.eval.temperature:
+        if split == "validation" or (data.validation is None and data.validation_fraction is None):
+            raise RecipeError(
+                "a temperature is fitted on validation rows, and reported on others",
+                place="eval.temperature",
+                remedy="give data.validation and data.test, or leave it out",
+            )
+        found["validation"] = load_splits(recipe, cls, wanted=("validation",), facts=splits.facts).rows["validation"]
+    if "train" in splits.rows:
+        found["train"] = splits.rows["train"]
+    elif data.train is not None:
+        try:  # without the columns of eval.slices, which training files need not have
+            plain = recipe if data.validation_fraction else recipe.model_copy(update={"eval": Eval()})
+            found["train"] = load_splits(plain, cls, wanted=("train",), facts=splits.facts).rows["train"]
+        except (DataError, RecipeError) as error:
+            found["train"] = f"the training data cannot be read: {str(error).splitlines()[0]}"
+            console.warn(f"rows that also stand in training were not looked for: {found['train']}")
+    return found
 
 
 def find_subject(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError
+from lmkit.evaluation.options import check_eval_keys
 from lmkit.models.adapters import check_adapter_keys
 from lmkit.models.quantized import check_quantization
 from lmkit.models.source import ModelSource, find_model
@@ -50,6 +51,7 @@ def train(
     check_stage(recipe, stage)
     if recipe.lora is not None and recipe.lora.quantize is not None:
         check_quantization(recipe.lora.quantize)
+    check_eval_keys(recipe)
     if smoke:
         from lmkit.commands.smoke import smoke_run
 

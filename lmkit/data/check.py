@@ -17,9 +17,9 @@ from filelock import FileLock
 
 from lmkit.data import formats, parallel, sources
 from lmkit.data.formats import BadRow, Document
-from lmkit.data.rows import FORMAT, LEAVE_OUT, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
+from lmkit.data.rows import FORMAT, LEAVE_OUT, SLICE_COLUMN, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
 from lmkit.data.sources import HubId
-from lmkit.errors import DataError, nearest, suggest
+from lmkit.errors import DataError, RecipeError, nearest, suggest
 from lmkit.tasks.fields import Field, Form
 
 PEEKED_ROWS = 200
@@ -49,6 +49,7 @@ def load_rows(
     folders: list[Path],
     cache_dir: Path,
     with_gold: bool = True,
+    slices: Sequence[str] = (),
 ) -> Rows:
     """Find, read and check the rows of one split; what was read before, and has not changed, is not read again.
 
@@ -63,9 +64,11 @@ def load_rows(
         max_rows: stop after so many usable rows.
         cache_dir: where the Arrow file goes.
         with_gold: False: without the fields that are to be predicted.
+        slices: more columns to keep, each under ``SLICE_COLUMN`` and its name; they are no part of the fingerprint.
 
     Raises:
         DataError: no such file, no such column, a bad row, or no usable row at all.
+        RecipeError: no such column as ``slices`` names.
     """
     suited = _suited([Form(tuple(fields), dict), *forms], columns)
     if not with_gold:
@@ -90,15 +93,16 @@ def load_rows(
     kinds = ["".join(path.suffixes[-2:]).lower() for path in paths]
     roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases), f.separator] for form in suited for f in form.fields]
     fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows, list(by_role)])
-    cached = cache_dir / f"rows-{fingerprint[:32]}.arrow"
+    sliced = [Field(SLICE_COLUMN + name, "slice") for name in slices]
+    cached = cache_dir / f"rows-{(hash_of([fingerprint, list(slices)]) if slices else fingerprint)[:32]}.arrow"
     summary_path = cached.with_suffix(".json")
     with FileLock(f"{cached}.lock"):
         if not (cached.is_file() and summary_path.is_file()):
             kind = _ParallelReader if by_role else _Reader
-            reader = kind(paths, shown, suited, columns, on_bad_row, document, key)
+            reader = kind(paths, shown, suited, columns, on_bad_row, document, key, sliced)
             rows_read = itertools.islice(reader.rows(), max_rows)
             first_row = list(itertools.islice(rows_read, 1))  # it decides the form
-            schema = schema_of([*wanted, *reader.forms[0].adds])
+            schema = schema_of([*wanted, *reader.forms[0].adds, *sliced])
             write_rows(cached, schema, itertools.chain(first_row, rows_read))
             _write_text(summary_path, json.dumps({"counts": reader.counts, "rejected": reader.rejected}))
         summary = json.loads(summary_path.read_text())
@@ -204,8 +208,9 @@ class _Reader:
         on_bad_row: OnBadRow,
         document: Document,
         key: str,
+        slices: list[Field],
     ):
-        self.key = key
+        self.key, self.slices = key, slices
         self.paths, self.shown, self.columns = paths, shown, columns
         self.forms = forms  # after the first row, the one that it has
         self.on_bad_row, self.document = on_bad_row, document
@@ -224,6 +229,7 @@ class _Reader:
                 self.counts[index] += 1
                 try:
                     row = self.forms[0].convert(_checked(raw, self.forms[0].fields, mapping))
+                    row |= _checked(raw, self.slices, mapping)
                 except (_BadValue, ValueError) as error:
                     if bad is None:
                         raise DataError(str(error), place=f"{self.shown[index]}:{line}", remedy=LEAVE_OUT) from None
@@ -285,7 +291,8 @@ class _Reader:
                     place=place,
                     remedy=remedy,
                 )
-        return mapping
+        slices = {field.name: _slice_keys(first, field.name.removeprefix(SLICE_COLUMN), place) for field in self.slices}
+        return mapping | slices
 
     def _choices(self, field: Field) -> list[str]:
         return [self.columns[field.name]] if field.name in self.columns else [field.name, *field.aliases]
@@ -303,6 +310,8 @@ class _ParallelReader(_Reader):
     def rows(self) -> Iterator[Row]:
         """The usable rows; a bad one has its place in the file whose line is bad."""
         fields = self.forms[0].fields
+        for field in self.slices:
+            _slice_keys({}, field.name.removeprefix(SLICE_COLUMN), self.shown[0])
         number = len(self.paths) // len(fields)
         ordinal = -1
         for turn in range(number):
@@ -327,6 +336,22 @@ class _ParallelReader(_Reader):
                 raise DataError(
                     "no rows in this file", place=self.shown[turn], remedy="leave it out of the list, or write it again"
                 )
+
+
+def _slice_keys(first: Row, name: str, place: str) -> Keys:
+    """Where a column of ``eval.slices`` is, from a file's first row."""
+    keys = _keys(first, name)
+    if keys is None:
+        there = [known for column, value in first.items() for known in _names(column, value)]
+        raise RecipeError(f"no column {name!r} in {place}", place="eval.slices", remedy=suggest(name, there))
+    value = first
+    for key in keys:
+        value = value[key] if isinstance(value, dict) else None
+    if isinstance(value, (list, dict)):
+        raise RecipeError(
+            f"{name!r} is {_type(value)} in {place}", place="eval.slices", remedy="name a column with one value for each row"
+        )
+    return keys
 
 
 class _BadValue(Exception):
@@ -377,6 +402,9 @@ def _checked(raw: Row, fields: Sequence[Field], mapping: dict[str, Keys]) -> Row
     row: Row = {}
     words: list[str] | None = None
     for field in fields:
+        if field.kind == "slice":
+            row[field.name] = _slice_value(raw, mapping[field.name])
+            continue
         column, value = ".".join(mapping[field.name]), _value(raw, mapping[field.name])
         if field.kind == "text":
             row[field.name] = _text(value, column)
@@ -399,6 +427,17 @@ def _checked(raw: Row, fields: Sequence[Field], mapping: dict[str, Keys]) -> Row
             if words is not None and len(words) != len(value):
                 raise _BadValue(f"{len(words)} words but {len(value)} tags")
     return row
+
+
+def _slice_value(raw: Row, keys: Keys) -> str | None:
+    """A value to slice by, as text: none makes a row bad."""
+    try:
+        value = _value(raw, keys)
+    except _BadValue:
+        return None
+    if isinstance(value, (bool, float)):
+        value = str(value).lower().removesuffix(".0")
+    return None if value is None else str(value).encode("utf-8", "replace").decode()
 
 
 def _type(value: Any) -> str:

@@ -132,7 +132,7 @@ def _wrong_sequences(rows: Rows, field: str, scheme: tags.Scheme) -> list[tuple[
 
 def _in_iob2(rows: Rows, field: str, scheme: tags.Scheme) -> Rows:
     fingerprint = hash_of([rows.fingerprint, "iob2", scheme, FORMAT])
-    path = rows.path.with_name(f"rows-{fingerprint[:32]}.arrow")
+    path = rows.path.with_name(f"rows-{hash_of([rows.path.stem, fingerprint])[:32]}.arrow")  # slice columns have other paths
     with FileLock(f"{path}.lock"):
         if not path.is_file():
             schema = rows.schema

@@ -20,6 +20,7 @@ Row = dict[str, Any]
 OnBadRow = Literal["error", "skip"]
 FORMAT = 1  # of the cached files: raise it with whatever changes what load_rows makes of the same input
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 23
+SLICE_COLUMN = "_slice:"  # before the name of a column that only eval.slices wants: no part of a row that tasks see
 LEAVE_OUT = "correct it, or leave such rows out with data.on_bad_row=skip"
 
 
@@ -140,7 +141,7 @@ def schema_of(fields: list[Field]) -> pa.Schema:
     """The columns of the Arrow file of a task's rows: the fields, and where each row comes from."""
     text = pa.large_string()  # offsets of 64 bits: a document may be as long as it likes
     words = pa.list_(text)
-    kinds = {"text": text, "label": text, "labels": words, "number": pa.float64(), "words": words, "tags": words}
+    kinds = {"text": text, "label": text, "labels": words, "number": pa.float64(), "words": words, "tags": words, "slice": text}
     kinds["offsets"] = pa.list_(pa.list_(pa.int64()))
     places = [("_file", pa.int32()), ("_line", pa.int64())]
     if any(field.kind in ("words", "tags") for field in fields):

@@ -16,6 +16,8 @@ from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
 from lmkit.tasks.fields import Field
 
+SLICES = ("length", "unknown", "fragmentation", "label")  # what eval.slices knows besides columns
+
 
 def cache_folder() -> Path:
     """Where checked rows and tokens are kept: ``LMKIT_CACHE``, else ``lmkit`` in the user's cache folder."""
@@ -102,9 +104,18 @@ def _load(recipe: Recipe, task: type[Task], fields: Sequence[Field], split: str)
         on_bad_row=data.on_bad_row,
         document=data.document,
         max_rows=data.max_rows,
+        slices=slices_of(recipe, task, split),
         folders=[Path.cwd()],
         cache_dir=cache_folder(),
     )
+
+
+def slices_of(recipe: Recipe, task: type[Task], split: str) -> list[str]:
+    """The columns that ``eval.slices`` names and the task does not read, of the splits that are evaluated."""
+    if split == "train" and recipe.data.validation_fraction is None:
+        return []
+    known = {*SLICES, *(field.name for field in task.fields)}
+    return [name for name in dict.fromkeys(recipe.eval.slices) if name not in known]
 
 
 def provenance(splits: Splits) -> list[dict[str, Any]]:

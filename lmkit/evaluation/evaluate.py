@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import micro_batches
+from lmkit.evaluation import suspicions
+from lmkit.evaluation.analysis import Background, analyse
+from lmkit.evaluation.records import headline
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.heads import unwrap_parallel
 from lmkit.recipe.schema import Eval
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from lmkit.metrics.statistics import Statistics
 
 CHUNK_ROWS = 2048
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "ter", "mse", "empty", "truncated"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "pseudo_perplexity", "bits_per_byte", "ter", "mse", "empty", "truncated"})
 
 
 @dataclass(frozen=True)
@@ -202,8 +205,11 @@ def evaluate_split(
     options: Eval,
     budget: int,
     folder: Path | None,
+    background: Background | None = None,
 ) -> dict[str, Any]:
-    """Predict, measure and write ``metrics.json`` and ``predictions.jsonl`` into a folder that is whole or absent.
+    """Predict, measure and analyse; write ``metrics.json``, ``predictions.jsonl``, ``analysis.json`` and ``report.html``.
+
+    The folder is whole or absent.
 
     Returns:
         The content of metrics.json on the first rank, an empty mapping on the others.
@@ -219,7 +225,33 @@ def evaluate_split(
             with (aside / "predictions.jsonl").open("w", encoding="utf-8") as out:
                 out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             (aside / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            explain(aside, found, records, evaluated, encoded, task, options, background or Background())
     return found
+
+
+def explain(
+    folder: Path,
+    found: dict[str, Any],
+    records: list[dict[str, Any]],
+    evaluated: Evaluated,
+    encoded: Encoded,
+    task: Task,
+    options: Eval,
+    background: Background,
+) -> None:
+    """Write ``analysis.json`` and ``report.html``, and say the suspicions aloud.
+
+    Args:
+        found: the content of metrics.json.
+    """
+    from lmkit.evaluation.report.page import report
+
+    analysis = analyse(records, evaluated.statistics, encoded, task, options, background)
+    text = json.dumps(analysis, ensure_ascii=False, indent=1)
+    (folder / "analysis.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(report(found, analysis, records, task, background), encoding="utf-8")
+    metric = headline(task.metrics, found)
+    suspicions.say(analysis["suspicions"], split=found["split"], metric=metric, value=found["metrics"][metric]["value"])
 
 
 def metrics_table(found: dict[str, Any]) -> str:

@@ -235,6 +235,17 @@ class Generation(Section):
 class Eval(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="level of the intervals")
     resamples: Annotated[int, Field(ge=0)] = Field(1000, description="bootstrap resamples; 0: no intervals")
+    slices: list[Name] = Field(
+        default_factory=lambda: ["length"],
+        description="metrics on parts of the data: length, unknown, fragmentation, label, or any column of the file",
+    )
+    temperature: bool = Field(
+        False, description="classification: fit a temperature on the validation split, and report calibration before and after"
+    )
+    stride: Positive | None = Field(
+        None, description="clm: windows slide by so many tokens and score only those, so each has context; null: blocks"
+    )
+    pseudo_perplexity: bool = Field(False, description="mlm: mask every token once, one at a time; a forward pass per token")
 
 
 class Logging(Section):

@@ -57,6 +57,7 @@ class Task(ABC):
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
     cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
     generates: ClassVar[bool] = False  # needs an encoder-decoder
+    reading: tuple[Any, ...] = ()  # options besides the data's that decide ``encode``; part of the cache key
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
         self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
@@ -83,6 +84,10 @@ class Task(ABC):
     def metrics(self) -> tuple[str, ...]:
         """What ``train.select_best`` may name; the first is the default."""
 
+    def for_evaluation(self) -> Task:
+        """The task as the ``eval`` section says it is measured, where that is not how it learns."""
+        return self
+
     @classmethod
     def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         """What has to be known of the training rows, and of their labels, before a model is built: JSON-ready."""
@@ -94,7 +99,7 @@ class Task(ABC):
 
     def encoding_options(self) -> Any:
         """What decides the encoding besides ``data``, the labels and the tokenizer: JSON-ready, for the cache's key."""
-        return None
+        return self.reading
 
     def configure(self, model: Any) -> None:  # noqa: B027  # most tasks have nothing to say
         """Tell a model that was built or loaded what its config does not say; called before it is adapted or used."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, TooLong, lay_out
+from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, lay_out
 from lmkit.tasks.language import LanguageModeling
 
 if TYPE_CHECKING:
@@ -18,6 +18,14 @@ class CausalLanguageModeling(LanguageModeling):
     family = "llama"
     counts_bytes = True
 
+    def for_evaluation(self) -> Task:
+        stride = self.recipe.eval.stride
+        if stride is None:
+            return self
+        sliding = CausalLanguageModeling(self.recipe, self.facts, self.tokenizer)
+        sliding.reading = ("stride", stride)
+        return sliding
+
     def encode(self, rows: Sequence[Row]) -> Columns:
         """Blocks of a document whose labels are the next tokens, across the cut too: each is predicted once."""
         columns: Columns = {"input_ids": [], "labels": [], "row": [], "length": []}
@@ -26,7 +34,7 @@ class CausalLanguageModeling(LanguageModeling):
         encoded = self.tokenizer([row["text"] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
         for number, ids in enumerate(encoded):
             tokens = [start] * (start is not None) + ids + [end] * (end is not None)
-            for inputs, labels in blocks(tokens, self.max_length):
+            for inputs, labels in blocks(tokens, self.max_length, *self.reading[1:]):
                 columns["input_ids"].append(inputs)
                 columns["labels"].append(labels)
                 columns["row"].append(number)
@@ -64,13 +72,23 @@ class CausalLanguageModeling(LanguageModeling):
         return answers
 
 
-def blocks(tokens: Sequence[int], size: int) -> list[tuple[list[int], list[int]]]:
+def blocks(tokens: Sequence[int], size: int, stride: int | None = None) -> list[tuple[list[int], list[int]]]:
     """Inputs and labels of a document in blocks of at most ``size``; every token but the first is a label once.
+
+    With ``stride`` the blocks overlap: each begins ``stride`` tokens after the one before and its labels are the tokens
+    that no earlier block has, so that all but those of the first block are predicted from at least ``size - stride`` others.
 
     >>> blocks([1, 2, 3, 4], 2)
     [([1, 2], [2, 3]), ([3], [4])]
+    >>> blocks([1, 2, 3, 4], 2, 1)
+    [([1, 2], [2, 3]), ([2, 3], [-100, 4])]
     """
-    return [
-        (list(tokens[i : min(i + size, len(tokens) - 1)]), list(tokens[i + 1 : i + 1 + size]))
-        for i in range(0, len(tokens) - 1, size)
-    ]
+    found, done = [], 0  # labels so far
+    for start in range(0, len(tokens) - 1, stride or size):
+        labels = list(tokens[start + 1 : start + 1 + size])
+        known = done - start
+        found.append((list(tokens[start : start + len(labels)]), [IGNORE] * known + labels[known:]))
+        done = start + len(labels)
+        if done == len(tokens) - 1:
+            break
+    return found

@@ -16,13 +16,14 @@ class Field:
         kind: ``text`` a non-empty string; ``label`` a string or an integer; ``labels`` a list of those without
             repetition, or a string in which ``separator`` parts them; ``number`` a finite number, as a string too;
             ``words`` a non-empty list of strings; ``tags`` a list of strings as long as ``words``; ``spans`` a list
-            that a ``Form`` makes something of; ``offsets`` a (start, end) for each word, never read from a file.
+            that a ``Form`` makes something of; ``offsets`` a (start, end) for each word, never read from a file;
+            ``slice`` any single value, or none: no task reads it, ``eval.slices`` names it.
         aliases: other column names that are understood without a ``data.columns`` entry.
         gold: what is to be predicted: absent from the rows of ``lmkit predict``.
     """
 
     name: str
-    kind: Literal["text", "label", "labels", "number", "words", "tags", "spans", "offsets"]
+    kind: Literal["text", "label", "labels", "number", "words", "tags", "spans", "offsets", "slice"]
     aliases: tuple[str, ...] = ()
     gold: bool = False
     separator: str = ","

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmkit.tasks.base import IGNORE, Batch, Piece, Row, Task
@@ -51,4 +52,5 @@ class LanguageModeling(Task):
         from lmkit.metrics.language_model import language_model_statistics
 
         nll, items, num_bytes, correct = ([record[key] for record in records] for key in ("nll", "items", "bytes", "correct"))
-        return language_model_statistics(nll, items, num_bytes if self.counts_bytes else None, correct)
+        found = language_model_statistics(nll, items, num_bytes if self.counts_bytes else None, correct)
+        return replace(found, signature=":".join(map(str, self.reading)) or None)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import DataError, ModelError
-from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, TooLong, keyed_rng, lay_out
+from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, keyed_rng, lay_out
 from lmkit.tasks.language import LanguageModeling
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ class MaskedLanguageModeling(LanguageModeling):
     model_class = "AutoModelForMaskedLM"
     family = "bert"
     counts_bytes = False
+
+    def for_evaluation(self) -> Task:
+        from lmkit.tasks.pseudo import PseudoPerplexity
+
+        wanted = self.recipe.eval.pseudo_perplexity
+        return PseudoPerplexity(self.recipe, self.facts, self.tokenizer) if wanted else self
 
     @cached_property
     def _ordinary(self) -> np.ndarray:

@@ -8,9 +8,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.data.encode import encode
 from lmkit.data.plan import Plan
-from lmkit.data.splits import Splits
+from lmkit.data.splits import Splits, provenance
 from lmkit.errors import ModelError, RunError
+from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.packing import find_packing
@@ -238,15 +240,17 @@ def _evaluate(model: Any, prepared: Prepared, accelerator: Accelerator, run: Run
     if "validation" not in prepared.encoded:
         return {}
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
+    task, rows = prepared.task.for_evaluation(), prepared.splits.rows
     found = evaluate_split(
         model,
-        prepared.task,
-        prepared.encoded["validation"],
+        task,
+        prepared.encoded["validation"] if task is prepared.task else encode(rows["validation"], task),
         accelerator,
         split="validation",
         options=recipe.eval,
         budget=budget,
         folder=run.eval_folder("validation"),
+        background=Background(rows["train"], run=run, data=provenance(prepared.splits)),
     )
     if found:
         console.say(f"\nvalidation, {found['examples']} examples:\n{metrics_table(found)}")

@@ -160,7 +160,9 @@ def test_what_is_written_is_what_the_contract_says(tiny: Any, subject: Any, task
         budget=999,
         folder=tmp_path / "eval",
     )
-    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["metrics.json", "predictions.jsonl"]
+    written = ["analysis.json", "metrics.json", "predictions.jsonl", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == written
+    json.loads((tmp_path / "eval" / "analysis.json").read_text(), parse_constant=pytest.fail)
     written = json.loads((tmp_path / "eval" / "metrics.json").read_text(encoding="utf-8"))
     assert written == found
     keys = {"task", "split", "examples", "loss", "confidence", "metrics", "signature", "seconds"}

@@ -56,8 +56,10 @@ def test_nothing_reaches_for_the_network(way: dict[str, Any], blocked: Path) -> 
     assert not (blocked / "attempts").exists(), (blocked / "attempts").read_text()
 
 
-def test_nothing_warns(way: dict[str, Any]) -> None:
-    assert [line for ended in way.values() for line in ended.err.splitlines() if "warning" in line.lower()] == []
+def test_nothing_warns_but_of_what_is_doubtful_in_the_data(way: dict[str, Any]) -> None:
+    doubts = ("warning: data.", "warning: labels that the model never predicts", "warning: gold that may be wrong")
+    lines = [line for ended in way.values() for line in ended.err.splitlines() if not line.startswith(doubts)]
+    assert [line for line in lines if "warning" in line.lower()] == []
 
 
 def test_training_prints_one_json_object(way: dict[str, Any]) -> None:

@@ -144,7 +144,8 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: P
             budget=64,
             folder=folder,
         )
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["analysis.json", "metrics.json", "predictions.jsonl", "report.html"]
+    assert (folder / "report.html").read_text() != "old"
     assert [path.name for path in folder.parent.iterdir()] == ["test"]
 
 

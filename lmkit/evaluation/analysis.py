@@ -1,0 +1,92 @@
+"""Where a model fails and whether its numbers can be believed: the content of analysis.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmkit.data.encode import Encoded
+from lmkit.data.rows import Rows
+from lmkit.evaluation import suspicions
+from lmkit.evaluation.calibration import calibration, temperature_scaling
+from lmkit.evaluation.mistakes import confusion, entity_errors
+from lmkit.evaluation.records import Record, kind_of, loss_of
+from lmkit.evaluation.slices import slice_metrics
+from lmkit.metrics.intervals import bootstrap_intervals
+from lmkit.metrics.statistics import Statistics
+from lmkit.recipe.schema import Eval
+from lmkit.run import Run
+from lmkit.tasks.base import Task
+
+WORST = 100
+
+
+@dataclass(frozen=True)
+class Background:
+    """What an evaluation knows besides the model and the split.
+
+    Args:
+        train: the rows it was trained on; or why they cannot be compared with.
+        fitted_on: predictions on other rows, to fit a temperature on; None: no temperature.
+        run: where the model comes from, if from a run.
+        data: the files of the split: ``{"path", "rows", "sha256", "bytes"}``.
+    """
+
+    train: Rows | str = "the training data is not known"
+    fitted_on: Sequence[Record] | None = None
+    run: Run | None = None
+    data: list[dict[str, Any]] = field(default_factory=list)
+
+
+def analyse(
+    records: Sequence[Record], statistics: Statistics, encoded: Encoded, task: Task, options: Eval, background: Background
+) -> dict[str, Any]:
+    """Slices, confusion, entity errors, calibration, worst examples and suspicions of a split.
+
+    What a task has no notion of is left out. Every metric has its interval, made as those of metrics.json.
+    """
+
+    def measured(part: Statistics) -> dict[str, Any]:
+        intervals = bootstrap_intervals(part, confidence=options.confidence, resamples=options.resamples, seed=task.recipe.seed)
+        return {name: interval.as_dict() for name, interval in intervals.items()}
+
+    kind = kind_of(records)
+    found: dict[str, Any] = {
+        "kind": kind,
+        "slices": slice_metrics(options.slices, records, kind, statistics, encoded, task, measured),
+    }
+    if counts := confusion(records, kind, task.facts.get("labels", ())):
+        found["confusion"] = counts
+    if kind == "entities":
+        found["entity_errors"] = entity_errors(records)
+    if curve := calibration(records, kind):
+        found["calibration"] = curve
+        if background.fitted_on is not None:
+            found["calibration"]["temperature"] = temperature_scaling(records, background.fitted_on)
+    found["worst"] = worst(records)
+    doubtful = suspicions.doubtful_gold(records, kind)
+    found["suspicions"] = {
+        "overlap": suspicions.overlap_with_training(records, background.train, task, statistics, measured),
+        "never_predicted": suspicions.never_predicted(records, kind),
+        "gold": {"count": len(doubtful), "rows": doubtful[: suspicions.MOST]},
+    }
+    result: dict[str, Any] = finite_all(found)
+    return result
+
+
+def worst(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The rows with the highest loss per label that counts, the worst first."""
+    losses = [(loss_of(record), number) for number, record in enumerate(records)]
+    known = sorted((-loss, number) for loss, number in losses if not math.isnan(loss))
+    return [{"id": records[number]["id"], "loss": -negative} for negative, number in known[:WORST]]
+
+
+def finite_all(value: Any) -> Any:
+    """JSON has no inf and no nan: null stands for what cannot be said, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite_all(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite_all(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

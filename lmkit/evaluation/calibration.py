@@ -1,0 +1,160 @@
+"""Whether a model's confidence can be believed: calibration errors, the reliability curve, temperature scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmkit.evaluation.records import Kind, Record
+
+FloatArray = NDArray[np.float64]
+BINS = 15  # Guo et al. 2017
+COLDEST, HOTTEST = 1 / 20, 20.0  # the temperatures among which the best is looked for
+SMALLEST = 1e-30  # a probability that underflowed is not impossible
+
+
+def calibration(records: Sequence[Record], kind: Kind) -> dict[str, Any] | None:
+    """Calibration of a classifier's examples, or of the words of a tagger; None where nothing says how sure it is.
+
+    ``ece`` is the expected calibration error over 15 bins of equal width (Guo et al. 2017, Naeini et al. 2015),
+    ``ece_equal_mass`` over 15 bins of equally many (Nguyen and O'Connor 2015). ``brier`` is the mean over examples of
+    the squared distance between the probabilities and the truth, summed over the labels (Brier 1950): 0..2; of words,
+    for which the probability of the predicted tag alone is known, ``brier_top`` is that of being right: 0..1.
+
+    With several labels for each example, a decision is one label of one example, and its confidence that in yes or no.
+    """
+    found: dict[str, Any]
+    if kind == "label" and "probabilities" in records[0]:
+        table, gold = probabilities_of(records)
+        confidence, correct = table.max(1), table.argmax(1) == gold
+        truth = np.zeros_like(table)
+        truth[np.arange(len(gold)), gold] = 1
+        found = {"unit": "examples", "brier": float(((table - truth) ** 2).sum(1).mean())}
+    elif kind == "labels" and isinstance(records[0].get("probabilities"), dict):
+        names = list(records[0]["probabilities"])
+        table = np.array([[record["probabilities"][name] for name in names] for record in records])
+        truth = np.array([[name in record["gold"] for name in names] for record in records])
+        decided = np.array([[name in record["prediction"] for name in names] for record in records])
+        confidence, correct = np.where(decided, table, 1 - table).ravel(), (decided == truth).ravel()
+        found = {"unit": "decisions", "brier": float(((table - truth) ** 2).sum(1).mean())}
+    elif kind in ("entities", "tags"):
+        words = [word for record in records for word in zip(record["score"], record["gold"], record["prediction"], strict=True)]
+        confidence = np.array([score for score, _, _ in words if score > 0])  # 0: the tokenizer dropped the word
+        correct = np.array([gold == tag for score, gold, tag in words if score > 0])
+        found = {"unit": "words"}
+        if len(confidence):
+            found["brier_top"] = float(((confidence - correct) ** 2).mean())
+    else:
+        return None
+    if not len(confidence):
+        return None
+    found |= {"count": len(confidence), "ece": calibration_error(confidence, correct)}
+    found["ece_equal_mass"] = calibration_error(confidence, correct, equal_mass=True)
+    return found | {"bins": reliability(confidence, correct)}
+
+
+def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False) -> list[dict[str, Any]]:
+    """The reliability curve: mean confidence beside the share that is right, bin by bin; empty bins are left out.
+
+    Args:
+        confidence: ``(items,)`` 0..1. correct: ``(items,)`` booleans.
+        equal_mass: bins of equally many items, in the order of their confidence; else of equal width, each without
+            its lower and with its upper end.
+
+    Returns:
+        ``{"low", "high", "count", "confidence", "accuracy"}`` by bin.
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    if equal_mass:
+        parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
+        ends = [(float(confidence[part[0]]), float(confidence[part[-1]])) for part in parts]
+    else:
+        owner = np.clip(np.ceil(confidence * bins - 1e-9).astype(int) - 1, 0, bins - 1)
+        numbers = np.unique(owner)
+        parts = [np.flatnonzero(owner == number) for number in numbers]
+        ends = [(number / bins, (number + 1) / bins) for number in numbers.tolist()]
+    return [
+        {
+            "low": low,
+            "high": high,
+            "count": len(part),
+            "confidence": float(confidence[part].mean()),
+            "accuracy": float(correct[part].mean()),
+        }
+        for part, (low, high) in zip(parts, ends, strict=True)
+    ]
+
+
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False) -> float:
+    """The mean over items of the gap between confidence and accuracy in the item's bin.
+
+    >>> round(calibration_error([0.9, 0.9, 0.6], [True, False, True], bins=10), 4)  # (2 * |0.9 - 0.5| + |0.6 - 1|) / 3
+    0.4
+    """
+    curve = reliability(confidence, correct, bins=bins, equal_mass=equal_mass)
+    gaps = sum(part["count"] * abs(part["confidence"] - part["accuracy"]) for part in curve)
+    return float(gaps / sum(part["count"] for part in curve))
+
+
+def probabilities_of(records: Sequence[Record]) -> tuple[FloatArray, NDArray[np.intp]]:
+    """Probabilities ``(examples, labels)`` and the number of the gold label ``(examples,)``."""
+    number = {name: i for i, name in enumerate(records[0]["probabilities"])}
+    table = np.array([list(record["probabilities"].values()) for record in records], np.float64)
+    return table, np.array([number[record["gold"]] for record in records], np.intp)
+
+
+def fit_temperature(probabilities: FloatArray, gold: NDArray[np.intp]) -> float:
+    """The temperature that minimises the negative log-likelihood of the gold labels (Guo et al. 2017).
+
+    Logarithms of probabilities are logits up to a constant, so nothing but the probabilities is needed. The loss is
+    convex in the inverse of the temperature: a golden-section search over it finds the one minimum.
+
+    Args:
+        probabilities: ``(examples, labels)``. gold: ``(examples,)`` numbers of labels.
+    """
+    ratio = (5**0.5 - 1) / 2
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = _mean_nll(probabilities, gold, left), _mean_nll(probabilities, gold, right)
+    while high - low > 1e-6:
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = _mean_nll(probabilities, gold, left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = _mean_nll(probabilities, gold, right)
+    return 2 / (low + high)
+
+
+def tempered(probabilities: FloatArray, temperature: float) -> FloatArray:
+    """Probabilities at another temperature: ``softmax(log p / temperature)``; which label is first does not change."""
+    logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    scaled: FloatArray = raised / raised.sum(1, keepdims=True)
+    return scaled
+
+
+def _mean_nll(probabilities: FloatArray, gold: NDArray[np.intp], inverse: float) -> float:
+    at_gold = tempered(probabilities, 1 / inverse)[np.arange(len(gold)), gold]
+    return float(-np.log(np.maximum(at_gold, SMALLEST)).mean())
+
+
+def temperature_scaling(records: Sequence[Record], fitted_on: Sequence[Record]) -> dict[str, Any]:
+    """One temperature fitted on other rows, and what it does to these: loss and calibration error before and after."""
+    temperature = fit_temperature(*probabilities_of(fitted_on))
+    table, gold = probabilities_of(records)
+    found: dict[str, Any] = {"temperature": temperature, "fitted_on": len(fitted_on)}
+    for name, scaled in (("before", table), ("after", tempered(table, temperature))):
+        confidence, correct = scaled.max(1), scaled.argmax(1) == gold
+        found[name] = {
+            "nll": _mean_nll(scaled, gold, 1.0),
+            "ece": calibration_error(confidence, correct),
+            "ece_equal_mass": calibration_error(confidence, correct, equal_mass=True),
+            "bins": reliability(confidence, correct),
+        }
+    return found

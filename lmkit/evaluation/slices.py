@@ -1,0 +1,156 @@
+"""The metrics on parts of a split: by length, unknown and fragmented words, label, or any column of the data."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmkit.data.encode import Encoded
+from lmkit.data.rows import SLICE_COLUMN
+from lmkit.errors import RecipeError
+from lmkit.evaluation.records import Kind, Record, text_of
+from lmkit.metrics.statistics import Statistics
+from lmkit.tasks.base import Task
+from lmkit.tasks.mlm import IDEOGRAPH, word_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PARTS = 4  # quartiles
+MOST = 24  # slices of one name: of a column with more values the most frequent, and all others together
+BATCH_ROWS = 1000
+WORD = re.compile(rf"{IDEOGRAPH.pattern}|\S+?(?={IDEOGRAPH.pattern}|\s|$)")
+Members = dict[str, NDArray[np.intp]]  # name of a slice -> its rows
+
+
+def slice_metrics(
+    names: Sequence[str],
+    records: Sequence[Record],
+    kind: Kind,
+    statistics: Statistics,
+    encoded: Encoded,
+    task: Task,
+    measured: Callable[[Statistics], dict[str, Any]],
+) -> dict[str, list[dict[str, Any]]]:
+    """For every name of ``eval.slices`` its slices, with how many examples they hold and all metrics with intervals.
+
+    Args:
+        measured: the metrics of some rows, as they stand in metrics.json.
+    """
+    return {
+        name: [
+            {"slice": label, "examples": len(rows), "metrics": measured(statistics.select(rows))}
+            for label, rows in members(name, records, kind, encoded, task).items()
+        ]
+        for name in names
+    }
+
+
+def members(name: str, records: Sequence[Record], kind: Kind, encoded: Encoded, task: Task) -> Members:
+    """Which rows are in which slice; with several labels (entities) to a row, a row is in a slice of each."""
+    if name == "length":
+        return by_range([num_words(record) for record in records])
+    if name in ("unknown", "fragmentation"):
+        return by_range(word_shares(records, task, name), shares=True)
+    if name == "label":
+        return by_value([labels_of(record, kind) for record in records])
+    if name in encoded.rows.names:
+        return by_column(encoded.rows.column(name).to_pylist())
+    return by_column(encoded.rows.column(SLICE_COLUMN + name).to_pylist())
+
+
+def num_words(record: Record) -> int:
+    """Words of what the model read: a tagger's, or else parted by white space; an ideograph is a word.
+
+    >>> num_words({"text": "two words"}), num_words({"text": "很好 ok"})
+    (2, 3)
+    """
+    return len(record["tokens"]) if "tokens" in record else len(WORD.findall(text_of(record)))
+
+
+def labels_of(record: Record, kind: Kind) -> list[str]:
+    """The gold labels of a row: one, several, or the types of its entities."""
+    gold = record["gold"]
+    if kind == "entities":
+        return sorted({tag.partition("-")[2] for tag in gold if tag != "O"}) or ["(no entity)"]
+    return sorted(set(gold)) if isinstance(gold, list) else [str(gold)]
+
+
+def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]:
+    """Of each row the share of unknown tokens, or of words that are more than one token."""
+    tokenizer = task.tokenizer
+    if name == "unknown" and tokenizer.unk_token_id is None:
+        raise RecipeError(
+            "this tokenizer writes every text, so there are no unknown tokens",
+            place="eval.slices",
+            remedy="leave unknown out, or take fragmentation",
+        )
+    shares: list[float] = []
+    for start in range(0, len(records), BATCH_ROWS):
+        batch = records[start : start + BATCH_ROWS]
+        words = "tokens" in batch[0]
+        texts: Any = [record["tokens"] if words else text_of(record) for record in batch]
+        encoded = tokenizer(
+            texts, add_special_tokens=False, is_split_into_words=words, return_offsets_mapping=not words, verbose=False
+        )
+        for number, ids in enumerate(encoded["input_ids"]):
+            if name == "unknown":
+                shares.append(ids.count(tokenizer.unk_token_id) / max(1, len(ids)))
+                continue
+            owners = encoded.word_ids(number)
+            if not words:
+                owners = word_numbers(texts[number], owners, encoded["offset_mapping"][number])
+            pieces = Counter(owner for owner in owners if owner is not None and owner >= 0)
+            shares.append(sum(count > 1 for count in pieces.values()) / max(1, len(pieces)))
+    return shares
+
+
+def by_range(values: Sequence[float], *, shares: bool = False) -> Members:
+    """Rows in quartiles of a number, equal numbers together; rows without one (nan) apart, as are shares of zero.
+
+    >>> {name: rows.tolist() for name, rows in by_range([1, 1, 2, 3, 9]).items()}
+    {'1': [0, 1], '2': [2], '3 – 9': [3, 4]}
+    """
+    numbers = np.asarray(values, np.float64)
+    found: Members = {}
+    if shares and (numbers == 0).any():
+        found["0 %"] = np.flatnonzero(numbers == 0)
+    rest = np.flatnonzero(~np.isnan(numbers) & ((numbers != 0) if shares else True))
+    if len(rest):
+        ordered = np.sort(numbers[rest])
+        edges = np.unique(ordered[[(len(ordered) * part) // PARTS for part in range(PARTS)]])
+        owner = np.searchsorted(edges, numbers[rest], side="right") - 1
+        for part in range(len(edges)):
+            rows = rest[owner == part]
+            low, high = numbers[rows].min(), numbers[rows].max()
+            texts = [f"{100 * end:.0f} %" if shares else f"{end:.6g}" for end in (low, high)]
+            label = texts[0] if texts[0] == texts[1] else f"{texts[0]} – {texts[1]}"
+            found[label] = np.concatenate([found[label], rows]) if label in found else rows
+    if np.isnan(numbers).any():
+        found["(empty)"] = np.flatnonzero(np.isnan(numbers))
+    return found
+
+
+def by_column(values: Sequence[Any]) -> Members:
+    """Rows by the value of a column, or where it holds many different numbers by their quartiles."""
+    texts = ["" if value is None else " ".join(value) if isinstance(value, list) else str(value) for value in values]
+    distinct = set(texts) - {""}
+    if len(distinct) > MOST // 2 and all(re.fullmatch(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", text) for text in distinct):
+        return by_range([float(text) if text else float("nan") for text in texts])
+    return by_value([[text or "(empty)"] for text in texts])
+
+
+def by_value(values: Sequence[Sequence[str]]) -> Members:
+    """Rows by value, the most frequent first; beyond 24 values the rarest together."""
+    counts = Counter(value for row in values for value in row)
+    frequent = [value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    kept = frequent if len(frequent) <= MOST else frequent[: MOST - 1]
+    found = {value: [i for i, row in enumerate(values) if value in row] for value in kept}
+    if rare := set(frequent[len(kept) :]):
+        found[f"({len(rare)} others)"] = [i for i, row in enumerate(values) if rare & set(row)]
+    return {value: np.array(rows, np.intp) for value, rows in found.items()}

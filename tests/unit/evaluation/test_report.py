@@ -1,0 +1,181 @@
+"""The page: what stands in it, and that nothing of the data can become markup or script."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from lmkit.evaluation.analysis import Background
+from lmkit.evaluation.calibration import calibration
+from lmkit.evaluation.mistakes import confusion, entity_errors
+from lmkit.evaluation.records import kind_of
+from lmkit.evaluation.report.examples import MOST, differences
+from lmkit.evaluation.report.page import json_in_html, report
+from lmkit.evaluation.report.plots import curves, number, thin, ticks
+from lmkit.recipe import load_recipe
+from lmkit.tasks.registry import task_class
+
+EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
+CLEAN = {"checked": True, "train_rows": 5, "searched_for_near": 5, "exact": 0, "near": 0, "ids": [], "near_examples": []}
+
+
+def page(
+    records: list[dict[str, Any]], *, task: str = "classification", labels: tuple[str, ...] = ("a", "b"), **more: Any
+) -> str:
+    """A report of records as evaluation writes them, its metrics made up."""
+    kind = kind_of(records)
+    metric = {"classification": "accuracy", "ner": "f1", "translation": "bleu"}.get(task, "loss")
+    found = {
+        "task": task,
+        "split": "test",
+        "examples": len(records),
+        "loss": 0.5,
+        "confidence": 0.95,
+        "metrics": {metric: {"value": 0.8125, "low": 0.75, "high": 0.875}},
+        **more,
+    }
+    analysis = {
+        "kind": kind,
+        "slices": {"length": [{"slice": f"{i} – {i + 1}", "examples": 2, "metrics": found["metrics"]} for i in (1, 3)]},
+        "suspicions": {"overlap": CLEAN, "never_predicted": [], "gold": {"count": 0, "rows": []}},
+    }
+    if counts := confusion(records, kind, labels):
+        analysis["confusion"] = counts
+    if kind == "entities":
+        analysis["entity_errors"] = entity_errors(records)
+    if curve := calibration(records, kind):
+        analysis["calibration"] = curve
+    made = task_class(task)(load_recipe({"task": task, "name": "x"}), {"labels": list(labels)}, None)
+    return report(found, analysis, records, made, Background())
+
+
+def labelled(number: int, text: str, gold: str, prediction: str) -> dict[str, Any]:
+    probabilities = {name: 0.9 if name == prediction else 0.1 for name in sorted({gold, prediction, "a"})}
+    return {
+        "id": number,
+        "text": text,
+        "gold": gold,
+        "prediction": prediction,
+        "score": 0.9,
+        "probabilities": probabilities,
+        "nll": 2.0,
+        "items": 1,
+    }
+
+
+class Tags(HTMLParser):
+    """Which elements a page has, and where they point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.script = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        if self.names and self.names[-1] == "script":
+            self.script += data
+
+
+def parsed(html: str) -> Tags:
+    found = Tags()
+    found.feed(html)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("task", "record"),
+    [
+        ("classification", labelled(0, EVIL, EVIL, "a")),
+        ("ner", {"id": 0, "tokens": [EVIL], "gold": [f"B-{EVIL}"], "prediction": ["O"], "score": [0.5], "nll": 1.0, "items": 1}),
+        ("ner", {"id": 0, "tokens": [EVIL], "gold": [EVIL], "prediction": ["X"], "score": [0.5], "nll": 1.0, "items": 1}),
+        ("translation", {"id": 0, "source": EVIL, "gold": EVIL, "prediction": f"a {EVIL}", "score": 0.5, "nll": 1.0, "items": 1}),
+        ("clm", {"id": 0, "text": EVIL, "score": 1.0, "bytes": 9, "nll": 1.0, "items": 1, "correct": 0}),
+    ],
+)
+def test_nothing_of_the_data_becomes_markup(task: str, record: dict[str, Any]) -> None:
+    html = page(
+        [record] * 2, task=task, labels=(EVIL, "a"), by_label={EVIL: {"precision": 0, "recall": 0, "f1": 0, "support": 1}}
+    )
+    found = parsed(html)
+    assert found.names.count("script") == 2
+    assert "img" not in found.names
+    assert "onerror" not in [name for name, _ in found.attributes]
+    assert "alert" in html
+
+
+def test_json_cannot_end_its_script() -> None:
+    text = json_in_html({EVIL: "<!--"})
+    assert "<" not in text
+    assert json.loads(text) == {EVIL: "<!--"}
+
+
+def test_the_page_asks_nothing_of_the_network() -> None:
+    html = page([labelled(0, "see https://example.org/x", "a", "b")])
+    found = parsed(html)
+    links = [value or "" for name, value in found.attributes if name in ("src", "href", "action", "srcset", "xlink:href")]
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"@import|url\(", html)
+    policy = next(value or "" for name, value in found.attributes if name == "content" and "default-src" in (value or ""))
+    assert "default-src 'none'" in policy
+    assert "script-src 'sha256-" in policy
+
+
+def test_the_result_comes_first_with_its_interval_and_the_floor_beside_it() -> None:
+    floor = {"metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}, "verdict": "the model is better"}
+    html = page([labelled(0, "t", "a", "b")], baselines={"majority class": floor})
+    assert html.index("0.812") < html.index("0.750 … 0.875") < html.index("majority class") < html.index("Where it fails")
+    assert "the model is better" in html
+
+
+def test_long_lists_are_cut_and_it_is_said() -> None:
+    html = page([labelled(i, f"text {i}", "a", "b") for i in range(MOST + 7)])
+    assert html.count("data-pairs=") == MOST
+    assert "7 more are in predictions.jsonl" in html
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        (
+            [{"id": i, "text": "t", "gold": i / 2, "prediction": 1.0, "nll": 1.0, "items": 1} for i in range(4)],
+            "Predicted over gold",
+        ),
+        (
+            [
+                {
+                    "id": 0,
+                    "text": "t",
+                    "gold": ["a"],
+                    "prediction": ["b"],
+                    "probabilities": {"a": 0.4, "b": 0.7},
+                    "nll": 1.0,
+                    "items": 1,
+                }
+            ],
+            "+ b",
+        ),
+    ],
+)
+def test_numbers_and_sets_of_labels_have_their_page(records: list[dict[str, Any]], said: str) -> None:
+    assert said in page(records)
+
+
+def test_words_that_differ_are_marked_in_scripts_without_spaces_too() -> None:
+    assert differences("我很好", "我不好") == ("我<ins>很</ins>好", "我<del>不</del>好")
+
+
+def test_figures_survive_one_point_and_many() -> None:
+    assert "nan" not in curves([[(1, 2.0), (1, 2.0)]], x_label="step", y_label="loss", title="t")
+    assert len(thin([(i, i) for i in range(5000)])) == 600
+    assert thin([(i, i) for i in range(5000)])[-1] == (4999, 4999)
+    assert ticks(0.31, 0.58) == [0.4, 0.5]
+    assert number(float("nan")) == "–"

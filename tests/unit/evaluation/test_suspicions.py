@@ -1,0 +1,96 @@
+"""What makes a result doubtful, and that it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmkit.data.check import load_rows
+from lmkit.evaluation.suspicions import doubtful_gold, never_predicted, overlap_with_training, say
+from lmkit.metrics.classification import classification_statistics
+from lmkit.metrics.statistics import Statistics
+from lmkit.tasks.classification import Classification
+
+
+def record(number: int, gold: str, a: float, text: str = "") -> dict[str, Any]:
+    prediction = "a" if a > 0.5 else "b"
+    return {
+        "id": number,
+        "text": text,
+        "gold": gold,
+        "prediction": prediction,
+        "score": max(a, 1 - a),
+        "probabilities": {"a": a, "b": 1 - a},
+    }
+
+
+def test_confident_disagreement_is_ranked_by_how_confident_it_is() -> None:
+    # thresholds: a: mean of 0.9, 0.9, 0.3 = 0.7; b: mean of (1 - 0.75), (1 - 0.95), 0.8, 0.9 = 0.5
+    records = [
+        record(i, gold, a) for i, (gold, a) in enumerate(zip("aaabbbb", (0.9, 0.9, 0.3, 0.75, 0.95, 0.2, 0.1), strict=True))
+    ]
+    found = doubtful_gold(records, "label")
+    assert [(entry["id"], entry["gold"], entry["prediction"]) for entry in found] == [(4, "b", "a"), (3, "b", "a"), (2, "a", "b")]
+    assert found[0]["margin"] == pytest.approx(0.9)
+    assert doubtful_gold(records[:2], "label") == []
+
+
+def test_a_word_is_doubtful_where_the_tagger_is_surer_than_where_it_is_right() -> None:
+    records = [
+        {"id": 0, "tokens": ["x", "y", "z"], "gold": ["A", "A", "B"], "prediction": ["A", "A", "A"], "score": [0.6, 0.8, 0.69]},
+        {"id": 1, "tokens": ["u"], "gold": ["B"], "prediction": ["A"], "score": [0.9]},
+    ]
+    assert [(entry["id"], entry["word"], entry["text"]) for entry in doubtful_gold(records, "tags")] == [(1, 0, "u")]
+
+
+def test_labels_that_are_never_predicted() -> None:
+    assert never_predicted([record(0, "b", 0.9), record(1, "a", 0.9)], "label") == ["b"]
+    tags = [{"gold": ["B-LOC", "I-LOC", "O"], "prediction": ["B-PER", "O", "O"]}]
+    assert never_predicted(tags, "entities") == ["LOC"]
+
+
+def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "Seen  before", "label": "a"}\n{"text": "other", "label": "b"}\n')
+    train = load_rows(
+        str(tmp_path / "train.jsonl"),
+        key="data.train",
+        split="train",
+        fields=Classification.fields,
+        columns={},
+        on_bad_row="error",
+        document="line",
+        max_rows=None,
+        folders=[tmp_path],
+        cache_dir=tmp_path,
+    )
+    records = [record(0, "a", 0.9, "seen before"), record(1, "a", 0.9, "new one"), record(2, "a", 0.1, "new two")]
+    statistics = classification_statistics([r["gold"] for r in records], [r["prediction"] for r in records], ["a", "b"])
+
+    def measured(part: Statistics) -> dict[str, Any]:
+        return {name: {"value": value} for name, value in part.values().items()}
+
+    task: Any = Classification
+    found = overlap_with_training(records, train, task, statistics, measured)
+    assert (found["exact"], found["near"], found["train_rows"], found["ids"]) == (1, 0, 2, [0])
+    assert found["clean"]["examples"] == 2
+    assert found["clean"]["metrics"]["accuracy"]["value"] == 0.5
+    say(
+        {"overlap": found, "never_predicted": ["c"], "gold": {"count": 0, "rows": []}},
+        split="test",
+        metric="accuracy",
+        value=2 / 3,
+    )
+    said = capsys.readouterr().err
+    assert "1 rows also stand in training, 0 more nearly so; accuracy without them: 0.5000 (2 rows), with them: 0.6667" in said
+    assert "never predicts: c" in said
+
+
+def test_what_was_not_checked_is_not_said_to_be_clean() -> None:
+    statistics = classification_statistics(["a"], ["a"], ["a"])
+    task: Any = Classification
+    found = overlap_with_training([record(0, "a", 0.9)], "the file is gone", task, statistics, lambda part: {})
+    assert found == {"checked": False, "reason": "the file is gone"}
