@@ -165,7 +165,9 @@ def is_better(metric: str, value: float, than: float | None) -> bool:
 
 def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval, seed: int) -> dict[str, Any]:
     """The content of metrics.json (contract)."""
-    intervals = bootstrap_intervals(evaluated.statistics, confidence=options.confidence, resamples=options.resamples, seed=seed)
+    intervals = bootstrap_intervals(
+        evaluated.statistics, confidence=options.confidence, resamples=options.resamples, seed=seed, kind=options.interval
+    )
     found: dict[str, Any] = {
         "task": task.name,
         "split": split,
@@ -177,7 +179,7 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
     if by_label := evaluated.statistics.label_values():
         found["by_label"] = {label: row | {"support": int(row["support"])} for label, row in by_label.items()}
     found["signature"] = " ".join(
-        filter(None, [evaluated.statistics.signature, f"bootstrap:percentile|resamples:{options.resamples}|seed:{seed}"])
+        filter(None, [evaluated.statistics.signature, f"bootstrap:{options.interval}|resamples:{options.resamples}|seed:{seed}"])
     )
     found["seconds"] = round(evaluated.seconds, 3)
     return found
