@@ -62,7 +62,7 @@ def compare(
     Raises:
         RunError: not evaluated, another task, or other examples.
     """
-    from lmkit.evaluation.compare import Test, compare_all, score_together
+    from lmkit.evaluation.compare import Test, compare_all, headline, score_together
 
     test = Test(method, confidence, resamples, seed)
     if len(names) < 2:
@@ -200,13 +200,6 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, 
         values = [record[key] for side in records for found in side for record in found for key in ("gold", "prediction")]
         facts["labels"] = sorted({label for value in values for label in (value if isinstance(value, list) else [value])})
     return cls(recipe, facts, None)  # type: ignore[arg-type]  # scoring reads no tokens
-
-
-def headline(task: Task) -> str:
-    """The metric of a task that is compared where none is named."""
-    if task.stage == "pretrain":
-        return "bits_per_byte" if "bits_per_byte" in task.metrics else "loss"
-    return next(metric for metric in task.metrics if metric != "loss")
 
 
 def check_examples(task: Task, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:

@@ -18,6 +18,7 @@ from lmkit.tasks.registry import TASKS, task_class
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
 
 
@@ -51,6 +52,7 @@ def evaluate(
         splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
     elif split not in splits.rows:
         split = next(iter(splits.rows))
+    train = baseline_rows(recipe, splits) if recipe.eval.baseline else None
     console.say(f"evaluating on data.{split}: {len(splits.rows[split])} rows")
 
     from lmkit.data.encode import encode
@@ -63,13 +65,41 @@ def evaluate(
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
     model = load_trained(found, task).to(accelerator.device)
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
+    beside = None
+    if train is not None:
+        from lmkit.evaluation.baselines import baselines, baselines_table
+
+        def beside(records: list[dict[str, Any]]) -> dict[str, Any]:
+            return baselines(task, train, encoded, records, recipe.eval, seed=recipe.seed)
+
     result = evaluate_split(
-        model, task, encoded, accelerator, split=split, options=recipe.eval, budget=budget, folder=run.eval_folder(split)
+        model,
+        task,
+        encoded,
+        accelerator,
+        split=split,
+        options=recipe.eval,
+        budget=budget,
+        folder=run.eval_folder(split),
+        beside=beside,
     )
     if result:
         console.say(metrics_table(result))
+        if train is not None:
+            console.say(f"\n{baselines_table(result)}")
         console.say(f"written to {run.eval_folder(split)}")
     return result
+
+
+def baseline_rows(recipe: Recipe, splits: Splits) -> Rows:
+    """The training rows that baselines are learned from."""
+    from lmkit.data.splits import load_splits
+    from lmkit.evaluation.baselines import check_baselines
+
+    check_baselines(recipe.task, recipe.data.train is not None)
+    if "train" in splits.rows:
+        return splits.rows["train"]
+    return load_splits(recipe, task_class(recipe.task), wanted=("train",), facts=splits.facts).rows["train"]
 
 
 def find_subject(

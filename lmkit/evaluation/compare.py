@@ -32,6 +32,13 @@ class Test:
     seed: int = 13
 
 
+def headline(task: Task) -> str:
+    """The metric of a task that is compared where none is named."""
+    if task.stage == "pretrain":
+        return "bits_per_byte" if "bits_per_byte" in task.metrics else "loss"
+    return next(metric for metric in task.metrics if metric != "loss")
+
+
 def score_together(task: Task, systems: Sequence[Sequence[Records]], metric: str) -> list[list[Statistics]]:
     """The statistics of each run of each system, with the same columns for all.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,8 +204,12 @@ def evaluate_split(
     options: Eval,
     budget: int,
     folder: Path | None,
+    beside: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Predict, measure and write ``metrics.json`` and ``predictions.jsonl`` into a folder that is whole or absent.
+
+    Args:
+        beside: records to what stands beside the metrics, under ``baselines``.
 
     Returns:
         The content of metrics.json on the first rank, an empty mapping on the others.
@@ -216,6 +220,8 @@ def evaluate_split(
         return {}
     evaluated = measure(records, task, seconds=time.perf_counter() - started)
     found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
+    if beside is not None:
+        found["baselines"] = beside(records)
     if folder is not None:
         with atomic_directory(folder) as aside:
             with (aside / "predictions.jsonl").open("w", encoding="utf-8") as out:

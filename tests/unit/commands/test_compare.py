@@ -133,12 +133,12 @@ def test_other_examples_are_refused_with_the_first_line(
 
 
 def test_fewer_examples_are_refused(two: list[str], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="119 examples, and .* has 120"):
+    with pytest.raises(RunError, match=r"119 examples, and .* has 120"):
         compare([two[0], evaluated(tmp_path / "c", classified(set(), GOLD[:-1]))])
 
 
 def test_other_task_is_refused(two: list[str], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="different tasks: .* is classification, this is ner"):
+    with pytest.raises(RunError, match=r"different tasks: .* is classification, this is ner"):
         compare([two[0], evaluated(tmp_path / "c", [], task="ner")])
 
 
