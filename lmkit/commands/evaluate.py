@@ -44,9 +44,9 @@ def evaluate(
     from lmkit.data.splits import load_splits
 
     cls = task_class(recipe.task)
-    split = "test" if recipe.data.test is not None else "validation"
+    split = "test" if recipe.data.test is not None or recipe.data.fold is not None else "validation"
     if splits is None:
-        if recipe.data.test is None and recipe.data.validation is None and recipe.data.validation_fraction is None:
+        if split == "validation" and recipe.data.validation is None and recipe.data.validation_fraction is None:
             raise RecipeError("no data to evaluate on", place="data.test", remedy="data.test=FILE")
         facts = found.description.get("facts") or facts_of(found, recipe)
         splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
@@ -114,6 +114,12 @@ def find_subject(
     output = str(Path(output).expanduser()) if output else None
     if isinstance(source, (Mapping, Recipe)) or _is_recipe(str(source)):
         recipe = load_recipe(source, overrides)
+        if recipe.seeds > 1 or recipe.data.folds is not None:
+            raise RecipeError(
+                "this recipe stands for several runs, which are evaluated as they are made",
+                place="seeds" if recipe.seeds > 1 else "data.folds",
+                remedy=f"name one of them: {recipe.output}/{'seed-' + str(recipe.seed) if recipe.seeds > 1 else 'fold-1'}",
+            )
         trained = output if output and is_run(output) else recipe.output
         if is_run(trained):
             found = find_model(trained, key="output")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -78,6 +79,24 @@ def bootstrap_values(statistics: Statistics, *, resamples: int = 1000, seed: int
             row[:] = np.bincount(generator.integers(examples, size=examples), minlength=examples)
         sums[start : start + size] = weights[:size] @ statistics.counts
     return statistics.metrics(sums)
+
+
+def student_interval(values: Sequence[float | None], confidence: float = 0.95) -> dict[str, float | None]:
+    """``mean``, ``sd`` (n - 1) and the bounds of Student's interval (``low``, ``high``) of one number from several runs.
+
+    All are None where a run has no value; of a single run there are no sd and no bounds.
+    """
+    from scipy.stats import t
+
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return dict.fromkeys(("mean", "sd", "low", "high"))
+    mean, number = float(np.mean(known)), len(known)
+    if number < 2:
+        return {"mean": mean, "sd": None, "low": None, "high": None}
+    sd = float(np.std(known, ddof=1))
+    half = float(t.ppf((1 + confidence) / 2, number - 1)) * sd / math.sqrt(number)
+    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
 def _percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | tuple[None, None]:
