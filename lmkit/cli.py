@@ -161,8 +161,11 @@ def compare(
     _start(as_json, quiet, verbose)
     from lmkit.commands.compare import compare as run_comparison
 
-    test = {"method": method, "confidence": confidence, "resamples": resamples, "seed": seed}
-    console.emit(run_comparison(runs, metric=metric, split=split, style=style, **test))
+    console.emit(
+        run_comparison(
+            runs, metric=metric, split=split, method=method, confidence=confidence, resamples=resamples, seed=seed, style=style
+        )
+    )
 
 
 @app.command()

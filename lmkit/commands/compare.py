@@ -199,7 +199,7 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, 
     if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
         values = [record[key] for side in records for found in side for record in found for key in ("gold", "prediction")]
         facts["labels"] = sorted({label for value in values for label in (value if isinstance(value, list) else [value])})
-    return cls(recipe, facts, None)  # type: ignore[arg-type]  # scoring reads no tokens
+    return cls(recipe, facts, None)  # scoring reads no tokens
 
 
 def check_examples(task: Task, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:

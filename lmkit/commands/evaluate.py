@@ -41,6 +41,7 @@ def evaluate(
     """
     recipe, found, run = find_subject(source, overrides, output=output)
     run.check_place()
+    check_metrics(recipe)
     from lmkit.data.splits import load_splits
 
     cls = task_class(recipe.task)
@@ -89,6 +90,18 @@ def evaluate(
             console.say(f"\n{baselines_table(result)}")
         console.say(f"written to {run.eval_folder(split)}")
     return result
+
+
+def check_metrics(recipe: Recipe) -> None:
+    """Refuse modules of ``eval.metrics`` that are not there, or have nothing to measure."""
+    if not recipe.eval.metrics:
+        return
+    from lmkit.metrics.custom import find_module
+
+    if recipe.task and task_class(recipe.task).stage == "pretrain":
+        raise RecipeError("a language model has no predictions to hand on", place="eval.metrics", remedy="leave it out")
+    for name in recipe.eval.metrics:
+        find_module(name, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def baseline_rows(recipe: Recipe, splits: Splits) -> Rows:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmkit import console
 from lmkit.commands.evaluate import evaluate
 from lmkit.errors import RecipeError, RunError
@@ -124,6 +122,8 @@ def _is_finished(run: Run) -> bool:
 
 def _check_same(single: Recipe) -> None:
     """Refuse to sum up a finished run of another recipe with the others."""
+    import yaml
+
     run = Run(single.output)
     stored, now = (
         {key: value for key, value in values.items() if key not in HARMLESS}

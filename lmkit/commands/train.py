@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.commands.evaluate import check_metrics
 from lmkit.commands.repeat import check_repeat, is_repeated, repeat, single_runs
 from lmkit.errors import RecipeError
 from lmkit.models.source import ModelSource, find_model
@@ -47,6 +48,7 @@ def train(
     if output is not None:
         recipe = recipe.model_copy(update={"output": str(Path(output).expanduser())})
     check_stage(recipe, stage)
+    check_metrics(recipe)
     if is_repeated(recipe):
         check_repeat(recipe)
         if not (smoke or dry_run):

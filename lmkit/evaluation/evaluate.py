@@ -185,6 +185,24 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
     return found
 
 
+def further_metrics(records: list[dict[str, Any]], task: Task, options: Eval, *, taken: list[str]) -> dict[str, Any]:
+    """What ``eval.metrics`` names, as it stands in metrics.json."""
+    from lmkit.metrics.custom import custom_metrics
+
+    found = custom_metrics(
+        options.metrics,
+        [record["prediction"] for record in records],
+        [record["gold"] for record in records],
+        labels=task.facts.get("labels", ()),
+        taken=taken,
+        trust_remote_code=task.recipe.model.trust_remote_code,
+        confidence=options.confidence,
+        resamples=options.resamples,
+        seed=task.recipe.seed,
+    )
+    return {name: _interval(interval) for name, interval in found.items()}
+
+
 def _interval(interval: Interval) -> dict[str, float | None]:
     return {key: finite(value) for key, value in interval.as_dict().items()}
 
@@ -220,6 +238,8 @@ def evaluate_split(
         return {}
     evaluated = measure(records, task, seconds=time.perf_counter() - started)
     found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
+    if options.metrics:
+        found["metrics"] |= further_metrics(records, task, options, taken=list(found["metrics"]))
     if beside is not None:
         found["baselines"] = beside(records)
     if folder is not None:

@@ -118,8 +118,8 @@ def mcnemar(a: Statistics, b: Statistics) -> float | None:
         right.append(accuracy == 1)
     alone_a, alone_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     discordant, fewer = alone_a + alone_b, min(alone_a, alone_b)
-    tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    tail: int = sum(math.comb(discordant, k) for k in range(fewer + 1))
+    return float(min(1.0, 2 * tail / 2**discordant))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -52,7 +52,7 @@ def bootstrap_intervals(
         return {name: Interval(value) for name, value in values.items()}
     resampled = bootstrap_values(statistics, resamples=resamples, seed=seed)
     if kind == "percentile":
-        return {name: Interval(value, *_percentiles(resampled[name], confidence)) for name, value in values.items()}
+        return {name: Interval(value, *percentiles(resampled[name], confidence)) for name, value in values.items()}
     left_out = statistics.metrics(statistics.counts.sum(axis=0) - statistics.counts)
     return {name: Interval(value, *_bca(value, resampled[name], left_out[name], confidence)) for name, value in values.items()}
 
@@ -99,7 +99,7 @@ def student_interval(values: Sequence[float | None], confidence: float = 0.95) -
     return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
-def _percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | tuple[None, None]:
+def percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | tuple[None, None]:
     """The bounds that leave an equal share of the values on either side; None of no values."""
     outside = (1 - confidence) / 2
     return _quantiles(values, outside, outside)
@@ -128,11 +128,11 @@ def _bca(value: float, resampled: FloatArray, left_out: FloatArray, confidence: 
     kept = resampled[np.isfinite(resampled)]
     spread = left_out.mean() - left_out
     if not len(kept) or not math.isfinite(value) or not np.isfinite(spread).all():
-        return _percentiles(resampled, confidence)
+        return percentiles(resampled, confidence)
     normal = NormalDist()
     below = ((kept < value).mean() + (kept <= value).mean()) / 2
     if not 0 < below < 1:  # all resamples on one side of the value: there is no correcting that
-        return _percentiles(resampled, confidence)
+        return percentiles(resampled, confidence)
     bias = normal.inv_cdf(float(below))
     scale = 6 * (spread**2).sum() ** 1.5
     acceleration = float((spread**3).sum() / scale) if scale > 0 else 0.0

@@ -112,6 +112,8 @@ EARLY = {
     "numpy": ["data.*", "metrics.*", "evaluation.*", "train.loop"],
     "pyarrow": ["data.*"],
     "filelock": ["data.*", "train.prepare"],
+    "datasets": ["metrics.modules.*"],  # loaded by the evaluate library alone
+    "evaluate": ["metrics.modules.*"],
     "torch": ["train.loop"],  # imported by train.session alone, when torch is wanted
 }
 
@@ -129,7 +131,7 @@ def test_libraries_are_imported_early_only_where_they_live() -> None:
 HOMES = {
     "typer": {"cli"},
     "pydantic": {"recipe"},
-    "datasets": {"data"},
+    "datasets": {"data", "metrics"},  # features of the modules of the evaluate library
     "pyarrow": {"data"},
     "accelerate": {"train", "evaluation"},
     "peft": {"models"},
