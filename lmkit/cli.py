@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 gc.set_threshold(50_000)  # what is imported stays: looking for garbage among it would take a fifth of the start
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads the metadata of all that is installed
@@ -55,6 +55,8 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint; start if there is none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the output directory.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The same recipe end to end in seconds, on a tiny model and a few rows.")]
+Method = Literal["bootstrap", "permutation"]
+Style = Literal["table", "markdown", "latex"]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")]
 
 
@@ -149,6 +151,35 @@ def evaluate(
     from lmkit.commands.evaluate import evaluate as run_evaluation
 
     console.emit(run_evaluation(source, overrides or (), output=output))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN_A RUN_B [RUN]...", help="Evaluated runs; several seeds of one: A1,A2,A3.")
+    ],
+    metric: Annotated[str | None, typer.Option("--metric", metavar="NAME", help="Default: the task's headline metric.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="Default: test where all have it, else validation.")
+    ] = None,
+    method: Annotated[Method, typer.Option("--method", help="Where the p-value comes from.")] = "bootstrap",
+    style: Annotated[Style, typer.Option("--format", help="Of the table.")] = "table",
+    confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.9999)] = 0.95,
+    resamples: Annotated[int, typer.Option("--resamples", min=100)] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 13,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluated runs -> paired difference, interval, p-value, verdict."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.compare import compare as run_comparison
+
+    console.emit(
+        run_comparison(
+            runs, metric=metric, split=split, method=method, confidence=confidence, resamples=resamples, seed=seed, style=style
+        )
+    )
 
 
 @app.command()

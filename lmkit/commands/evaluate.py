@@ -45,13 +45,14 @@ def evaluate(
     recipe, found, run = find_subject(source, overrides, output=output)
     check_eval_keys(recipe)
     run.check_place()
+    check_metrics(recipe)
     from lmkit.data.sources import find_files
     from lmkit.data.splits import load_splits
 
     cls = task_class(recipe.task)
-    split = "test" if recipe.data.test is not None else "validation"
+    split = "test" if recipe.data.test is not None or recipe.data.fold is not None else "validation"
     if splits is None:
-        if recipe.data.test is None and recipe.data.validation is None and recipe.data.validation_fraction is None:
+        if split == "validation" and recipe.data.validation is None and recipe.data.validation_fraction is None:
             raise RecipeError("no data to evaluate on", place="data.test", remedy="data.test=FILE")
         if "facts" not in found.description and (source_of_split := getattr(recipe.data, split)) is not None:
             find_files(source_of_split, key=f"data.{split}", folders=[Path.cwd()])  # before a config is loaded
@@ -59,6 +60,7 @@ def evaluate(
         splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
     elif split not in splits.rows:
         split = next(iter(splits.rows))
+    train = baseline_rows(recipe, splits) if recipe.eval.baseline else None
     console.say(f"evaluating on data.{split}: {len(splits.rows[split])} rows")
     others = other_rows(recipe, cls, splits, split)
 
@@ -84,6 +86,13 @@ def evaluate(
                 "a temperature is fitted where each text has one label", place="eval.temperature", remedy="leave it out"
             )
     background = Background(others["train"], fitted_on, Run(found.run) if found.run else None, provenance(splits))
+    beside = None
+    if train is not None:
+        from lmkit.evaluation.baselines import baselines, baselines_table
+
+        def beside(records: list[dict[str, Any]]) -> dict[str, Any]:
+            return baselines(task, train, encoded, records, recipe.eval, seed=recipe.seed)
+
     result = evaluate_split(
         model,
         task,
@@ -94,9 +103,12 @@ def evaluate(
         budget=budget,
         folder=run.eval_folder(split),
         background=background,
+        beside=beside,
     )
     if result:
         console.say(metrics_table(result))
+        if train is not None:
+            console.say(f"\n{baselines_table(result)}")
         console.say(f"written to {run.eval_folder(split)}")
     return result
 
@@ -131,6 +143,29 @@ def other_rows(recipe: Recipe, cls: type[Task], splits: Splits, split: str) -> d
     return found
 
 
+def check_metrics(recipe: Recipe) -> None:
+    """Refuse modules of ``eval.metrics`` that are not there, or have nothing to measure."""
+    if not recipe.eval.metrics:
+        return
+    from lmkit.metrics.custom import find_module
+
+    if recipe.task and task_class(recipe.task).stage == "pretrain":
+        raise RecipeError("a language model has no predictions to hand on", place="eval.metrics", remedy="leave it out")
+    for name in recipe.eval.metrics:
+        find_module(name, trust_remote_code=recipe.model.trust_remote_code)
+
+
+def baseline_rows(recipe: Recipe, splits: Splits) -> Rows:
+    """The training rows that baselines are learned from."""
+    from lmkit.data.splits import load_splits
+    from lmkit.evaluation.baselines import check_baselines
+
+    check_baselines(recipe.task, recipe.data.train is not None)
+    if "train" in splits.rows:
+        return splits.rows["train"]
+    return load_splits(recipe, task_class(recipe.task), wanted=("train",), facts=splits.facts).rows["train"]
+
+
 def find_subject(
     source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, output: str | None = None
 ) -> tuple[Recipe, ModelSource, Run]:
@@ -143,6 +178,12 @@ def find_subject(
     output = str(Path(output).expanduser()) if output else None
     if isinstance(source, (Mapping, Recipe)) or _is_recipe(str(source)):
         recipe = load_recipe(source, overrides)
+        if recipe.seeds > 1 or recipe.data.folds is not None:
+            raise RecipeError(
+                "this recipe stands for several runs, which are evaluated as they are made",
+                place="seeds" if recipe.seeds > 1 else "data.folds",
+                remedy=f"name one of them: {recipe.output}/{'seed-' + str(recipe.seed) if recipe.seeds > 1 else 'fold-1'}",
+            )
         trained = output if output and is_run(output) else recipe.output
         if is_run(trained):
             found = find_model(trained, key="output")

@@ -51,6 +51,7 @@ def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
     Returns:
         What was found, for ``--json``.
     """
+    from lmkit.commands.evaluate import check_metrics
     from lmkit.commands.train import check_choice, check_model_keys
     from lmkit.models.source import find_model
     from lmkit.tasks.registry import TASKS, task_class
@@ -58,6 +59,7 @@ def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
     recipe = load_recipe(source, overrides)
     if not recipe.task:
         raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
+    check_metrics(recipe)
     check_model_keys(recipe, find_model(recipe.model.base) if recipe.model.base else None)
     from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.commands.evaluate import check_metrics
+from lmkit.commands.repeat import check_repeat, is_repeated, repeat, single_runs
 from lmkit.errors import RecipeError
 from lmkit.evaluation.options import check_eval_keys
 from lmkit.models.adapters import check_adapter_keys
@@ -52,6 +54,14 @@ def train(
     if recipe.lora is not None and recipe.lora.quantize is not None:
         check_quantization(recipe.lora.quantize)
     check_eval_keys(recipe)
+    check_metrics(recipe)
+    if is_repeated(recipe):
+        check_repeat(recipe)
+        if not (smoke or dry_run):
+            return repeat(stage, recipe, resume=resume, overwrite=overwrite)
+        singles = single_runs(recipe)
+        recipe = singles[0][1]
+        console.say(f"{len(singles)} runs; this is about the first, {singles[0][0]}")
     if smoke:
         from lmkit.commands.smoke import smoke_run
 
@@ -84,7 +94,11 @@ def train(
 
         summary = fit(recipe, splits, found, run, resume=resume)
     if not console.is_started_by_lmkit():
-        missing = "" if recipe.data.test is not None or "validation" in splits.rows else " data.test=FILE"
+        missing = (
+            ""
+            if recipe.data.test is not None or recipe.data.fold is not None or "validation" in splits.rows
+            else " data.test=FILE"
+        )
         console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}\nnext: lmkit eval {summary['run']}{missing}")
     return summary
 

@@ -150,12 +150,34 @@ def split_by_hash(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
     Raises:
         DataError: one of the sides is empty.
     """
+    remedy = "choose a fraction nearer to one half, add rows, or name a file in data.validation"
+    chosen = lambda digest: int(digest[:16], 16) < fraction * 2**64  # noqa: E731
+    return _by_hash(rows, chosen, "validation", place="data.validation_fraction", remedy=remedy)
+
+
+def split_by_fold(rows: Rows, fold: str) -> tuple[Rows, Rows]:
+    """Training and test rows of one fold, ``"2/5"``, told apart by the SHA-256 of a row's content.
+
+    Every row is in one fold, and equal rows are in the same one. The digits are others than ``split_by_hash`` looks at,
+    so what is left can still be split evenly.
+
+    Raises:
+        RecipeError: there is no such fold. DataError: it is empty, or all that there is.
+    """
+    number, folds = map(int, fold.split("/"))
+    if number > folds or folds < 2:
+        raise RecipeError(f"there is no fold {fold}", place="data.fold", remedy=f"1/{max(2, folds)} is the first")
+    chosen = lambda digest: int(digest[16:32], 16) * folds >> 64 == number - 1  # noqa: E731
+    return _by_hash(rows, chosen, f"fold {fold}", place="data.fold", remedy="choose fewer folds, or add rows")
+
+
+def _by_hash(rows: Rows, chosen: Callable[[str], bool], name: str, *, place: str, remedy: str) -> tuple[Rows, Rows]:
+    """The rows that are not chosen by the hash of their content, and those that are."""
     names = sorted(set(rows.names) - {"id"})
     sides: tuple[list[int], list[int]] = [], []
     for i, row in enumerate(itertools.chain.from_iterable(rows.batches(names=names))):
-        sides[int(hash_of(row)[:16], 16) < fraction * 2**64].append(i)
+        sides[chosen(hash_of(row))].append(i)
     if not all(sides):
-        empty, all_rows = ("validation" if sides[0] else "training"), f"{len(rows)} row{'s' * (len(rows) != 1)}"
-        remedy = "choose a fraction nearer to one half, add rows, or name a file in data.validation"
-        raise DataError(f"no row of {all_rows} falls to {empty}", place="data.validation_fraction", remedy=remedy)
+        empty, all_rows = (name if sides[0] else "training"), f"{len(rows)} row{'s' * (len(rows) != 1)}"
+        raise DataError(f"no row of {all_rows} falls to {empty}", place=place, remedy=remedy)
     return rows.select(sides[0]), rows.select(sides[1], rejected=[])

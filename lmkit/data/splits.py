@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.data.check import Peek, load_rows, peek
-from lmkit.data.labels import check_labels, labels_of, prepare_tags, split_by_hash
+from lmkit.data.labels import check_labels, labels_of, prepare_tags, split_by_fold, split_by_hash
 from lmkit.data.rows import Rows
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Recipe
@@ -61,22 +61,29 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
             place="data.columns",
             remedy="leave it out: a line is a row of one column",
         )
+    if data.fold is not None and data.test is not None:
+        raise RecipeError("given beside data.fold, which tests on data.train", place="data.test", remedy="keep one of the two")
+    if data.fold is not None and data.train is None:
+        raise RecipeError("no data to take the fold from", place="data.train", remedy="give it, or leave data.fold out")
     from_train = data.validation_fraction is not None and bool({"train", "validation"} & set(wanted))
     if from_train and data.train is None:
         raise RecipeError("a share of no rows: data.train is missing", place="data.validation_fraction", remedy="give data.train")
     read = [split for split in wanted if getattr(data, split) is not None] + (
-        ["train"] if from_train and "train" not in wanted else []
+        ["train"] if (from_train or (data.fold and "test" in wanted)) and "train" not in wanted else []
     )
     fields = task.fields_of(recipe, facts, None if facts is not None else _peek(recipe))
     rows = {split: _load(recipe, task, fields, split) for split in dict.fromkeys(read)}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
         rows = prepare_tags(rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair)
+    everything = rows.get("train")  # labels are those of all folds
+    if data.fold is not None and everything is not None:
+        rows["train"], rows["test"] = split_by_fold(everything, data.fold)
     if from_train:
         assert data.validation_fraction is not None
         rows["train"], rows["validation"] = split_by_hash(rows["train"], data.validation_fraction)
     if facts is None:
-        labels = data.labels or (labels_of(rows["train"], gold[0].name) if gold else [])
+        labels = data.labels or (labels_of(everything or rows["train"], gold[0].name) if gold else [])
         facts = task.learn(rows["train"], labels)
     for field in gold:
         rows = {

@@ -1,35 +1,195 @@
-"""What needs no neural model: the floor that a trained model is shown beside."""
+"""What a sceptic would ask for: baselines learned from the training rows in seconds, shown beside the model.
+
+A baseline answers with lines of predictions.jsonl, so that it is scored, and compared with the model, as models are.
+"""
 
 from __future__ import annotations
 
-import math
+import re
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from lmkit.metrics.statistics import Statistics
+import numpy as np
+
+from lmkit import console
+from lmkit.data.encode import Encoded, encode
+from lmkit.data.rows import Rows
+from lmkit.errors import RecipeError
+from lmkit.evaluation.compare import Test, compare_pair, headline, score_together
+from lmkit.evaluation.evaluate import finite
+from lmkit.evaluation.ngram import KneserNey, grams
+from lmkit.metrics.intervals import bootstrap_intervals
+from lmkit.recipe.schema import Eval
+from lmkit.tasks.base import Task
+
+Record = dict[str, Any]
+Answers = dict[str, list[Record]]
+# more would take minutes, and what is beyond is said
+MOST_ROWS, MOST_TOKENS, MOST_LINKS = 20_000, 2_000_000, 3_000_000
+ORDER = 4
+HAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+(?:['’-][^\W{HAN}]+)*|[^\w\s]")
 
 
-def unigram_statistics(
-    train: Iterable[Sequence[int]], test: Iterable[tuple[Sequence[int], int]], *, vocabulary: int
-) -> Statistics:
-    """Every token by its frequency in training, whatever stands around it; add-one smoothed over the vocabulary.
+def baselines(task: Task, train: Rows, test: Encoded, records: list[Record], options: Eval, *, seed: int) -> dict[str, Any]:
+    """Every baseline of the task with its metrics, and how much better the model is: the ``baselines`` of metrics.json.
 
     Args:
-        train: tokens by document.
-        test: (tokens, bytes of the text) by document.
+        test: the rows the model was evaluated on. records: what it said.
     """
-    from lmkit.metrics.language_model import language_model_statistics
+    metric = headline(task)
+    test_of = Test(confidence=options.confidence, resamples=options.resamples, seed=seed)
+    found = {}
+    for name, answers in BASELINES[task.name](task, train, test, records).items():
+        (mine,), (model,) = score_together(task, [[answers], [records]], metric)
+        intervals = bootstrap_intervals(
+            mine, confidence=options.confidence, resamples=options.resamples, seed=seed, kind=options.interval
+        )
+        said: dict[str, Any] = {
+            "metrics": {key: {k: finite(v) for k, v in value.as_dict().items()} for key, value in intervals.items()}
+        }
+        same_items = all(mine.get("items") == its.get("items") for mine, its in zip(answers, records, strict=True))
+        if options.resamples and len(records) > 1 and same_items:
+            pair = compare_pair([mine], [model], metric, test_of)
+            verdict = pair["verdict"].replace("a is", "baseline is").replace("b is", "model is")
+            said |= {key: pair[key] for key in ("metric", "difference", "low", "high", "p_value")} | {"verdict": verdict}
+        found[name] = said
+    return found
 
-    counts = Counter(token for tokens in train for token in tokens)
-    total = sum(counts.values()) + vocabulary
-    likeliest = counts.most_common(1)[0][0]
-    documents = [(list(tokens), num_bytes) for tokens, num_bytes in test]
-    return language_model_statistics(
-        [sum(-math.log((counts[token] + 1) / total) for token in tokens) for tokens, _ in documents],
-        [len(tokens) for tokens, _ in documents],
-        [num_bytes for _, num_bytes in documents],
-        [sum(token == likeliest for token in tokens) for tokens, _ in documents],
+
+def baselines_table(found: dict[str, Any]) -> str:
+    """The headline metric of the model and of its baselines, for people."""
+
+    def shown(value: float | None, sign: str = "") -> str:
+        return "-" if value is None else f"{value:{sign}.4f}"
+
+    metric = next((each["metric"] for each in found["baselines"].values() if "metric" in each), next(iter(found["metrics"])))
+    rows = [["this model", shown(found["metrics"][metric]["value"]), "", "", ""]]
+    for name, each in found["baselines"].items():
+        bounds = f"{shown(each['low'], '+')} ... {shown(each['high'], '+')}" if each.get("low") is not None else "-"
+        rows.append(
+            [
+                name.replace("_", " "),
+                shown(each["metrics"][metric]["value"]),
+                bounds,
+                f"{each['p_value']:.3g}" if "p_value" in each else "-",
+                each.get("verdict", "-"),
+            ]
+        )
+    return console.table(["beside it", metric, "the model has more", "p", "verdict"], rows)
+
+
+def check_baselines(task: str, has_train: bool) -> None:
+    """Refuse ``eval.baseline`` where there is nothing to learn one from."""
+    if task not in BASELINES:
+        raise RecipeError(f"there is no baseline for {task}", place="eval.baseline", remedy="leave it out")
+    if not has_train:
+        raise RecipeError("no data to learn a baseline from", place="eval.baseline", remedy="give data.train, or leave it out")
+
+
+def _first(train: Rows, most: int = MOST_ROWS) -> list[Record]:
+    if len(train) > most:
+        console.say(f"baselines: learned from the first {most:,} of {len(train):,} training rows")
+    return train[:most]
+
+
+def _answer(records: Sequence[Record], predictions: Sequence[Any]) -> list[Record]:
+    return [record | {"prediction": prediction} for record, prediction in zip(records, predictions, strict=True)]
+
+
+# ---------------------------------------------------------------------------------- classification
+
+
+def _classification(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+    rows = _first(train)
+    if not all(isinstance(row["label"], str) for row in rows[:1]):
+        raise RecipeError("there is no baseline for labels of this kind", place="eval.baseline", remedy="leave it out")
+    fields = [field.name for field in task.fields if field.kind == "text" and not field.gold]
+    texts, wanted = ([_joined(row, fields) for row in found] for found in (rows, test.rows))
+    labels = [row["label"] for row in rows]
+    majority = max(sorted(set(labels)), key=Counter(labels).__getitem__)
+    found = {"majority_class": _answer(records, [majority] * len(records))}
+    if len(set(labels)) > 1:
+        found["tfidf_logistic_regression"] = _answer(records, logistic_regression(texts, labels, wanted))
+    return found
+
+
+def _joined(row: Record, fields: Sequence[str]) -> str:
+    return "\n".join(row[name] for name in fields if row.get(name))
+
+
+def logistic_regression(texts: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Labels by logistic regression on tf-idf of words and pairs of them; of characters where words are not spaced."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    sample = "".join(texts[:500])
+    unspaced = len(re.findall(f"[{HAN}\u0e00-\u0eff]", sample)) > 0.2 * len(sample)
+    units: dict[str, Any] = (
+        {"analyzer": "char", "ngram_range": (1, 3)} if unspaced else {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]"}
     )
+    vectors = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1, max_features=30_000, **units)
+    model = LogisticRegression(C=10, max_iter=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # good enough is good enough here
+        model.fit(vectors.fit_transform(texts), labels)
+    return [str(label) for label in model.predict(vectors.transform(wanted))]
+
+
+# ---------------------------------------------------------------------------------- tagging
+
+
+def _tagging(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+    rows = _first(train)
+    tags = most_frequent_tags(
+        [(row["tokens"], row["tags"]) for row in rows], [row["tokens"] for row in test.rows], labels=task.facts["labels"]
+    )
+    return {"most_frequent_tag": _answer(records, tags)}
+
+
+def most_frequent_tags(
+    sentences: Sequence[tuple[Sequence[str], Sequence[str]]], wanted: Sequence[Sequence[str]], *, labels: Sequence[str]
+) -> list[list[str]]:
+    """Each word with the tag it has most often; unknown ones with ``O``, or without an ``O`` with the commonest tag.
+
+    An ``I-X`` that continues nothing becomes ``B-X``, which is how conlleval reads it.
+
+    >>> most_frequent_tags([(["in", "New", "York"], ["O", "B-LOC", "I-LOC"])], [["York", "York", "x"]], labels=["O"])
+    [['B-LOC', 'I-LOC', 'O']]
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for words, tags in sentences:
+        for word, tag in zip(words, tags, strict=True):
+            counts[word][tag] += 1
+    everything = sum(counts.values(), Counter())
+    unknown = "O" if "O" in labels else max(sorted(everything), key=everything.__getitem__)
+    best = {word: max(sorted(found), key=found.__getitem__) for word, found in counts.items()}
+    answers = []
+    for words in wanted:
+        answer: list[str] = []
+        for word in words:
+            tag = best.get(word, unknown)
+            if tag.startswith("I-") and (not answer or answer[-1] == "O" or answer[-1][2:] != tag[2:]):
+                tag = "B-" + tag[2:]
+            answer.append(tag)
+        answers.append(answer)
+    return answers
+
+
+# ---------------------------------------------------------------------------------- translation
+
+
+def _translation(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+    pairs = [(row["source"], row["target"]) for row in _first(train)]
+    sources = [row["source"] for row in test.rows]
+    return {
+        "source_copy": _answer(records, sources),
+        "nearest_training_pair": _answer(records, nearest_targets(pairs, sources)),
+        "word_by_word": _answer(records, word_by_word(pairs, sources)),
+    }
 
 
 def nearest_targets(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) -> list[str]:
@@ -38,19 +198,110 @@ def nearest_targets(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) ->
     >>> nearest_targets([("a cat", "un gato"), ("a dog", "un perro")], ["the dog"])
     ['un perro']
     """
-    bags = [Counter(source.lower().split()) for source, _ in pairs]
-    frequency = Counter(word for bag in bags for word in bag)
-    weight = {word: math.log(len(pairs) / count) + 1 for word, count in frequency.items()}
-    norms = [math.sqrt(sum((n * weight[word]) ** 2 for word, n in bag.items())) or 1.0 for bag in bags]
-    holders: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for number, bag in enumerate(bags):
-        for word, n in bag.items():
-            holders[word].append((number, n))
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(token_pattern=None, tokenizer=WORD.findall)
+    known = vectors.fit_transform([source for source, _ in pairs]).T
     found = []
-    for source in sources:
-        scores: dict[int, float] = defaultdict(float)
-        for word, n in Counter(source.lower().split()).items():
-            for number, count in holders.get(word, ()):
-                scores[number] += n * count * weight[word] ** 2 / norms[number]
-        found.append(pairs[max(scores, key=lambda number: (scores[number], -number))][1] if scores else pairs[0][1])
+    for start in range(0, len(sources), 256):
+        likeness = vectors.transform(sources[start : start + 256]) @ known
+        found += [pairs[best][1] for best in likeness.toarray().argmax(axis=1)]
     return found
+
+
+def word_by_word(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) -> list[str]:
+    """Each word by its likeliest translation after five rounds of IBM model 1 (Brown et al. 1993); unknown words copied.
+
+    >>> word_by_word([("a cat", "un gato"), ("a dog", "un perro"), ("the dog", "el perro")], ["the cat."])
+    ['el gato.']
+    """
+    dictionary = ibm_model_1(pairs)
+    answers = []
+    for source in sources:
+        words = [dictionary.get(word.lower(), word) for word in WORD.findall(source)]
+        text = re.sub(r"(?<=[¿¡(]) | (?=[.,;:!?%)…。，、？！])", "", " ".join(words))
+        text = re.sub(rf"(?<=[{HAN}]) (?=[{HAN}])", "", text)
+        answers.append(text[:1].upper() + text[1:] if source[:1].isupper() else text)
+    return answers
+
+
+def ibm_model_1(pairs: Sequence[tuple[str, str]], *, rounds: int = 5) -> dict[str, str]:
+    """Lower-cased source words -> their likeliest translation, of lower-cased targets."""
+    numbers: tuple[dict[str, int], dict[str, int]] = ({"": 0}, {})  # "" is the word that unexplained ones come from
+    sources, targets, owners = [], [], []
+    first = links = 0
+    for pair in pairs:
+        source, target = (
+            np.array([known.setdefault(word.lower(), len(known)) for word in WORD.findall(text)], np.int64)
+            for known, text in zip(numbers, pair, strict=True)
+        )
+        source = np.append(source, 0)
+        sources.append(np.tile(source, len(target)))
+        targets.append(np.repeat(target, len(source)))
+        owners.append(np.repeat(first + np.arange(len(target)), len(source)))
+        first += len(target)
+        links += len(sources[-1])
+        if links > MOST_LINKS:
+            break
+    width = max(1, len(numbers[1]))
+    kinds, kind = np.unique(np.concatenate(sources) * width + np.concatenate(targets), return_inverse=True)
+    owner, of_source = np.concatenate(owners), kinds // width
+    probability = np.ones(len(kinds))
+    for _ in range(rounds):
+        share = probability[kind]
+        share /= np.bincount(owner, share)[owner]
+        expected = np.bincount(kind, share, minlength=len(kinds))
+        probability = expected / np.bincount(of_source, expected)[of_source]
+    order = np.lexsort((-probability, of_source))
+    best = order[np.unique(of_source[order], return_index=True)[1]]
+    names = [list(known) for known in numbers]
+    return {names[0][kinds[i] // width]: names[1][kinds[i] % width] for i in best if kinds[i] >= width}
+
+
+# ---------------------------------------------------------------------------------- language models
+
+
+def _language_model(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+    """The n-gram model over the model's tokens, asked for the tokens that the model is asked for.
+
+    For a masked model these are the hidden ones, from what is to be seen on their left.
+    """
+    causal, vocabulary = task.name == "clm", len(task.tokenizer)
+    learned = encode(train, task)
+    parts, tokens = [], 0
+    for piece in learned.pieces:
+        seen, labels = piece["input_ids"], piece.get("labels")
+        if labels is None:  # every token but the first is one to learn from
+            labels = [-100, *seen[1:]]
+        parts.append(grams(seen, labels, order=ORDER, causal=causal, pad=vocabulary))
+        tokens += len(parts[-1])
+        if tokens > MOST_TOKENS:
+            console.say(f"baselines: learned from the first {tokens:,} of about {learned.tokens:,} training tokens")
+            break
+    model = KneserNey(np.concatenate(parts), vocabulary)
+    answers = []
+    for number, record in enumerate(records):
+        batches = [task.collate([[piece]]) for piece in test.example(number)]
+        wanted = np.concatenate(
+            [
+                grams(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), order=ORDER, causal=causal, pad=vocabulary)
+                for batch in batches
+            ]
+        )
+        probability, likeliest = model.predict(wanted)
+        sums = {
+            "nll": float(-np.log(probability).sum()),
+            "items": len(wanted),
+            "correct": int((likeliest == wanted[:, -1]).sum()),
+        }
+        answers.append(record | sums)
+    return {f"kneser_ney_{ORDER}_gram": answers}
+
+
+BASELINES: dict[str, Callable[[Task, Rows, Encoded, list[Record]], Answers]] = {
+    "classification": _classification,
+    "ner": _tagging,
+    "translation": _translation,
+    "mlm": _language_model,
+    "clm": _language_model,
+}

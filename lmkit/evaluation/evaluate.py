@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,9 @@ def is_better(metric: str, value: float, than: float | None) -> bool:
 
 def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval, seed: int) -> dict[str, Any]:
     """The content of metrics.json (contract)."""
-    intervals = bootstrap_intervals(evaluated.statistics, confidence=options.confidence, resamples=options.resamples, seed=seed)
+    intervals = bootstrap_intervals(
+        evaluated.statistics, confidence=options.confidence, resamples=options.resamples, seed=seed, kind=options.interval
+    )
     found: dict[str, Any] = {
         "task": task.name,
         "split": split,
@@ -180,10 +182,28 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
     if by_label := evaluated.statistics.label_values():
         found["by_label"] = {label: row | {"support": int(row["support"])} for label, row in by_label.items()}
     found["signature"] = " ".join(
-        filter(None, [evaluated.statistics.signature, f"bootstrap:percentile|resamples:{options.resamples}|seed:{seed}"])
+        filter(None, [evaluated.statistics.signature, f"bootstrap:{options.interval}|resamples:{options.resamples}|seed:{seed}"])
     )
     found["seconds"] = round(evaluated.seconds, 3)
     return found
+
+
+def further_metrics(records: list[dict[str, Any]], task: Task, options: Eval, *, taken: list[str]) -> dict[str, Any]:
+    """What ``eval.metrics`` names, as it stands in metrics.json."""
+    from lmkit.metrics.custom import custom_metrics
+
+    found = custom_metrics(
+        options.metrics,
+        [record["prediction"] for record in records],
+        [record["gold"] for record in records],
+        labels=task.facts.get("labels", ()),
+        taken=taken,
+        trust_remote_code=task.recipe.model.trust_remote_code,
+        confidence=options.confidence,
+        resamples=options.resamples,
+        seed=task.recipe.seed,
+    )
+    return {name: _interval(interval) for name, interval in found.items()}
 
 
 def _interval(interval: Interval) -> dict[str, float | None]:
@@ -206,10 +226,14 @@ def evaluate_split(
     budget: int,
     folder: Path | None,
     background: Background | None = None,
+    beside: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Predict, measure and analyse; write ``metrics.json``, ``predictions.jsonl``, ``analysis.json`` and ``report.html``.
 
     The folder is whole or absent.
+
+    Args:
+        beside: records to what stands beside the metrics, under ``baselines``.
 
     Returns:
         The content of metrics.json on the first rank, an empty mapping on the others.
@@ -220,6 +244,10 @@ def evaluate_split(
         return {}
     evaluated = measure(records, task, seconds=time.perf_counter() - started)
     found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
+    if options.metrics:
+        found["metrics"] |= further_metrics(records, task, options, taken=list(found["metrics"]))
+    if beside is not None:
+        found["baselines"] = beside(records)
     if folder is not None:
         with atomic_directory(folder) as aside:
             with (aside / "predictions.jsonl").open("w", encoding="utf-8") as out:

@@ -177,6 +177,7 @@ PATH_KEYS = [(("data",), key) for key in ("train", "validation", "test")] + [
     (("tokenizer", "train"), "files"),
     (("tokenizer",), "base"),
     (("model",), "base"),
+    (("eval",), "metrics"),
 ]
 
 

@@ -104,6 +104,12 @@ class Data(Section):
         "error", description="a row that cannot be used: stop, or leave it out, count it and keep it in rejects.jsonl"
     )
     max_rows: Positive | None = Field(None, description="use the first rows of each split only")
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="cross-validation: train and evaluate so many runs, each row of data.train once in test"
+    )
+    fold: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = Field(
+        None, description="one run of a cross-validation: 2/5 tests on the second fifth of data.train, by content hash"
+    )
 
 
 class Masking(Section):
@@ -246,6 +252,16 @@ class Eval(Section):
         None, description="clm: windows slide by so many tokens and score only those, so each has context; null: blocks"
     )
     pseudo_perplexity: bool = Field(False, description="mlm: mask every token once, one at a time; a forward pass per token")
+    interval: Literal["percentile", "bca"] = Field(
+        "percentile", description="bounds: quantiles of the resamples, or corrected for bias and skewness (BCa)"
+    )
+    baseline: bool = Field(
+        False, description="lmkit eval also learns simple baselines from data.train, in seconds, and compares the model with them"
+    )
+    metrics: list[str] = Field(
+        default_factory=list,
+        description="further metrics: modules of the evaluate library, by local path, hub id or lmkit_classification, lmkit_tagging, lmkit_translation",
+    )
 
 
 class Logging(Section):
@@ -262,6 +278,7 @@ class Recipe(Section):
     name: Name = Field("", description="default: the name of the file")
     task: str = Field("", description="mlm, clm; classification, ner, translation")
     seed: Annotated[int, Field(ge=0)] = Field(13, description="of the weights, the order and the masks")
+    seeds: Positive = Field(1, description="train and evaluate so many runs, with seed, seed + 1, ...")
     model: Model = Field(default_factory=Model.model_construct)
     tokenizer: Tokenizer = Field(default_factory=Tokenizer.model_construct)
     data: Data = Field(default_factory=Data.model_construct)

@@ -126,11 +126,11 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
 
 def fingerprint(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run: all that is learned from, not how it is run."""
-    harmless = {"name", "output", "hardware", "logging", "eval", "generation"}
+    harmless = {"name", "seeds", "output", "hardware", "logging", "eval", "generation"}
     values = json.loads(recipe.model_dump_json(exclude=harmless))
     for key in ("epochs", "max_steps", "max_minutes", "early_stopping", "eval_every"):
         del values["train"][key]
-    for key in ("train", "validation", "test"):
+    for key in ("train", "validation", "test", "folds", "fold"):
         del values["data"][key]  # the content counts, not the path
     data = {split: rows.fingerprint for split, rows in prepared.splits.rows.items()}
     return {"recipe": values, "data": data, "tokenizer": tokenizer_hash(prepared.task.tokenizer)}

@@ -189,6 +189,7 @@ OPTIONS = {
     "pretrain": "RECIPE KEY=VALUE -o --resume --overwrite --smoke --dry-run --json -q -v",
     "finetune": "RECIPE KEY=VALUE -o --resume --overwrite --smoke --dry-run --json -q -v",
     "eval": "RECIPE|RUN KEY=VALUE -o --json -q -v",
+    "compare": "RUN_A RUN_B --metric --split --method --format --confidence --resamples --seed --json -q -v",
     "predict": "RUN TEXT --file --set -q -v",
     "doctor": "--json -q -v",
     "demo": "-o --overwrite --json -q -v",

@@ -162,3 +162,29 @@ def test_the_table_shows_values_with_their_intervals() -> None:
         ["mcc", "-", "-"],
         ["loss", "0.2500"],
     ]
+
+
+def test_further_metrics_stand_beside_the_tasks_own(tiny: Any, tmp_path: Path) -> None:
+    recipe = tiny.recipe("ner", eval={"metrics": ["lmkit_tagging"], "resamples": 20, "interval": "bca"})
+    prepared = tiny.prepared(recipe)
+    found = evaluate_split(
+        tiny.model(recipe),
+        prepared.task,
+        prepared.encoded["validation"],
+        tiny.accelerator,
+        split="validation",
+        options=recipe.eval,
+        budget=999,
+        folder=None,
+    )
+    assert found["metrics"]["lmkit_tagging.f1"]["value"] == found["metrics"]["f1"]["value"]
+    assert found["metrics"]["lmkit_tagging.f1"]["low"] is not None
+    assert "bootstrap:bca|resamples:20" in found["signature"]
+
+
+def test_language_model_has_no_predictions_for_other_metrics(tiny: Any) -> None:
+    from lmkit.commands.evaluate import check_metrics
+    from lmkit.errors import RecipeError
+
+    with pytest.raises(RecipeError, match=r"eval.metrics: a language model has no predictions"):
+        check_metrics(tiny.recipe("clm", eval={"metrics": ["lmkit_tagging"]}))

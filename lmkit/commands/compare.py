@@ -1,0 +1,310 @@
+"""``lmkit compare``: evaluated runs over the same examples -> paired differences, intervals, p-values, verdicts. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmkit import console
+from lmkit.errors import RunError, nearest
+from lmkit.models.source import find_model, is_model_directory
+from lmkit.recipe import Recipe, load_recipe
+from lmkit.run import Run, is_run
+from lmkit.tasks.registry import task_class
+
+if TYPE_CHECKING:
+    from lmkit.evaluation.compare import Method
+    from lmkit.tasks.base import Task
+
+Format = Literal["table", "markdown", "latex"]
+SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True)
+class System:
+    """One side of a comparison.
+
+    Args:
+        name: as it was given.
+        runs: the places of its runs; a run of several places is a cross-validation, whose folds make the whole data.
+    """
+
+    name: str
+    runs: list[list[Path]]
+
+
+def compare(
+    names: Sequence[str],
+    *,
+    metric: str | None = None,
+    split: str | None = None,
+    method: Method = "bootstrap",
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 13,
+    style: Format = "table",
+) -> dict[str, Any]:
+    """Compare two or more evaluated systems.
+
+    Args:
+        names: run directories, or directories with metrics.json and predictions.jsonl; several seeds of one recipe as a
+            list with commas, or as the directory that ``seeds:`` or ``data.folds:`` made.
+        metric: default: the task's first that is not a loss.
+        split: default: test where all have it, else validation.
+
+    Returns:
+        What ``--json`` prints (contract).
+
+    Raises:
+        RunError: not evaluated, another task, or other examples.
+    """
+    from lmkit.evaluation.compare import Test, compare_all, headline, score_together
+
+    test = Test(method, confidence, resamples, seed)
+    if len(names) < 2:
+        raise RunError("nothing to compare with", place=names[0], remedy="name two runs or more: lmkit compare RUN_A RUN_B")
+    systems = [find_system(name) for name in names]
+    if method == "permutation" and any(len(system.runs) > 1 for system in systems):
+        raise RunError(
+            "exchanges outputs of one run with those of one other, and here are several seeds",
+            place="--method permutation",
+            remedy="use --method bootstrap, which knows both sources of variance",
+        )
+    places = [[evaluations(run, split, systems) for run in system.runs] for system in systems]
+    described = [(place, _read_json(place / "metrics.json")) for side in places for run in side for place in run]
+    name = _one_task(described)
+    records = [[[record for place in run for record in read_records(place)] for run in side] for side in places]
+    task = _task(places[0][0][0], name, records)
+    chosen = metric or headline(task)
+    check_examples(
+        task,
+        [(str(run[0]), found) for side, runs in zip(places, records, strict=True) for run, found in zip(side, runs, strict=True)],
+    )
+    _check_tokens(task, chosen, places, records)
+    pairs = compare_all(score_together(task, records, chosen), chosen, test)
+    about = {
+        "task": name,
+        "split": described[0][1]["split"],
+        "examples": len(records[0][0]),
+        "method": method,
+        "confidence": confidence,
+        "resamples": resamples,
+    }
+    console.say(_grid(pairs, names, chosen, confidence, style))
+    for pair in pairs:
+        if "mcnemar_p_value" in pair:
+            console.say(f"McNemar, exact: {names[pair['first']]} and {names[pair['second']]}: p = {pair['mcnemar_p_value']:.4g}")
+    numbered = [{key: value for key, value in pair.items() if key not in ("first", "second")} for pair in pairs]
+    if len(pairs) == 1:
+        return numbered[0] | {"runs": list(names)} | about
+    return {
+        "metric": chosen,
+        "runs": list(names),
+        "pairs": [
+            {"runs": [names[pair["first"]], names[pair["second"]]]} | said for pair, said in zip(pairs, numbered, strict=True)
+        ],
+    } | about
+
+
+# ---------------------------------------------------------------------------------- finding
+
+
+def find_system(name: str) -> System:
+    """The runs that one argument names."""
+    runs = []
+    for part in filter(None, name.split(",")):
+        path = Path(part).expanduser()
+        if not path.is_dir():
+            beside = [str(found) for found in path.parent.glob("*") if found.is_dir()] if path.parent.is_dir() else []
+            close = nearest(part, beside)
+            raise RunError("no such directory", place=part, remedy=f"did you mean {close}?" if close else "name an evaluated run")
+        if (path / "summary.json").is_file():
+            summary = _read_json(path / "summary.json")
+            each = [path / entry["run"] for entry in summary["runs"]]
+            runs += [each] if summary["over"] == "folds" else [[run] for run in each]
+        else:
+            runs.append([path])
+    return System(name, runs)
+
+
+def evaluations(run: list[Path], split: str | None, systems: Sequence[System]) -> list[Path]:
+    """The folders with the predictions of a run's places: of the split asked for, else of the first that all have."""
+    every = [place for system in systems for each in system.runs for place in each]
+    wanted = [split] if split else [name for name in SPLITS if all(_has(place, name) for place in every)]
+    if not wanted:
+        wanted = [next((name for name in SPLITS if any(_has(place, name) for place in every)), "test")]
+    for place in run:
+        if not _has(place, wanted[0]):
+            there = [found.name for found in sorted((place / "eval").glob("*")) if _has(place, found.name)]
+            also = f"; there are: {', '.join(there)} (--split)" if there else ""
+            raise RunError(f"not evaluated on {wanted[0]}{also}", place=str(place), remedy=f"lmkit eval {place}")
+    return [place if _is_evaluation(place) else place / "eval" / wanted[0] for place in run]
+
+
+def _is_evaluation(folder: Path) -> bool:
+    return (folder / "predictions.jsonl").is_file() and (folder / "metrics.json").is_file()
+
+
+def _has(place: Path, split: str) -> bool:
+    return _is_evaluation(place) or _is_evaluation(place / "eval" / split)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"not readable as JSON: {error}", place=str(path), remedy="evaluate it anew: lmkit eval RUN") from None
+    return found
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of predictions.jsonl."""
+    path = folder / "predictions.jsonl"
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise RunError(
+                    f"not readable as JSON: {error}", place=f"{path}:{number}", remedy="evaluate it anew: lmkit eval RUN"
+                ) from None
+
+
+# ---------------------------------------------------------------------------------- checking
+
+
+def _one_task(described: Sequence[tuple[Path, dict[str, Any]]]) -> str:
+    first, about = described[0]
+    for place, other in described[1:]:
+        if other["task"] != about["task"]:
+            raise RunError(
+                f"different tasks: {first} is {about['task']}, this is {other['task']}",
+                place=str(place),
+                remedy="compare runs of one task, on the same examples",
+            )
+    return str(about["task"])
+
+
+def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, Any]]]]) -> Task:
+    """The task with what its model learned; where the model is not beside the predictions, the labels that occur."""
+    run = place.absolute().parents[1]
+    recipe, facts = Recipe(task=name), {}
+    if is_run(run) and is_model_directory(run / "model"):
+        recipe, facts = load_recipe(Run(run).recipe_file), dict(find_model(str(run)).description.get("facts", {}))
+    cls = task_class(name)
+    if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
+        values = [record[key] for side in records for found in side for record in found for key in ("gold", "prediction")]
+        facts["labels"] = sorted({label for value in values for label in (value if isinstance(value, list) else [value])})
+    return cls(recipe, facts, None)  # scoring reads no tokens
+
+
+def check_examples(task: Task, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:
+    """Refuse runs over different examples, naming the first line that differs from the first run's.
+
+    Raises:
+        RunError: another number of lines, another id, input or gold.
+    """
+    keys = ["id", "gold", *(field.name for field in task.fields if not field.gold)]
+    (first, reference), *others = runs
+    for place, records in others:
+        for number, (mine, its) in enumerate(zip_longest(reference, records), 1):
+            if mine is None or its is None:
+                problem = f"{len(records)} examples, and {first} has {len(reference)}"
+            elif key := next((key for key in keys if mine.get(key) != its.get(key)), None):
+                problem = f"line {number} is another example than in {first}: {key} is {_short(its.get(key))}, there {_short(mine.get(key))}"
+            else:
+                continue
+            raise RunError(
+                problem,
+                place=f"{place}/predictions.jsonl",
+                remedy="evaluate both on the same file: lmkit eval RUN data.test=FILE",
+            )
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _check_tokens(task: Task, metric: str, places: list[list[list[Path]]], records: list[list[list[dict[str, Any]]]]) -> None:
+    """Refuse losses that are of other tokens: a loss a token says nothing across tokenizers."""
+    if metric == "bits_per_byte" or (task.stage != "pretrain" and metric != "loss"):
+        return
+    manifests = [run[0].absolute().parents[1] / "manifest.json" for side in places for run in side]
+    if task.stage == "pretrain" and all(path.is_file() for path in manifests):
+        differ = len({_read_json(path)["tokenizer"]["sha256"] for path in manifests}) > 1  # masks may, with the seed
+    else:
+        items = [[record["items"] for record in run] for side in records for run in side]
+        differ = any(each != items[0] for each in items[1:])
+    if differ:
+        remedy = (
+            "--metric bits_per_byte does not depend on tokens"
+            if "bits_per_byte" in task.metrics
+            else "compare runs with one tokenizer"
+        )
+        raise RunError(
+            "the runs cut the text into different tokens, so what they lose a token is no measure",
+            place=f"--metric {metric}",
+            remedy=remedy,
+        )
+
+
+# ---------------------------------------------------------------------------------- showing
+
+
+def _grid(pairs: Sequence[dict[str, Any]], names: Sequence[str], metric: str, confidence: float, style: Format) -> str:
+    header = ["a", "b", f"{metric} of a", "of b", "difference", f"{confidence * 100:g} % interval", "p", "verdict"]
+    if len(pairs) > 1:
+        header.insert(7, "p (Holm)")
+    rows = []
+    for pair in pairs:
+        bounds = f"{pair['low']:+.4f} ... {pair['high']:+.4f}" if None not in (pair["low"], pair["high"]) else "-"
+        ps = [f"{pair[key]:.4g}" for key in ("p_value", "p_holm") if key in pair]
+        values = [_number(pair["a"]), _number(pair["b"]), _number(pair["difference"], "+")]
+        rows.append([names[pair["first"]], names[pair["second"]], *values, bounds, *ps, pair["verdict"]])
+    if style == "markdown":
+        return markdown(header, rows)
+    return latex(header, rows) if style == "latex" else console.table(header, rows)
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    >>> print(markdown(["a", "p"], [["x|y", "0.1"]]))
+    | a | p |
+    |---|---|
+    | x\\|y | 0.1 |
+    """
+    lines = [["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in part] for part in ([header], rows)]
+    return "\n".join([*lines[0], "|" + "---|" * len(header), *lines[1]])
+
+
+LATEX = {sign: "\\" + sign for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A LaTeX table for the package booktabs."""
+    lines = [" & ".join("".join(LATEX.get(sign, sign) for sign in cell) for cell in row) + r" \\" for row in [header, *rows]]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{'l' * len(header)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )

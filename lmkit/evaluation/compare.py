@@ -1,0 +1,115 @@
+"""Systems on the same examples: statistics scored together, differences tested pair by pair."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lmkit.errors import LmkitError, suggest
+from lmkit.evaluation.evaluate import finite, is_better
+from lmkit.metrics.comparison import Difference, holm, mcnemar, paired_bootstrap, permutation_test
+from lmkit.metrics.statistics import Statistics, ratio
+from lmkit.tasks.base import Task
+
+Method = Literal["bootstrap", "permutation"]
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a comparison is made; ``resamples`` counts exchanges too."""
+
+    __test__ = False  # not one of pytest's
+
+    method: Method = "bootstrap"
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 13
+
+
+def headline(task: Task) -> str:
+    """The metric of a task that is compared where none is named."""
+    if task.stage == "pretrain":
+        return "bits_per_byte" if "bits_per_byte" in task.metrics else "loss"
+    return next(metric for metric in task.metrics if metric != "loss")
+
+
+def score_together(task: Task, systems: Sequence[Sequence[Records]], metric: str) -> list[list[Statistics]]:
+    """The statistics of each run of each system, with the same columns for all.
+
+    Args:
+        systems: the runs of each system, the lines of predictions.jsonl of each run; all over the same examples.
+
+    Raises:
+        LmkitError: these predictions have no such metric.
+    """
+    runs = [run for system in systems for run in system]
+    examples = len(runs[0])
+    records = [record for run in runs for record in run]
+    together = task.score(records)
+    known = list(together.values())
+    if metric not in known:
+        if metric != "loss" or not all("nll" in record and "items" in record for record in records):
+            raise LmkitError(f"{task.name} has no metric {metric!r}", place="--metric", remedy=suggest(metric, known))
+        together = loss_statistics(records)
+    parts = iter([together.select(np.arange(start, start + examples)) for start in range(0, len(records), examples)])
+    return [[next(parts) for _ in system] for system in systems]
+
+
+def loss_statistics(records: Records) -> Statistics:
+    """The mean loss over the labels that count, in nats."""
+    counts = np.array([[record["nll"], record["items"]] for record in records], np.float64).reshape(-1, 2)
+    return Statistics(counts, lambda sums: {"loss": ratio(sums[..., 0], sums[..., 1], undefined=math.nan)})
+
+
+def compare_pair(a: Sequence[Statistics], b: Sequence[Statistics], metric: str, test: Test) -> dict[str, Any]:
+    """One system against another, as JSON; see the contract.
+
+    The interval is the paired bootstrap's; so is the p-value, unless the method is ``permutation``.
+    """
+    found = paired_bootstrap(a, b, metric, confidence=test.confidence, resamples=test.resamples, seed=test.seed)
+    p_value = found.p_value
+    if test.method == "permutation":
+        p_value = permutation_test(a[0], b[0], metric, resamples=test.resamples, seed=test.seed)
+    said: dict[str, Any] = {
+        "metric": metric,
+        "a": finite(found.a),
+        "b": finite(found.b),
+        "difference": finite(found.difference),
+        "low": finite(found.low),
+        "high": finite(found.high),
+        "p_value": p_value,
+        "verdict": verdict(metric, found, p_value, test.confidence),
+    }
+    if metric == "accuracy" and len(a) == len(b) == 1 and (exact := mcnemar(a[0], b[0])) is not None:
+        said["mcnemar_p_value"] = exact
+    return said
+
+
+def verdict(metric: str, found: Difference, p_value: float, confidence: float) -> str:
+    """``a is better``, ``b is better`` or ``not distinguishable``; for losses and errors less is better."""
+    if not p_value <= 1 - confidence + 1e-12 or found.a == found.b:
+        return "not distinguishable"
+    return "b is better" if is_better(metric, found.b, found.a) else "a is better"
+
+
+def compare_all(systems: Sequence[Sequence[Statistics]], metric: str, test: Test) -> list[dict[str, Any]]:
+    """Every pair of systems, with ``first`` and ``second`` their numbers; of several, the verdict allows for all that were made.
+
+    ``p_holm`` is the p-value after Holm's correction; the intervals are each pair's own.
+    """
+    pairs = []
+    for first, second in itertools.combinations(range(len(systems)), 2):
+        said = compare_pair(systems[first], systems[second], metric, test)
+        pairs.append({"first": first, "second": second} | said)
+    if len(pairs) > 1:
+        for said, adjusted in zip(pairs, holm([said["p_value"] for said in pairs]), strict=True):
+            said["p_holm"] = adjusted
+            if adjusted > 1 - test.confidence + 1e-12:
+                said["verdict"] = "not distinguishable"
+    return pairs

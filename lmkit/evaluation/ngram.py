@@ -1,0 +1,116 @@
+"""An interpolated Kneser-Ney n-gram model (Kneser and Ney 1995; Chen and Goodman 1999), exact, in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmkit.tasks.base import IGNORE
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def grams(seen: Sequence[int], labels: Sequence[int], *, order: int, causal: bool, pad: int) -> Integers:
+    """What is to be predicted, each with the tokens before it: ``(targets, order)``, the target last.
+
+    Args:
+        seen: what the model reads. labels: of the same length, -100 where nothing is predicted.
+        causal: a label is the token after its position, as for causal models; else the token at it.
+        pad: stands for what is before the beginning.
+    """
+    line = np.concatenate([np.full(order - 1, pad), np.asarray(seen, np.int64)])
+    targets = np.asarray(labels, np.int64)
+    positions = np.flatnonzero(targets != IGNORE)
+    found = np.empty((len(positions), order), np.int64)
+    for column in range(order - 1):
+        found[:, column] = line[positions + column + causal]
+    found[:, -1] = targets[positions]
+    return found
+
+
+@dataclass(frozen=True)
+class _Level:
+    """N-grams of one length: a context is a number, an n-gram is ``context * base + token``; both sorted."""
+
+    context_keys: Integers  # (contexts,) shorter context * base + the token before it
+    gram_keys: Integers  # (grams,)
+    probability: Floats  # (grams,)
+    left: Floats  # (contexts,) the share that is left to shorter contexts
+    best_token: Integers  # (contexts,) the likeliest next token, seen here or not
+    best_probability: Floats
+
+
+class KneserNey:
+    """Probabilities of tokens after up to ``order - 1`` others.
+
+    The longest n-grams count as often as they occur, shorter ones by the number of different tokens before them. One
+    discount a length, n1 / (n1 + 2 n2), or 0.75 where that is not between 0 and 1; unseen tokens share what the
+    shortest leave, equally.
+
+    Args:
+        training: ``(targets, order)`` as ``grams`` makes them.
+        vocabulary: number of tokens; larger numbers may stand in contexts, up to ``vocabulary`` itself (padding).
+    """
+
+    def __init__(self, training: Integers, vocabulary: int):
+        self.vocabulary, self.order, self._base = vocabulary, training.shape[1], vocabulary + 1
+        self._levels: list[_Level] = []
+        found = [self._count(training, length) for length in range(1, self.order + 1)]
+        for length, (context_keys, gram_keys, first, inverse) in enumerate(found, 1):
+            if length == self.order:
+                counts = np.bincount(inverse, minlength=len(gram_keys))
+            else:  # how many longer n-grams end so
+                counts = np.bincount(inverse[found[length][2]], minlength=len(gram_keys))
+            lower = self._levels[-1].probability[found[length - 2][3][first]] if length > 1 else 1 / vocabulary
+            self._levels.append(self._level(context_keys, gram_keys, counts, lower))
+
+    def _count(self, training: Integers, length: int) -> tuple[Integers, Integers, Integers, Integers]:
+        """Sorted contexts and n-grams of a length, where each n-gram stands first, and which n-gram each target is."""
+        context_keys, context = np.zeros(1, np.int64), np.zeros(len(training), np.int64)
+        for distance in range(1, length):
+            context_keys, context = np.unique(context * self._base + training[:, -1 - distance], return_inverse=True)
+        keys, first, inverse = np.unique(context * self._base + training[:, -1], return_index=True, return_inverse=True)
+        return context_keys, keys, first, inverse
+
+    def _level(self, context_keys: Integers, gram_keys: Integers, counts: Integers, lower: Floats | float) -> _Level:
+        context = gram_keys // self._base
+        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+        discount = once / (once + 2 * twice) if once and twice else 0.75
+        total = np.bincount(context, counts, minlength=len(context_keys))
+        left = discount * np.bincount(context, minlength=len(context_keys)) / total
+        probability = (counts - discount) / total[context] + left[context] * lower
+        starts = np.searchsorted(context, np.arange(len(context_keys)))
+        best = np.maximum.reduceat(probability, starts)
+        winners = np.flatnonzero(probability == best[context])
+        token = gram_keys[winners[np.searchsorted(context[winners], np.arange(len(context_keys)))]] % self._base
+        if self._levels:  # the best of a shorter context, not seen after this one, may still be likelier
+            parent, shorter = context_keys // self._base, self._levels[-1]
+            unseen = left * shorter.best_probability[parent]
+            token = np.where(unseen > best, shorter.best_token[parent], token)
+            best = np.maximum(best, unseen)
+        return _Level(context_keys, gram_keys, probability, left, token, best)
+
+    def predict(self, wanted: Integers) -> tuple[Floats, Integers]:
+        """The probability of each target ``(targets,)``, and the token that is likeliest there."""
+        probability = np.full(len(wanted), 1 / self.vocabulary)
+        context, known = np.zeros(len(wanted), np.int64), np.ones(len(wanted), bool)
+        likeliest = np.zeros(len(wanted), np.int64)
+        for length, level in enumerate(self._levels, 1):
+            if length > 1:
+                context, there = _find(level.context_keys, context * self._base + wanted[:, -length])
+                known = known & there
+            gram, seen = _find(level.gram_keys, context * self._base + wanted[:, -1])
+            here = np.where(seen, level.probability[gram], level.left[context] * probability)
+            probability = np.where(known, here, probability)
+            likeliest = np.where(known, level.best_token[context], likeliest)
+        return probability, likeliest
+
+
+def _find(keys: Integers, wanted: Integers) -> tuple[Integers, NDArray[np.bool_]]:
+    """Where each wanted key stands among the sorted ones (any place where it does not), and whether it does."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return places, keys[places] == wanted

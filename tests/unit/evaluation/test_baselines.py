@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmkit.errors import RecipeError
+from lmkit.evaluation.baselines import (
+    BASELINES,
+    baselines,
+    baselines_table,
+    check_baselines,
+    ibm_model_1,
+    logistic_regression,
+    most_frequent_tags,
+    word_by_word,
+)
+from lmkit.evaluation.evaluate import evaluate_split
+from lmkit.metrics import classification_statistics
+from lmkit.recipe.schema import Eval
+from lmkit.tasks.registry import TASKS
+
+NAMES = {
+    "classification": {"majority_class", "tfidf_logistic_regression"},
+    "ner": {"most_frequent_tag"},
+    "translation": {"source_copy", "nearest_training_pair", "word_by_word"},
+    "mlm": {"kneser_ney_4_gram"},
+    "clm": {"kneser_ney_4_gram"},
+}
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_every_task_has_its_sceptics(tiny: Any, task: str, tmp_path: Path) -> None:
+    """Written beside the metrics, over the same items, with a paired verdict; JSON throughout."""
+    recipe = tiny.recipe(task, data={"max_rows": 30}, eval={"resamples": 60})
+    prepared = tiny.prepared(recipe)
+    test = prepared.encoded["validation"]
+
+    def beside(records: list[dict[str, Any]]) -> dict[str, Any]:
+        return baselines(prepared.task, prepared.splits.rows["train"], test, records, recipe.eval, seed=1)
+
+    found = evaluate_split(
+        tiny.model(recipe),
+        prepared.task,
+        test,
+        tiny.accelerator,
+        split="validation",
+        options=recipe.eval,
+        budget=999,
+        folder=tmp_path / "eval",
+        beside=beside,
+    )
+    assert found == json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert found["baselines"].keys() == NAMES[task]
+    for each in found["baselines"].values():
+        assert each["metrics"].keys() == found["metrics"].keys()
+        metric = each["metric"]
+        assert each["difference"] == pytest.approx(found["metrics"][metric]["value"] - each["metrics"][metric]["value"])
+        assert each["low"] <= each["difference"] <= each["high"]
+        assert each["verdict"] in ("model is better", "baseline is better", "not distinguishable")
+    assert "this model" in baselines_table(found)
+
+
+def test_ngrams_know_more_than_a_random_model_of_the_same_tokens(tiny: Any) -> None:
+    recipe = tiny.recipe("clm", data={"max_rows": 200}, eval={"resamples": 100})
+    prepared = tiny.prepared(recipe)
+    test = prepared.encoded["validation"]
+    records = next(iter(BASELINES["clm"](prepared.task, prepared.splits.rows["train"], test, [{}] * len(test)).values()))
+    assert [record["items"] for record in records] == [sum(len(p["labels"]) for p in test.example(i)) for i in range(len(test))]
+    loss = sum(record["nll"] for record in records) / sum(record["items"] for record in records)
+    assert 1 < loss < 0.8 * math.log(len(prepared.task.tokenizer))
+
+
+def test_logistic_regression_is_well_above_chance_on_real_tweets(tiny: Any) -> None:
+    splits = tiny.splits(tiny.recipe("classification", data={"max_rows": 600}))
+    train, test = splits.rows["train"][:], splits.rows["validation"][:]
+    found = logistic_regression([r["text"] for r in train], [r["label"] for r in train], [r["text"] for r in test])
+    gold = [r["label"] for r in test]
+    accuracy = classification_statistics(gold, found, splits.facts["labels"]).values()["accuracy"]
+    assert accuracy > max(gold.count(label) for label in set(gold)) / len(gold) + 0.05
+
+
+def test_texts_without_spaces_are_read_by_characters() -> None:
+    texts = ["很好喜歡", "喜歡很好", "難過不好", "不好難過"] * 3
+    assert logistic_regression(texts, ["+", "+", "-", "-"] * 3, ["喜歡", "難過"]) == ["+", "-"]
+
+
+def test_most_frequent_tag_of_a_word_and_outside_for_the_unknown() -> None:
+    seen = [(["May", "May", "May", "York"], ["B-PER", "O", "O", "I-LOC"])]
+    assert most_frequent_tags(seen, [["May", "York", "x"]], labels=["O"]) == [["O", "B-LOC", "O"]]
+
+
+def test_parts_of_speech_have_no_outside() -> None:
+    seen = [(["the", "dog", "cat"], ["DET", "NOUN", "NOUN"])]
+    assert most_frequent_tags(seen, [["the", "cow"]], labels=["DET", "NOUN"]) == [["DET", "NOUN"]]
+
+
+def test_dictionary_finds_what_always_goes_together() -> None:
+    pairs = [("the house", "das Haus"), ("the book", "das Buch"), ("a book", "ein Buch")]
+    assert ibm_model_1(pairs) == {"the": "das", "house": "haus", "book": "buch", "a": "ein"}
+    assert word_by_word(pairs, ["A house, the zebra!"]) == ["Ein haus, das zebra!"]
+
+
+def test_baseline_without_training_rows_is_refused() -> None:
+    check_baselines("ner", True)
+    with pytest.raises(RecipeError, match=r"eval.baseline: no data to learn a baseline from"):
+        check_baselines("ner", False)
+
+
+def test_every_task_is_known_here_or_refused() -> None:
+    for task in set(TASKS) - set(BASELINES):
+        with pytest.raises(RecipeError, match="no baseline"):
+            check_baselines(task, True)
+
+
+def test_no_resamples_no_verdict(tiny: Any) -> None:
+    recipe = tiny.recipe("classification")
+    prepared = tiny.prepared(recipe)
+    test = prepared.encoded["validation"]
+    records = [{"gold": row["label"], "prediction": "positive"} for row in test.rows]
+    found = baselines(prepared.task, prepared.splits.rows["train"], test, records, Eval(resamples=0), seed=1)
+    assert all(each.keys() == {"metrics"} for each in found.values())
