@@ -104,39 +104,82 @@ def _answer(records: Sequence[Record], predictions: Sequence[Any]) -> list[Recor
 
 def _classification(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
     rows = _first(train)
-    if not all(isinstance(row["label"], str) for row in rows[:1]):
-        raise RecipeError("there is no baseline for labels of this kind", place="eval.baseline", remedy="leave it out")
-    fields = [field.name for field in task.fields if field.kind == "text" and not field.gold]
+    fields = [field.name for field in task.fields_of(task.recipe, task.facts, None) if field.kind == "text"]
     texts, wanted = ([_joined(row, fields) for row in found] for found in (rows, test.rows))
-    labels = [row["label"] for row in rows]
-    majority = max(sorted(set(labels)), key=Counter(labels).__getitem__)
-    found = {"majority_class": _answer(records, [majority] * len(records))}
-    if len(set(labels)) > 1:
-        found["tfidf_logistic_regression"] = _answer(records, logistic_regression(texts, labels, wanted))
+    gold: list[Any] = [row["label"] for row in rows]
+    if isinstance(gold[0], float):
+        mean = sum(gold) / len(gold)
+        return {
+            "mean": _answer(records, [mean] * len(records)),
+            "tfidf_ridge_regression": _answer(records, ridge_regression(texts, gold, wanted)),
+        }
+    if isinstance(gold[0], list):
+        counts = Counter(label for labels in gold for label in labels)
+        usual = sorted(label for label, count in counts.items() if 2 * count >= len(gold))
+        by_label = {
+            label: logistic_regression(texts, [str(label in labels) for labels in gold], wanted)
+            for label, count in counts.items()
+            if count < len(gold)
+        }
+        answers = [
+            [
+                label
+                for label in task.facts["labels"]
+                if label in counts and by_label.get(label, ["True"] * len(wanted))[i] == "True"
+            ]
+            for i in range(len(wanted))
+        ]
+        return {
+            "usual_labels": _answer(records, [usual or _commonest(counts)] * len(records)),
+            "tfidf_logistic_regression": _answer(records, answers),
+        }
+    found = {"majority_class": _answer(records, _commonest(Counter(gold)) * len(records))}
+    if len(set(gold)) > 1:
+        found["tfidf_logistic_regression"] = _answer(records, logistic_regression(texts, gold, wanted))
     return found
+
+
+def _commonest(counts: Counter[str]) -> list[str]:
+    """The commonest one, the first by the alphabet of several."""
+    return [max(sorted(counts), key=counts.__getitem__)]
 
 
 def _joined(row: Record, fields: Sequence[str]) -> str:
     return "\n".join(row[name] for name in fields if row.get(name))
 
 
-def logistic_regression(texts: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Labels by logistic regression on tf-idf of words and pairs of them; of characters where words are not spaced."""
-    from sklearn.exceptions import ConvergenceWarning
+def _tfidf(texts: Sequence[str]) -> Any:
+    """tf-idf of words and pairs of them; of characters where words are not spaced."""
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
 
     sample = "".join(texts[:500])
     unspaced = len(re.findall(f"[{HAN}\u0e00-\u0eff]", sample)) > 0.2 * len(sample)
     units: dict[str, Any] = (
         {"analyzer": "char", "ngram_range": (1, 3)} if unspaced else {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]"}
     )
-    vectors = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1, max_features=30_000, **units)
+    return TfidfVectorizer(sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1, max_features=30_000, **units)
+
+
+def logistic_regression(texts: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Labels by logistic regression on tf-idf."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    vectors = _tfidf(texts)
     model = LogisticRegression(C=10, max_iter=50)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # good enough is good enough here
         model.fit(vectors.fit_transform(texts), labels)
     return [str(label) for label in model.predict(vectors.transform(wanted))]
+
+
+def ridge_regression(texts: Sequence[str], numbers: Sequence[float], wanted: Sequence[str]) -> list[float]:
+    """Numbers by ridge regression on tf-idf."""
+    from sklearn.linear_model import Ridge
+
+    vectors = _tfidf(texts)
+    model = Ridge(alpha=1.0).fit(vectors.fit_transform(texts), numbers)
+    return [float(number) for number in model.predict(vectors.transform(wanted))]
 
 
 # ---------------------------------------------------------------------------------- tagging

@@ -314,7 +314,8 @@ def _explain_unknown(path: list[str]) -> str:
     if same_name:
         return f"unknown key; did you mean {' or '.join(same_name)}?"
     if close := nearest(name, siblings):
-        return f"unknown key; did you mean {'.'.join([*path[:-1], close])}?"
+        alike = [key for key in siblings if key.rstrip("s") == close.rstrip("s")]  # seed and seeds, fold and folds
+        return f"unknown key; did you mean {' or '.join('.'.join([*path[:-1], key]) for key in alike)}?"
     if elsewhere := nearest(name, [key.split(".")[-1] for key in everywhere]):
         places = [key for key in everywhere if key.split(".")[-1] == elsewhere]
         return f"unknown key; did you mean {' or '.join(places)}?"

@@ -25,6 +25,9 @@ from lmkit.tasks.registry import TASKS
 
 NAMES = {
     "classification": {"majority_class", "tfidf_logistic_regression"},
+    "pairs": {"majority_class", "tfidf_logistic_regression"},
+    "multi_label": {"usual_labels", "tfidf_logistic_regression"},
+    "regression": {"mean", "tfidf_ridge_regression"},
     "ner": {"most_frequent_tag"},
     "translation": {"source_copy", "nearest_training_pair", "word_by_word"},
     "mlm": {"kneser_ney_4_gram"},
