@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
+    from lmkit.evaluation.records import Record
     from lmkit.tasks.base import Task
 
 
@@ -90,7 +91,7 @@ def evaluate(
     if train is not None:
         from lmkit.evaluation.baselines import baselines, baselines_table
 
-        def beside(records: list[dict[str, Any]]) -> dict[str, Any]:
+        def beside(records: Sequence[Record]) -> dict[str, Any]:
             return baselines(task, train, encoded, records, recipe.eval, seed=recipe.seed)
 
     result = evaluate_split(

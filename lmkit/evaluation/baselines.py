@@ -20,11 +20,11 @@ from lmkit.errors import RecipeError
 from lmkit.evaluation.compare import Test, compare_pair, headline, score_together
 from lmkit.evaluation.evaluate import finite
 from lmkit.evaluation.ngram import KneserNey, grams
+from lmkit.evaluation.records import Record
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.recipe.schema import Eval
 from lmkit.tasks.base import Task
 
-Record = dict[str, Any]
 Answers = dict[str, list[Record]]
 # more would take minutes, and what is beyond is said
 MOST_ROWS, MOST_TOKENS, MOST_LINKS = 20_000, 2_000_000, 3_000_000
@@ -33,7 +33,7 @@ HAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+(?:['’-][^\W{HAN}]+)*|[^\w\s]")
 
 
-def baselines(task: Task, train: Rows, test: Encoded, records: list[Record], options: Eval, *, seed: int) -> dict[str, Any]:
+def baselines(task: Task, train: Rows, test: Encoded, records: Sequence[Record], options: Eval, *, seed: int) -> dict[str, Any]:
     """Every baseline of the task with its metrics, and how much better the model is: the ``baselines`` of metrics.json.
 
     Args:
@@ -89,20 +89,23 @@ def check_baselines(task: str, has_train: bool) -> None:
         raise RecipeError("no data to learn a baseline from", place="eval.baseline", remedy="give data.train, or leave it out")
 
 
-def _first(train: Rows, most: int = MOST_ROWS) -> list[Record]:
+def _first(train: Rows, most: int = MOST_ROWS) -> list[dict[str, Any]]:
     if len(train) > most:
         console.say(f"baselines: learned from the first {most:,} of {len(train):,} training rows")
     return train[:most]
 
 
 def _answer(records: Sequence[Record], predictions: Sequence[Any]) -> list[Record]:
-    return [record | {"prediction": prediction} for record, prediction in zip(records, predictions, strict=True)]
+    answers: list[Record] = [
+        {**record, "prediction": prediction} for record, prediction in zip(records, predictions, strict=True)
+    ]
+    return answers
 
 
 # ---------------------------------------------------------------------------------- classification
 
 
-def _classification(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+def _classification(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
     rows = _first(train)
     fields = [field.name for field in task.fields_of(task.recipe, task.facts, None) if field.kind == "text"]
     texts, wanted = ([_joined(row, fields) for row in found] for found in (rows, test.rows))
@@ -185,7 +188,7 @@ def ridge_regression(texts: Sequence[str], numbers: Sequence[float], wanted: Seq
 # ---------------------------------------------------------------------------------- tagging
 
 
-def _tagging(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+def _tagging(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
     rows = _first(train)
     tags = most_frequent_tags(
         [(row["tokens"], row["tags"]) for row in rows], [row["tokens"] for row in test.rows], labels=task.facts["labels"]
@@ -225,7 +228,7 @@ def most_frequent_tags(
 # ---------------------------------------------------------------------------------- translation
 
 
-def _translation(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+def _translation(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
     pairs = [(row["source"], row["target"]) for row in _first(train)]
     sources = [row["source"] for row in test.rows]
     return {
@@ -304,7 +307,7 @@ def ibm_model_1(pairs: Sequence[tuple[str, str]], *, rounds: int = 5) -> dict[st
 # ---------------------------------------------------------------------------------- language models
 
 
-def _language_model(task: Task, train: Rows, test: Encoded, records: list[Record]) -> Answers:
+def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
     """The n-gram model over the model's tokens, asked for the tokens that the model is asked for.
 
     For a masked model these are the hidden ones, from what is to be seen on their left.
@@ -322,7 +325,7 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: list[Record
             console.say(f"baselines: learned from the first {tokens:,} of about {learned.tokens:,} training tokens")
             break
     model = KneserNey(np.concatenate(parts), vocabulary)
-    answers = []
+    answers: list[Record] = []
     for number, record in enumerate(records):
         batches = [task.collate([[piece]]) for piece in test.example(number)]
         wanted = np.concatenate(
@@ -337,11 +340,11 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: list[Record
             "items": len(wanted),
             "correct": int((likeliest == wanted[:, -1]).sum()),
         }
-        answers.append(record | sums)
+        answers.append({**record, **sums})
     return {f"kneser_ney_{ORDER}_gram": answers}
 
 
-BASELINES: dict[str, Callable[[Task, Rows, Encoded, list[Record]], Answers]] = {
+BASELINES: dict[str, Callable[[Task, Rows, Encoded, Sequence[Record]], Answers]] = {
     "classification": _classification,
     "ner": _tagging,
     "translation": _translation,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from lmkit.data.encode import Encoded
 from lmkit.data.plan import micro_batches
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
-from lmkit.evaluation.records import headline
+from lmkit.evaluation.records import Record, headline, store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.heads import unwrap_parallel
 from lmkit.recipe.schema import Eval
@@ -110,10 +112,11 @@ def _array(values: list[int]) -> Any:
     return np.asarray(values, dtype=np.int64)
 
 
-def measure(records: list[dict[str, Any]], task: Task, *, seconds: float) -> Evaluated:
+def measure(records: Sequence[Record], task: Task, *, seconds: float) -> Evaluated:
     """Records -> statistics and token-weighted loss."""
-    items = sum(record["items"] for record in records)
-    loss = sum(record["nll"] for record in records) / items if items else math.nan
+    counted = [(record["nll"], record["items"]) for record in records]
+    items = sum(count for _, count in counted)
+    loss = sum(nll for nll, _ in counted) / items if items else math.nan
     return Evaluated(task.score(records), loss, len(records), seconds)
 
 
@@ -124,8 +127,10 @@ def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator,
     if metric == "loss":
         value = mean_loss(model, task, encoded, accelerator, budget=budget)
     else:
-        records = list(predict_records(model, task, encoded, accelerator, budget=budget))
-        value = measure(records, task, seconds=0).value(metric) if accelerator.is_main_process else 0.0
+        predicted = predict_records(model, task, encoded, accelerator, budget=budget)
+        with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
+            records = store(predicted, Path(folder) / "predictions.jsonl")
+            value = measure(records, task, seconds=0).value(metric) if accelerator.is_main_process else 0.0
     found = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
@@ -188,7 +193,7 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
     return found
 
 
-def further_metrics(records: list[dict[str, Any]], task: Task, options: Eval, *, taken: list[str]) -> dict[str, Any]:
+def further_metrics(records: Sequence[Record], task: Task, options: Eval, *, taken: list[str]) -> dict[str, Any]:
     """What ``eval.metrics`` names, as it stands in metrics.json."""
     from lmkit.metrics.custom import custom_metrics
 
@@ -224,9 +229,9 @@ def evaluate_split(
     split: str,
     options: Eval,
     budget: int,
-    folder: Path | None,
+    folder: Path,
     background: Background | None = None,
-    beside: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+    beside: Callable[[Sequence[Record]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Predict, measure and analyse; write ``metrics.json``, ``predictions.jsonl``, ``analysis.json`` and ``report.html``.
 
@@ -239,28 +244,27 @@ def evaluate_split(
         The content of metrics.json on the first rank, an empty mapping on the others.
     """
     started = time.perf_counter()
-    records = list(predict_records(model, task, encoded, accelerator, budget=budget))
+    predicted = predict_records(model, task, encoded, accelerator, budget=budget)
     if not accelerator.is_main_process:
+        deque(predicted, maxlen=0)
         return {}
-    evaluated = measure(records, task, seconds=time.perf_counter() - started)
-    found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
-    if options.metrics:
-        found["metrics"] |= further_metrics(records, task, options, taken=list(found["metrics"]))
-    if beside is not None:
-        found["baselines"] = beside(records)
-    if folder is not None:
-        with atomic_directory(folder) as aside:
-            with (aside / "predictions.jsonl").open("w", encoding="utf-8") as out:
-                out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            (aside / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            explain(aside, found, records, evaluated, encoded, task, options, background or Background())
+    with atomic_directory(folder) as aside:
+        records = store(predicted, aside / "predictions.jsonl")
+        evaluated = measure(records, task, seconds=time.perf_counter() - started)
+        found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
+        if options.metrics:
+            found["metrics"] |= further_metrics(records, task, options, taken=list(found["metrics"]))
+        if beside is not None:
+            found["baselines"] = beside(records)
+        (aside / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        explain(aside, found, records, evaluated, encoded, task, options, background or Background())
     return found
 
 
 def explain(
     folder: Path,
     found: dict[str, Any],
-    records: list[dict[str, Any]],
+    records: Sequence[Record],
     evaluated: Evaluated,
     encoded: Encoded,
     task: Task,

@@ -1,10 +1,14 @@
-"""What kind of lines predictions.jsonl holds, told from the lines themselves: every analysis begins here."""
+"""The lines of predictions.jsonl: kept on the disk, and what kind they are told from themselves."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
 
 from lmkit.metrics.tagging import is_iob2
 
@@ -27,6 +31,46 @@ def kind_of(records: Sequence[Record]) -> Kind:
     if isinstance(gold, (list, tuple)):
         return "labels"
     return "number" if isinstance(gold, (int, float)) else "language"
+
+
+class StoredRecords(Sequence[Record]):
+    """Lines of a predictions.jsonl, read when they are asked for: memory holds where they begin, not what they say.
+
+    Iterating reads the file once, from its beginning to its end [transformers#8476].
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as lines:
+            ends = np.cumsum(np.fromiter(map(len, lines), np.int64))
+        self._starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Record]:
+        with self.path.open("rb") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        with self.path.open("rb") as lines:
+            found = []
+            for start in np.atleast_1d(self._starts[index]).tolist():
+                lines.seek(start)
+                found.append(json.loads(lines.readline()))
+        return found if isinstance(index, slice) else found[0]
+
+
+def store(records: Iterable[Record], path: Path) -> StoredRecords:
+    """Write records as they come, a line each."""
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return StoredRecords(path)
 
 
 def text_of(record: Record) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from html import escape
 from typing import Any
 
@@ -18,15 +19,26 @@ MOST = 500  # rows in the page
 AROUND = 12  # words that stay on both sides of a wrong one
 
 
-def chosen(records: Sequence[Record], kind: Kind) -> list[Record]:
-    """The rows to look at, worst first: those that are wrong, or where that cannot be said all."""
+def chosen(records: Sequence[Record], kind: Kind, *, first: Container[Any] = ()) -> tuple[int, list[Record]]:
+    """How many rows there are to look at, and those with the highest loss, at most ``MOST``, worst first.
+
+    They are those that are wrong, or where that cannot be said all.
+
+    Args:
+        first: ids that are not left out for others.
+    """
 
     def badness(record: Record) -> float:
         loss = abs(record["prediction"] - record["gold"]) if kind == "number" else loss_of(record)
         return -math.inf if math.isnan(loss) else loss
 
-    found = [record for record in records if is_wrong(record, kind)] if kind not in ("number", "language") else list(records)
-    return sorted(found, key=badness, reverse=True)
+    bad = [
+        (record["id"] in first, badness(record), -number)
+        for number, record in enumerate(records)
+        if kind in ("number", "language") or is_wrong(record, kind)
+    ]
+    kept = sorted(heapq.nlargest(MOST, bad), key=lambda entry: entry[1:], reverse=True)
+    return len(bad), [records[-number] for *_, number in kept]
 
 
 def row(record: Record, kind: Kind, marks: Sequence[str], hues: dict[str, int]) -> tuple[str, list[str]]:

@@ -16,7 +16,7 @@ from lmkit import __version__
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.records import Record, excerpt, headline
 from lmkit.evaluation.report import lineage, plots
-from lmkit.evaluation.report.examples import MOST, chosen, hues_of, kinds_in, row
+from lmkit.evaluation.report.examples import chosen, hues_of, kinds_in, row
 from lmkit.evaluation.report.plots import number
 from lmkit.evaluation.report.where import where
 from lmkit.run import command_line
@@ -143,9 +143,7 @@ def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
     kind, suspicions = analysis["kind"], analysis["suspicions"]
     doubtful = {entry["id"] for entry in suspicions["gold"]["rows"]}
     seen = set(suspicions["overlap"].get("ids", ()))
-    candidates = chosen(records, kind)
-    shown = sorted(candidates, key=lambda record: record["id"] not in doubtful)[:MOST]  # doubtful gold is never left out
-    kept = {record["id"] for record in shown}
+    count, shown = chosen(records, kind, first=doubtful)
     hues = hues_of(list(analysis.get("confusion", {}).get("labels", ()))) if kind == "entities" else {}
     rows = [
         row(
@@ -154,19 +152,18 @@ def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
             [name for name, ids in (("doubtful gold", doubtful), ("seen in training", seen)) if record["id"] in ids],
             hues,
         )
-        for record in candidates
-        if record["id"] in kept
+        for record in shown
     ]
     title = {"language": "Documents", "number": "Predictions", "translation": "Sentences"}.get(kind, "Errors")
     if not rows:
         return f"<h2>{title}</h2><p>None.</p>"
     options = "".join(
-        f'<option value="{escape(name.replace(" ", "-"))}">{escape(name)} ({count})</option>'
-        for name, count in kinds_in(rows).items()
+        f'<option value="{escape(name.replace(" ", "-"))}">{escape(name)} ({number_of})</option>'
+        for name, number_of in kinds_in(rows).items()
     )
     select = f'<select aria-label="kind"><option value="">all kinds</option>{options}</select>' if options else ""
     order = "farthest from the gold" if kind == "number" else "highest loss"
-    left_out = len(candidates) - len(rows)
+    left_out = count - len(rows)
     rest = f" {left_out:,} more are in predictions.jsonl." if left_out else ""
     return (
         f'<h2>{title}</h2><p class="note">{len(rows):,} of {len(records):,} rows, {order} first.{rest}</p>'

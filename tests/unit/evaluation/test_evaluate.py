@@ -175,7 +175,7 @@ def test_further_metrics_stand_beside_the_tasks_own(tiny: Any, tmp_path: Path) -
         split="validation",
         options=recipe.eval,
         budget=999,
-        folder=None,
+        folder=tmp_path / "eval",
     )
     assert found["metrics"]["lmkit_tagging.f1"]["value"] == found["metrics"]["f1"]["value"]
     assert found["metrics"]["lmkit_tagging.f1"]["low"] is not None
