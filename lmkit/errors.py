@@ -56,7 +56,10 @@ class TrainingStopped(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None when nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    if swapped := [each for each in names if sorted(each) == sorted(name)]:  # ``seesd`` is nearer to seeds than to seed
+        return swapped[0]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return close[0] if close else None
 
 
