@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Encoded:
 
     rows: Rows
     pieces: Any
-    groups: list[list[int]]
+    groups: Sequence[Sequence[int]]
     lengths: np.ndarray
     cut: int
 
@@ -102,13 +102,24 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
     lengths = np.asarray(pieces.data.column("length").to_numpy(), dtype=np.int64)
     owners = np.asarray(pieces.data.column("row").to_numpy(), dtype=np.int64)
     cut = int(np.asarray(pieces.data.column("cut").to_numpy()).sum()) if "cut" in pieces.column_names else 0
-    groups = fill(lengths, task.max_length) if pack else _by_row(owners)
+    groups = fill(lengths, task.max_length) if pack else _ByRow(owners)
     return Encoded(rows, pieces, groups, np.array([lengths[group].sum() for group in groups], dtype=np.int64), cut)
 
 
-def _by_row(owners: np.ndarray) -> list[list[int]]:
-    ends = np.flatnonzero(np.diff(owners, append=-1)) + 1
-    return [list(range(start, end)) for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+class _ByRow(Sequence[Sequence[int]]):
+    """The pieces of each row, which follow one another; 8 bytes a row."""
+
+    def __init__(self, owners: np.ndarray):
+        self._ends = np.flatnonzero(np.diff(owners, append=-1)) + 1
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        end = int(self._ends[row])
+        return range(int(self._ends[row - 1]) if row % len(self) else 0, end)
 
 
 def _encoded_batches(rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> Iterator[dict[str, list[Any]]]:

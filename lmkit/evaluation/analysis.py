@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -78,9 +79,9 @@ def analyse(
 
 def worst(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The rows with the highest loss per label that counts, the worst first."""
-    losses = [(loss_of(record), number) for number, record in enumerate(records)]
-    known = sorted((-loss, number) for loss, number in losses if not math.isnan(loss))
-    return [{"id": records[number]["id"], "loss": -negative} for negative, number in known[:WORST]]
+    losses = ((loss_of(record), -number) for number, record in enumerate(records))
+    highest = heapq.nlargest(WORST, ((loss, number) for loss, number in losses if not math.isnan(loss)))
+    return [{"id": records[-number]["id"], "loss": loss} for loss, number in highest]
 
 
 def finite_all(value: Any) -> Any:

@@ -102,8 +102,9 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 
 def probabilities_of(records: Sequence[Record]) -> tuple[FloatArray, NDArray[np.intp]]:
     """Probabilities ``(examples, labels)`` and the number of the gold label ``(examples,)``."""
     number = {name: i for i, name in enumerate(records[0]["probabilities"])}
-    table = np.array([list(record["probabilities"].values()) for record in records], np.float64)
-    return table, np.array([number[record["gold"]] for record in records], np.intp)
+    flat = (p for record in records for p in record["probabilities"].values())
+    table = np.fromiter(flat, np.float64, len(records) * len(number)).reshape(len(records), len(number))
+    return table, np.fromiter((number[record["gold"]] for record in records), np.intp, len(records))
 
 
 def fit_temperature(probabilities: FloatArray, gold: NDArray[np.intp]) -> float:

@@ -114,9 +114,10 @@ def _array(values: list[int]) -> Any:
 
 def measure(records: Sequence[Record], task: Task, *, seconds: float) -> Evaluated:
     """Records -> statistics and token-weighted loss."""
-    counted = [(record["nll"], record["items"]) for record in records]
-    items = sum(count for _, count in counted)
-    loss = sum(nll for nll, _ in counted) / items if items else math.nan
+    nll, items = 0.0, 0
+    for record in records:
+        nll, items = nll + record["nll"], items + record["items"]
+    loss = nll / items if items else math.nan
     return Evaluated(task.score(records), loss, len(records), seconds)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ SHINGLE = 5  # letters
 BINS, BAND = 48, 4  # of a sketch; and of them, how many have to agree for a pair to be looked at
 NEAR = 0.8  # share of common shingles (Jaccard) from which two texts are near duplicates
 MOST_LETTERS = 200_000_000  # of training text that is searched for near duplicates: a bound on the time
-BLOCK_LETTERS = 2_000_000  # sketched at once: a bound on the memory
+BLOCK_LETTERS, BLOCK_TEXTS = 250_000, 50_000  # sketched, and compared with training, at once: bounds on the memory
 MOST_CANDIDATES, MOST_TRIES = 200, 50  # looked at for a training text by band; verified for it: bounds on the time
 Sketches = NDArray[np.uint32]
 
@@ -23,9 +24,10 @@ Sketches = NDArray[np.uint32]
 class Overlap:
     """What rows have in common with training.
 
-        Args:
-            exact: numbers of the rows whose text is in training.
-    XX        train_rows: how many training rows there are. searched: how many of them near duplicates were looked for in.
+    Args:
+        exact: numbers of the rows whose text is in training.
+        near: row -> (number of a training row that is nearly the same, share of their shingles in common).
+        train_rows: how many training rows there are. searched: how many of them near duplicates were looked for in.
     """
 
     exact: list[int]
@@ -34,8 +36,11 @@ class Overlap:
     searched: int
 
 
-def find_overlap(texts: Sequence[str], training: Iterable[str]) -> Overlap:
+def find_overlap(texts: Iterable[str], training: Callable[[], Iterable[str]]) -> Overlap:
     """Compare every text with all training texts.
+
+    Args:
+        training: gives the texts from the beginning, each time it is called: once for every 50,000 texts.
 
     Exact duplicates are equal after ``normalised``. Near duplicates have at least 0.8 of their shingles of 5 letters in
     common, counted on letters and digits alone; candidates come from MinHash sketches (Broder 1997; one permutation,
@@ -43,6 +48,19 @@ def find_overlap(texts: Sequence[str], training: Iterable[str]) -> Overlap:
     all more similar ones more surely, and each candidate is verified on the shingles themselves. The time is
     proportional to the letters; of training, the first 200 million are searched for near duplicates.
     """
+    found = Overlap([], {}, 0, 0)
+    remaining, start = iter(texts), 0
+    while (some := list(itertools.islice(remaining, BLOCK_TEXTS))) or not start:
+        part = _find_overlap(some, training())
+        exact = [*found.exact, *(start + row for row in part.exact)]
+        found = Overlap(
+            exact, found.near | {start + row: other for row, other in part.near.items()}, part.train_rows, part.searched
+        )
+        start += max(1, len(some))
+    return found
+
+
+def _find_overlap(texts: Sequence[str], training: Iterable[str]) -> Overlap:
     known: dict[str, list[int]] = {}
     for number, text in enumerate(texts):
         known.setdefault(normalised(text), []).append(number)

@@ -33,14 +33,14 @@ def overlap_with_training(
     """
     if isinstance(train, str):
         return {"checked": False, "reason": train}
-    names = [field.name for field in task.fields if not field.gold]
-    kinds = {field.name: field.kind for field in task.fields}
+    kinds = {field.name: field.kind for field in task.fields_of(task.recipe, task.facts, None) if not field.gold}
+    names = list(kinds)
 
     def text(row: Any) -> str:
         found = [" ".join(row[name]) if kinds[name] == "words" else row[name] for name in names]
         return "\n".join(part for part in found if part)
 
-    found = find_overlap([text_of(record) for record in records], (text(row) for row in _all(train, names)))
+    found = find_overlap(map(text_of, records), lambda: (text(row) for row in _all(train, names)))
     seen = {*found.exact, *found.near}
     result: dict[str, Any] = {
         "checked": True,

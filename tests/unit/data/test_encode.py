@@ -60,7 +60,7 @@ def test_an_example_is_all_pieces_of_a_row(tiny: Any, tmp_path: Path) -> None:
     assert len(found.groups[1]) > 2
     for number in range(4):
         example = found.example(number)
-        assert [piece["piece"] for piece in example] == found.groups[number]
+        assert [piece["piece"] for piece in example] == list(found.groups[number])
         assert {piece["row"] for piece in example} == {number}
         assert sum(piece["length"] for piece in example) == found.lengths[number]
         assert all(len(piece["input_ids"]) == piece["length"] for piece in example)

@@ -11,6 +11,7 @@ from lmkit.data.check import load_rows
 from lmkit.evaluation.suspicions import doubtful_gold, never_predicted, overlap_with_training, say
 from lmkit.metrics.classification import classification_statistics
 from lmkit.metrics.statistics import Statistics
+from lmkit.recipe import load_recipe
 from lmkit.tasks.classification import Classification
 
 
@@ -73,7 +74,7 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     def measured(part: Statistics) -> dict[str, Any]:
         return {name: {"value": value} for name, value in part.values().items()}
 
-    task: Any = Classification
+    task = Classification(load_recipe({"task": "classification", "name": "x"}), {"labels": ["a", "b"]}, None)
     found = overlap_with_training(records, train, task, statistics, measured)
     assert (found["exact"], found["near"], found["train_rows"], found["ids"]) == (1, 0, 2, [0])
     assert found["clean"]["examples"] == 2
