@@ -185,7 +185,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoint_holds_no_pickle(uninterrupted: Any) -> None:
     folder = uninterrupted("mlm").checkpoints / "step-00000002"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    files = ["SHA256SUMS", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     assert json.loads((folder / "state.json").read_text())["step"] == 2
 
 
