@@ -86,7 +86,7 @@ class Writer:
         last = checkpoint_steps(self.run)
         stays = f"the one of step {last[-1]} stays" if last else "there is no other yet"
         folder = self.run.checkpoints
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(self.run.path).free
         console.warn(
             f"{folder / name_of(step)}: the disk is full: this checkpoint needs {needed:,} bytes, {free:,} are free; "
             f"{stays}; training goes on, and the next checkpoint is tried"
