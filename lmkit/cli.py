@@ -16,7 +16,7 @@ import typer  # noqa: E402
 import typer.core  # noqa: E402
 
 from lmkit import __version__, console  # noqa: E402
-from lmkit.errors import LmkitError, TrainingStopped  # noqa: E402
+from lmkit.errors import LmkitError, ProofFailed, TrainingStopped  # noqa: E402
 
 
 class _Commands(typer.core.TyperGroup):
@@ -231,9 +231,27 @@ def merge(
 
 
 @app.command()
-def doctor(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Versions, devices, native bf16, offline state, disk."""
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Prove on this recipe, in small, that the hardware changes nothing.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Prove that a killed and resumed run equals one that was not.")
+    ] = False,
+    kills: Annotated[int, typer.Option(min=1, max=8, help="With --resume: how often the run is killed.")] = 3,
+    seed: Annotated[int | None, typer.Option(help="With --resume: of the moments; without, they are others every time.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Versions, devices, native bf16, offline state, disk; with a recipe, the numerical proofs on it."""
     _start(as_json, quiet, verbose)
+    if recipe is not None:
+        _prove(recipe, overrides or [], resume, kills, seed)
+        return
+    if resume:
+        raise LmkitError("--resume proves something of a recipe, and none was given", remedy="lmkit doctor RECIPE --resume")
     from lmkit.commands.doctor import doctor as examine
 
     found = examine()
@@ -243,6 +261,16 @@ def doctor(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False
     ]
     console.say(console.table(["what", "found"], rows))
     console.emit(found)
+
+
+def _prove(recipe: str, overrides: list[str], resume: bool, kills: int, seed: int | None) -> None:
+    from lmkit.commands.proof import prove, table
+
+    found = prove(recipe, overrides, resume=resume, kills=kills, seed=seed)
+    console.say(f"\n{table(found['proofs'])}")
+    console.emit(found)
+    if not found["ok"]:
+        raise ProofFailed(f"{found['recipe']}: a proof failed, see the table")
 
 
 @app.command()
@@ -316,7 +344,7 @@ def _status() -> int:
     except LmkitError as error:
         console.fail(str(error))
         return 2
-    except TrainingStopped as error:
+    except (TrainingStopped, ProofFailed) as error:
         console.fail(str(error))
         return 1
     except KeyboardInterrupt:

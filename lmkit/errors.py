@@ -6,6 +6,7 @@
     ├── ModelError          a model directory, a tokenizer, a checkpoint
     └── RunError            a run directory: already there, not a run, nothing to resume
     TrainingStopped         training cannot go on (a loss that is not finite): exit status 1
+    ProofFailed             lmkit doctor found that a promise does not hold: exit status 1
 
 Mistakes of the programmer are assertions and ordinary exceptions; they keep their traceback.
 """
@@ -52,6 +53,10 @@ class RunError(LmkitError):
 
 class TrainingStopped(Exception):
     """Training cannot go on; the last good checkpoint stays where it is."""
+
+
+class ProofFailed(Exception):
+    """A promise does not hold on the user's recipe."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -36,9 +36,9 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
     check_choice(recipe, splits)
     from lmkit.train.fit import fit
 
-    splits = Splits({split: rows.select(range(min(ROWS, len(rows)))) for split, rows in splits.rows.items()}, splits.facts)
+    splits = few_rows(splits)
     with tempfile.TemporaryDirectory(prefix="lmkit-smoke-") as folder:
-        tiny = _tiny_recipe(recipe, splits, Path(folder))
+        tiny = tiny_recipe(recipe, splits, Path(folder))
         source = find_model(tiny.model.base) if tiny.model.base else None
         check_model_keys(tiny, source)
         run = Run(Path(folder) / "run")
@@ -50,7 +50,13 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
     return {"smoke": True, "task": recipe.task, "steps": summary["steps"], "seconds": summary["seconds"], "evaluation": found}
 
 
-def _tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
+def few_rows(splits: Splits) -> Splits:
+    """The first rows of every split, with what was learned of all."""
+    return Splits({split: rows.select(range(min(ROWS, len(rows)))) for split, rows in splits.rows.items()}, splits.facts)
+
+
+def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
+    """The recipe with a tiny model of the same architecture and a few short steps."""
     values = recipe.model_dump()
     values["output"] = str(folder / "run")
     values["train"] |= {

@@ -1,7 +1,8 @@
-"""Checkpoints: everything a run needs to go on, whole or absent, in safetensors and JSON alone."""
+"""Checkpoints: everything a run needs to go on, whole or absent, in safetensors and JSON alone, with their checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,7 +15,9 @@ from lmkit.errors import ModelError
 from lmkit.models.heads import unwrap_parallel
 from lmkit.run import Run, atomic_directory
 
-WEIGHTS, MOMENTS = "model.safetensors", "optimizer.safetensors"
+WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+SUMS = "SHA256SUMS"  # in the form that ``sha256sum --check`` reads
+Tensors = dict[str, Any]
 
 
 def name_of(step: int) -> str:
@@ -30,12 +33,10 @@ def checkpoint_steps(run: Run) -> list[int]:
 
 
 def newest_whole(run: Run) -> int | None:
-    """The step of the newest checkpoint that can be read; damaged ones after it are named, and stay where they are."""
+    """The step of the newest checkpoint whose files are what was written; damaged ones after it are named, and stay there."""
     for step in reversed(checkpoint_steps(run)):
         try:
-            load_state(run, step)
-            for name in WEIGHTS, MOMENTS:
-                _keys(run.checkpoints / name_of(step) / name)
+            verify(run, step)
         except ModelError as error:
             console.warn(f"{error.place}: {error.problem}; taking the checkpoint before")
             continue
@@ -43,30 +44,70 @@ def newest_whole(run: Run) -> int | None:
     return None
 
 
-def save_checkpoint(run: Run, step: int, model: Any, optimizer: Any, state: dict[str, Any]) -> Path:
-    """Write trained weights, optimizer state and ``state`` aside, then rename into place.
+def verify(run: Run, step: int, names: Collection[str] = (WEIGHTS, MOMENTS, STATE)) -> None:
+    """Compare files of a checkpoint with the SHA-256 that was written beside them.
+
+    Raises:
+        ModelError: one is missing, truncated or changed.
+    """
+    folder = run.checkpoints / name_of(step)
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / SUMS, error) from None
+    for name in names:
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise _damaged(folder / name, error) from None
+        if found != sums.get(name):
+            raise _damaged(folder / name, "its content is not what was written (SHA-256)")
+
+
+def snapshot(model: Any, optimizer: Any, *, copy: bool) -> tuple[Tensors, Tensors]:
+    """Trained weights and optimizer state by name; ``copy``: in memory of their own on the CPU, which training leaves alone."""
+
+    def kept(tensor: Any) -> Any:
+        found = tensor.detach().cpu().contiguous()
+        return found.clone() if copy and found.data_ptr() == tensor.data_ptr() else found
+
+    inner = unwrap_parallel(model)
+    weights = {name: kept(p) for name, p in inner.named_parameters() if p.requires_grad}
+    state = _optimizer_state(optimizer)
+    moments = {f"{key}/{name}": kept(value) for name, p in inner.named_parameters() for key, value in state.get(p, {}).items()}
+    return weights, moments
+
+
+def write_checkpoint(run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any]) -> Path:
+    """Write weights, optimizer state and ``state`` aside with their checksums, then rename into place.
 
     The random state needs no saving: it is keyed on the step.
     """
     from safetensors.torch import save_file
 
     target = run.checkpoints / name_of(step)
-    inner = unwrap_parallel(model)
-    weights = {name: p.detach().contiguous() for name, p in inner.named_parameters() if p.requires_grad}
-    moments = {
-        f"{key}/{name}": value.detach().contiguous()
-        for name, p in inner.named_parameters()
-        for key, value in _optimizer_state(optimizer).get(p, {}).items()
-    }
     with atomic_directory(target) as folder:
         save_file(weights, folder / WEIGHTS)
         save_file(moments, folder / MOMENTS)
-        (folder / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+        (folder / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+        sums = [f"{_sha256(folder / name)}  {name}\n" for name in (WEIGHTS, MOMENTS, STATE)]
+        (folder / SUMS).write_text("".join(sums), encoding="utf-8")
     return target
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load_weights(run: Run, step: int, model: Any) -> None:
-    """Copy a checkpoint's weights into the model, in place."""
+    """Verify a checkpoint's weights and copy them into the model, in place."""
+    verify(run, step, (WEIGHTS,))
+    _copy_weights(run, step, model)
+
+
+def _copy_weights(run: Run, step: int, model: Any) -> None:
     import torch
 
     path = run.checkpoints / name_of(step) / WEIGHTS
@@ -89,7 +130,7 @@ def load_state(run: Run, step: int) -> dict[str, Any]:
     Raises:
         ModelError: it is missing or broken.
     """
-    path = run.checkpoints / name_of(step) / "state.json"
+    path = run.checkpoints / name_of(step) / STATE
     try:
         saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -98,8 +139,8 @@ def load_state(run: Run, step: int) -> dict[str, Any]:
 
 
 def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str, Any]:
-    """Restore weights and optimizer; returns the state that was saved with them."""
-    load_weights(run, step, model)
+    """Restore weights and optimizer of a checkpoint that ``newest_whole`` verified; returns the state saved with them."""
+    _copy_weights(run, step, model)
     folder = run.checkpoints / name_of(step)
     parameters = dict(unwrap_parallel(model).named_parameters())
     state = _optimizer_state(optimizer)
@@ -119,6 +160,12 @@ def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = (
     for step in steps[: max(0, len(steps) - keep)]:
         if step != best and step not in also:
             shutil.rmtree(run.checkpoints / name_of(step))
+
+
+def drop_unfinished(run: Run) -> None:
+    """Remove what a process that was killed left half-written."""
+    for path in run.checkpoints.glob(".step-*"):
+        shutil.rmtree(path)
 
 
 def averaged(steps: Sequence[int], number: int | None, *, every: int, last: int, best: int | None) -> list[int]:
@@ -167,18 +214,7 @@ def _tensors(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def _keys(path: Path) -> list[str]:
-    """The names in a safetensors file, whose size must be what its header says; nothing is read into memory."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ModelError:
+def _damaged(path: Path, error: Exception | str) -> ModelError:
     return ModelError(
         f"this checkpoint cannot be read: {error}",
         place=str(path),

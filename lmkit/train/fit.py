@@ -7,6 +7,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from lmkit import console
 from lmkit.data.encode import encode
 from lmkit.data.plan import Plan
@@ -126,19 +128,32 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
 
 def fingerprint(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run: all that is learned from, not how it is run."""
+    data = {split: rows.fingerprint for split, rows in prepared.splits.rows.items()}
+    return {"recipe": _learned_with(recipe), "data": data, "tokenizer": tokenizer_hash(prepared.task.tokenizer)}
+
+
+def _learned_with(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe that decide what is learned."""
     harmless = {"name", "seeds", "output", "hardware", "logging", "eval", "generation"}
-    values = json.loads(recipe.model_dump_json(exclude=harmless))
+    values: dict[str, Any] = json.loads(recipe.model_dump_json(exclude=harmless))
     for key in ("epochs", "max_steps", "max_minutes", "early_stopping", "eval_every"):
         del values["train"][key]
     for key in ("train", "validation", "test", "folds", "fold"):
         del values["data"][key]  # the content counts, not the path
-    data = {split: rows.fingerprint for split, rows in prepared.splits.rows.items()}
-    return {"recipe": values, "data": data, "tokenizer": tokenizer_hash(prepared.task.tokenizer)}
+    return values
+
+
+def _with_newer_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint of a checkpoint, with the defaults of keys that its version of lmkit did not have."""
+    try:
+        return stored | {"recipe": _learned_with(Recipe.model_validate(stored["recipe"]))}
+    except ValidationError:  # keys that are no more, which will be named
+        return stored
 
 
 def _refuse_another(run: Run, step: int, now: dict[str, Any]) -> None:
     """Refuse to go on from the checkpoint of another recipe or of other data, naming the keys; before anything is written."""
-    if changed := _differences(load_state(run, step)["fingerprint"], now):
+    if changed := _differences(_with_newer_keys(load_state(run, step)["fingerprint"]), now):
         raise RunError(
             f"this run was started with other {', '.join(changed)}",
             place=str(run.path),

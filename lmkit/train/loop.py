@@ -17,6 +17,7 @@ import torch
 
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches
+from lmkit.errors import TrainingStopped
 from lmkit.models.packing import Packing
 from lmkit.tasks.base import Batch, Task, uncounted
 from lmkit.train.optim import learning_rate, set_learning_rate
@@ -107,7 +108,7 @@ def train_steps(
         collate_fn=_as_they_are,
     )
     model.train()
-    for step, micro in zip(range(first, total), loader, strict=True):
+    for step, micro in zip(range(first, total), _alive(loader), strict=True):
         # dropout is keyed on the step and the rank, so a resumed run draws what the uninterrupted one drew
         torch.manual_seed(_dropout_key(task.recipe.seed, step, accelerator.process_index))
         share = share_done()
@@ -139,6 +140,24 @@ def train_steps(
             share=share,
             interrupted=stop,
         )
+
+
+def _alive(loader: torch.utils.data.DataLoader[list[Batch]]) -> Iterator[list[Batch]]:
+    """What the loader gives, and where one of its worker processes dies a message instead of its traceback."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise TrainingStopped(
+                f"a process that prepares batches died: {str(error).splitlines()[0].rstrip('. ')}\n"
+                "  often the memory is full: fewer hardware.workers, or 0; --resume goes on from the last checkpoint"
+            ) from None
+        yield batch
 
 
 def _as_they_are(micro: list[Batch]) -> list[Batch]:

@@ -16,12 +16,13 @@ from lmkit.evaluation.evaluate import finite, is_better, validate
 from lmkit.models.packing import Packing
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, write_text
-from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, save_checkpoint
+from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, drop_unfinished
 from lmkit.train.device import choose_precision, micro_batch_tokens
 from lmkit.train.loop import Step, StepBatches, train_steps
 from lmkit.train.plans import UNLIMITED, checkpoint_interval, evaluation_interval
 from lmkit.train.prepare import Prepared
 from lmkit.train.signals import Interrupted, signals
+from lmkit.train.writer import Writer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,18 +74,25 @@ def run_steps(
     last_checkpoint = begun
     limit = train.max_minutes * 60 if train.max_minutes else None
     patience = train.early_stopping
+    writer = Writer(run)
+    if accelerator.is_main_process:
+        drop_unfinished(run)
+    second_best = progress.best_step, progress.best_value
 
     def evaluates(number: int, *, last: bool) -> bool:
         return metric is not None and (number % eval_steps == 0 or number == total or last)
 
     def evaluate() -> bool:
         """Validate, and note whether this step is the best so far."""
+        nonlocal second_best
         assert metric is not None
+        settle()
         value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * budget)
         model.train()
         progress.evaluated_step = progress.step
         improved = is_better(metric, value, progress.best_value)
         if improved:
+            second_best = progress.best_step, progress.best_value
             progress.best_step, progress.best_value, progress.without_improvement = progress.step, value, 0
         else:
             progress.without_improvement += 1
@@ -95,10 +103,34 @@ def run_steps(
             console.say(f"step {progress.step}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")
         return improved
 
-    def to_average() -> set[int]:
+    def settle() -> None:
+        """Wait for the checkpoint that is being written; if the best step's found no room, the one before it is the best."""
+        writer.wait()
+        if _agreed(accelerator, progress.best_step in writer.lost):
+            progress.best_step, progress.best_value = second_best
+
+    def save() -> None:
+        settle()
+        if not accelerator.is_main_process:
+            return
+        state = {key: value for key, value in vars(progress).items() if key != "step"}
+        best, keep = progress.best_step, recipe.hardware.keep_checkpoints
+        writer.save(progress.step, model, optimizer, state, lambda: drop_old(run, keep=keep, best=best, also=to_average(best)))
+
+    def end() -> None:
+        """Every rank may read the checkpoints from here on."""
+        settle()
+        if _agreed(accelerator, progress.step in writer.lost):
+            raise TrainingStopped(
+                f"{run.checkpoints}: the disk is full, the last checkpoint (step {progress.step}) is not saved\n"
+                "  make room there; the same command with --resume goes on from the checkpoint before"
+            )
+        accelerator.wait_for_everyone()
+
+    def to_average(best_step: int | None) -> set[int]:
         """The checkpoints that the mean may still need: if the best one stays it, and if a later one becomes it."""
         steps, number = checkpoint_steps(run), train.average_checkpoints
-        best, newest = (averaged(steps, number, every=eval_steps, last=total, best=at) for at in (progress.best_step, total))
+        best, newest = (averaged(steps, number, every=eval_steps, last=total, best=at) for at in (best_step, total))
         return {*best, *newest}
 
     def out_of_patience() -> bool:
@@ -115,6 +147,7 @@ def run_steps(
 
     with (
         signals() as received,
+        writer,
         console.progress_bar(total=total if total < UNLIMITED else None, what=task.name, initial=progress.step) as bar,
     ):
         pending: list[Step] = []
@@ -149,7 +182,7 @@ def run_steps(
                 or (save_seconds is not None and _agreed(accelerator, now - last_checkpoint > save_seconds))
             )
             if last or evaluating or saving or step.number % recipe.logging.every == 0 or accelerator.device.type == "cpu":
-                _check_finite(pending, batches, prepared, run, recipe)
+                _check_finite(pending, batches, prepared, run, recipe, writer)
             if step.number % recipe.logging.every == 0 or last:
                 line = _log_line(pending, plan, logged_tokens / max(now - logged_at, 1e-9))
                 bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False)
@@ -166,12 +199,10 @@ def run_steps(
                 logged_at = time.perf_counter()
             if saving:
                 progress.seconds = earlier + time.perf_counter() - begun
-                if accelerator.is_main_process:
-                    state = {key: value for key, value in vars(progress).items() if key != "step"}
-                    save_checkpoint(run, step.number, model, optimizer, state)
-                    drop_old(run, keep=recipe.hardware.keep_checkpoints, best=progress.best_step, also=to_average())
-                accelerator.wait_for_everyone()
+                save()
                 last_checkpoint = time.perf_counter()
+            if last:
+                end()
             if step.interrupted:
                 raise Interrupted(128 + (received[0] if received else signal.SIGINT))
             if last:
@@ -209,7 +240,7 @@ def _log_line(steps: list[Step], plan: Plan, speed: float) -> dict[str, Any]:
     }
 
 
-def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe) -> None:
+def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe, writer: Writer) -> None:
     """Stop at the first step whose loss is not finite, and say which rows it was made of (promise 24).
 
     With fp16 a gradient that is not finite belongs to the search for the loss scale: that step is skipped.
@@ -226,6 +257,7 @@ def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, r
         listing = run.path / f"not-finite-step-{step.number}.jsonl"
         if console.is_first_process():
             write_text(listing, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
+        writer.wait()
         last = checkpoint_steps(run)
         kept = f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"
         raise TrainingStopped(

@@ -108,7 +108,7 @@ def test_no_checkpoint_is_left_half_written(story: Story) -> None:
     names = {path.name for path in (story.broken / "checkpoints").iterdir() if not path.name.startswith(".")}
     for name in names:
         files = {path.name for path in (story.broken / "checkpoints" / name).iterdir()}
-        assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
+        assert files == {"SHA256SUMS", "model.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def test_old_checkpoints_are_dropped(story: Story) -> None:

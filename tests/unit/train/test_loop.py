@@ -134,3 +134,49 @@ def test_a_signal_and_the_share_of_time_travel_with_the_step(tiny: Any) -> None:
     assert [step.share for step, _, _ in found] == [0.0, 0.5, 1.0]
     assert [step.interrupted for step, _, _ in found] == [False, True, False]
     assert [rate for _, _, rate in found] == pytest.approx([0.3, 0.15, 0.0])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_going_on_costs_the_same_at_step_100_and_100000(tiny: Any, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in calls: examples read, orders made, batches collated."""
+    prepared = tiny.prepared(tiny.recipe("mlm"))
+    encoded = prepared.encoded["train"]
+    calls: Counter[str] = Counter()
+    for owner, name in ((Plan, "order"), (type(encoded), "example"), (type(prepared.task), "collate")):
+        method = getattr(owner, name)
+
+        def counting(*arguments: Any, _name: str = name, _method: Any = method, **options: Any) -> Any:
+            calls[_name] += 1
+            return _method(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counting)
+    costs = []
+    plan = Plan(len(encoded), 1, 13)
+    for first in (plan.steps_per_epoch * 100, plan.steps_per_epoch * 100_000):
+        calls.clear()
+        batches = StepBatches(encoded, plan, prepared.task, rank=0, ranks=processes, budget=10**6, packed=False)
+        loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first, first + 2), collate_fn=list)
+        assert len(list(loader)) == 2
+        costs.append(dict(calls))
+    assert costs[0] == costs[1]
+    assert costs[0]["example"] <= 2
+
+
+def test_other_processes_and_micro_batches_go_on_with_the_same_examples(tiny: Any) -> None:
+    """What a step is made of, from the middle of an epoch on, however it is dealt."""
+    prepared = tiny.prepared(tiny.recipe("mlm"))
+    encoded = prepared.encoded["train"]
+    plan = Plan(len(encoded), 3, 13)
+
+    def examples(step: int, ranks: int, budget: int) -> list[list[int]]:
+        parts = [
+            StepBatches(encoded, plan, prepared.task, rank=r, ranks=ranks, budget=budget, packed=False)[step]
+            for r in range(ranks)
+        ]
+        rows = [row for part in parts for batch in part if "idle" not in batch for row in batch["input_ids"]]
+        return sorted([token for token in row.tolist() if token != prepared.task.tokenizer.pad_token_id] for row in rows)
+
+    for step in (1, plan.steps_per_epoch + 1, 1001):
+        whole = examples(step, 1, 10**6)
+        assert whole
+        assert examples(step, 2, 10**6) == examples(step, 1, 1) == examples(step, 2, 1) == whole

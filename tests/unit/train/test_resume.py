@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lmkit.errors import RunError
 from lmkit.run import Run
-from lmkit.train import checkpoint, session
+from lmkit.train import checkpoint, fit, session
 from lmkit.train.checkpoint import checkpoint_steps
 from lmkit.train.signals import Interrupted
 
@@ -185,7 +185,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoint_holds_no_pickle(uninterrupted: Any) -> None:
     folder = uninterrupted("mlm").checkpoints / "step-00000002"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    files = ["SHA256SUMS", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     assert json.loads((folder / "state.json").read_text())["step"] == 2
 
 
@@ -216,6 +217,41 @@ def test_a_changed_recipe_is_refused_by_the_name_of_the_key(
         tiny.fit(changed, resume=True)
     assert named in str(refused.value)
     assert log_of(run) == before
+
+
+def test_a_data_file_and_a_tokenizer_with_other_content_are_noticed(tiny: Any, tmp_path: Path) -> None:
+    """Under the same path."""
+    file = tmp_path / "texts.txt"
+    file.write_text("the whale\nthe ship\nthe sea\n" * 9)
+    base = tiny.base("mlm")
+    copied = shutil.copytree(base, tmp_path / "base")
+    data = {"train": str(file), "validation": None, "columns": None}
+    recipe = tiny.recipe("mlm", base=str(copied), data=data)
+    tiny.fit(recipe)
+    file.write_text("the whale\nthe ship\nthe bay\n" * 9)
+    with pytest.raises(RunError, match="other data.train$|other data.train\n"):
+        tiny.fit(recipe, resume=True)
+    file.write_text("the whale\nthe ship\nthe sea\n" * 9)
+    tokenizer = copied / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    content["normalizer"] = {"type": "Lowercase"}
+    tokenizer.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="other tokenizer"):
+        tiny.fit(recipe, resume=True)
+
+
+def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tiny: Any) -> None:
+    recipe = recipe_of(tiny, "lora")
+    run = tiny.fit(recipe)
+    step = checkpoint_steps(run)[-1]
+    state = checkpoint.load_state(run, step)
+    recipes = state["fingerprint"]["recipe"]
+    del recipes["train"]["label_smoothing"], recipes["lora"]["variant"], recipes["tagging"]
+    assert fit._differences(fit._with_newer_keys(state["fingerprint"]), fit.fingerprint(recipe, tiny.prepared(recipe))) == []
+    del recipes["lora"]["rank"]  # not the default
+    recipes["of_old"] = 1
+    named = fit._differences(fit._with_newer_keys(state["fingerprint"]), fit.fingerprint(recipe, tiny.prepared(recipe)))
+    assert {"lora.rank", "of_old"} <= set(named)
 
 
 def test_the_hardware_may_change(tiny: Any, uninterrupted: Any) -> None:

@@ -1,0 +1,139 @@
+"""What the steps of an epoch and an evaluation compute, measured so that two ways of cutting the work can be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmkit.data.plan import Plan
+from lmkit.data.splits import Splits
+from lmkit.evaluation.evaluate import measure, predict_records
+from lmkit.models.build import build_model
+from lmkit.models.packing import find_packing
+from lmkit.models.source import ModelSource
+from lmkit.recipe.schema import Recipe
+from lmkit.train.device import build_accelerator, micro_batch_tokens
+from lmkit.train.loop import StepBatches, train_steps
+from lmkit.train.prepare import prepare
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients and changes nothing."""
+
+    def step(self, closure: Any = None) -> None:
+        self.gradients = [
+            p.grad.detach().cpu().clone() for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The loss of every step, ``(steps,)``, and its gradients, one after the other in a vector per step."""
+
+    losses: torch.Tensor
+    gradients: list[torch.Tensor]
+
+    def differences(self, other: Measured) -> tuple[float, float]:
+        """The largest difference of a loss and of a gradient, each over the largest of its step."""
+        if len(self.losses) != len(other.losses):
+            return float("inf"), float("inf")
+        pairs = zip(self.gradients, other.gradients, strict=True)
+        return max(map(_relative, self.losses, other.losses)), max(_relative(*pair) for pair in pairs)
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file({"losses": self.losses, **{f"{i:06d}": each for i, each in enumerate(self.gradients)}}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        from safetensors.torch import load_file
+
+        stored = load_file(path)
+        losses = stored.pop("losses")
+        return cls(losses, [stored[name] for name in sorted(stored)])
+
+
+def _relative(left: torch.Tensor, right: torch.Tensor) -> float:
+    if left.shape != right.shape:
+        return float("inf")
+    return ((left - right).abs().max() / left.abs().max().clamp(min=torch.finfo(left.dtype).tiny)).item()
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The records of a split and their loss."""
+
+    loss: float
+    records: list[dict[str, Any]]
+
+    def differences(self, other: Predicted) -> tuple[float, float]:
+        """The relative difference of the losses, and the largest of the predictions: of numbers, infinite if a word differs."""
+        loss = abs(self.loss - other.loss) / max(abs(self.loss), 1e-9)
+        return loss, _apart(self.records, other.records)
+
+
+def _apart(left: Any, right: Any) -> float:
+    """The largest difference of two JSON values, of numbers above 1 a relative one."""
+    if isinstance(left, float) and isinstance(right, float):
+        return 0.0 if left == right or (left != left and right != right) else abs(left - right) / max(1.0, abs(left))
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        return max((_apart(value, right[key]) for key, value in left.items()), default=0.0)
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return max((_apart(*pair) for pair in zip(left, right, strict=True)), default=0.0)
+    return 0.0 if left == right else float("inf")
+
+
+class Bench:
+    """A recipe's model with random weights or those of its base, and its data: steps that are measured and change nothing.
+
+    Args:
+        recipe: fp32 and without dropout, or nothing can be compared.
+    """
+
+    def __init__(self, recipe: Recipe, splits: Splits, source: ModelSource | None):
+        self.recipe, self.prepared = recipe, prepare(recipe, splits, source)
+        self.accelerator = build_accelerator(recipe.hardware)
+        self.budget = micro_batch_tokens(recipe.hardware, self.accelerator.device)
+        self._built = build_model(recipe, self.prepared.task, source)
+        packs = self.prepared.task.packs and recipe.hardware.packing == "auto"
+        self.packing = find_packing(self._built.model, longest=recipe.data.max_length) if packs else None
+        trained = [p for p in self._built.model.parameters() if p.requires_grad]
+        self._model, self._optimizer = self.accelerator.prepare(self._built.model, Recorder(trained, lr=0.0))
+
+    def steps(self, *, budget: int, packed: bool = False, workers: int = 0) -> Measured:
+        """Loss and gradients of every step of the first epoch, through the training loop.
+
+        Args:
+            budget: tokens of a micro-batch. packed: pieces share rows.
+        """
+        task, encoded = self.prepared.task, self.prepared.encoded["train"]
+        plan = Plan(len(encoded), self.recipe.train.batch_size, self.recipe.seed)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        batches = StepBatches(encoded, plan, task, rank=rank, ranks=ranks, budget=budget, packed=packed)
+        found = [
+            (step.loss.cpu().double(), torch.cat([g.flatten() for g in self._optimizer.optimizer.gradients]))
+            for step in train_steps(
+                self._model,
+                self._optimizer,
+                batches,
+                task,
+                self.accelerator,
+                first=0,
+                total=plan.steps_per_epoch,
+                packing=self.packing if packed else None,
+                workers=workers,
+                share_done=lambda: None,
+                asked_to_stop=lambda: False,
+            )
+        ]
+        return Measured(torch.stack([loss for loss, _ in found]), [gradients for _, gradients in found])
+
+    def evaluation(self, *, budget: int) -> Predicted:
+        """Predictions and loss of the validation rows."""
+        task, encoded = self.prepared.task, self.prepared.encoded["validation"]
+        records = list(predict_records(self._model, task, encoded, self.accelerator, budget=budget))
+        return Predicted(measure(records, task, seconds=0).loss, records)

@@ -1,0 +1,107 @@
+"""Checkpoints written beside training: copied at the step, written by a thread, one at a time."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from lmkit import console
+from lmkit.run import Run
+from lmkit.train.checkpoint import checkpoint_steps, name_of, snapshot, write_checkpoint
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Writer:
+    """Writes checkpoints of one run while training goes on.
+
+    A full disk does not end the run: it is said, the last good checkpoint stays, and the next one is tried.
+
+    Attributes:
+        lost: steps whose checkpoint found no room on the disk.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.lost = run, set[int]()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After an error, too, what is being written is finished; not where the user wants to leave at once."""
+        if self._thread is not None and (kind is None or issubclass(kind, Exception)):
+            self._thread.join()
+
+    def save(self, step: int, model: Any, optimizer: Any, state: dict[str, Any], then: Callable[[], object]) -> None:
+        """Copy what is to be kept and return; the files follow.
+
+        Where the copy would take more than half of the free memory, the files are written here and now.
+
+        Args:
+            then: called once the checkpoint is in place; by the thread.
+
+        Raises:
+            whatever kept the checkpoint before from being written, a full disk excepted.
+        """
+        self.wait()
+        size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * 3  # Adam has two moments
+        beside = size < _free_memory() / 2
+        weights, moments = snapshot(model, optimizer, copy=beside)
+        needed = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
+
+        def write() -> None:
+            try:
+                write_checkpoint(self.run, step, weights, moments, state)
+                then()
+            except BaseException as error:
+                self._error = error
+                if _is_full(error):
+                    self._error = None
+                    self.lost.add(step)
+                    self._say_full(step, needed)
+
+        if beside:
+            self._thread = threading.Thread(target=write, name=f"checkpoint {step}", daemon=True)
+            self._thread.start()
+        else:
+            write()
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises what went wrong meanwhile."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _say_full(self, step: int, needed: int) -> None:
+        last = checkpoint_steps(self.run)
+        stays = f"the one of step {last[-1]} stays" if last else "there is no other yet"
+        folder = self.run.checkpoints
+        free = shutil.disk_usage(self.run.path).free
+        console.warn(
+            f"{folder / name_of(step)}: the disk is full: this checkpoint needs {needed:,} bytes, {free:,} are free; "
+            f"{stays}; training goes on, and the next checkpoint is tried"
+        )
+
+
+def _is_full(error: BaseException) -> bool:
+    """Also as safetensors tells it, which hands on the text of the error alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return told is not None and int(told[1]) in FULL
+
+
+def _free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
