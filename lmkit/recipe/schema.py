@@ -177,7 +177,7 @@ class Train(Section):
     warmup: Annotated[float, Field(ge=0)] = Field(0.06, description="share of the steps if below 1, else a number of steps")
     optimizer: Literal["adamw", "adafactor", "muon", "adamw8bit", "schedule_free"] = Field(
         "adamw",
-        description="adamw; adafactor: next to no state; muon: for the layers' matrices, adamw for the rest; adamw8bit: a quarter of the state (GPU, lmkit[adamw8bit]); schedule_free: AdamW that averages instead of decaying its rate (lmkit[schedule_free])",
+        description="adamw; adafactor: next to no state; muon: for the layers' matrices, adamw for the rest; adamw8bit: a quarter of the state (lmkit[adamw8bit]); schedule_free: AdamW that averages instead of decaying its rate (lmkit[schedule_free])",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not for norms and biases")
     decay_embeddings: bool = Field(True, description="weight decay for embeddings, too")
@@ -192,7 +192,8 @@ class Train(Section):
         1.0, description="gradients are scaled down to this norm; null: never"
     )
     on_spike: Literal["skip", "stop"] | None = Field(
-        None, description="a gradient norm above spike_factor times the median of the last 100: leave the step out, or stop; null: go on"
+        None,
+        description="a gradient norm above spike_factor times the median of the last 100: leave the step out, or stop; null: go on",
     )
     spike_factor: Annotated[float, Field(gt=1)] = Field(10.0, description="from which share of the median on a norm is a spike")
     label_smoothing: Share = Field(0.0, description="share of the target probability that is spread over all classes")

@@ -54,7 +54,7 @@ def save_checkpoint(run: Run, step: int, model: Any, optimizer: Any, state: dict
     inner = unwrap_parallel(model)
     weights = {name: p.detach().contiguous() for name, p in inner.named_parameters() if p.requires_grad}
     moments = {
-        f"{key}/{name}": value.detach().contiguous()
+        f"{key}/{name}": _storable(value)
         for name, p in inner.named_parameters()
         for key, value in _optimizer_state(optimizer).get(p, {}).items()
     }
@@ -99,6 +99,8 @@ def load_state(run: Run, step: int) -> dict[str, Any]:
 
 def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str, Any]:
     """Restore weights and optimizer; returns the state that was saved with them."""
+    import torch
+
     load_weights(run, step, model)
     folder = run.checkpoints / name_of(step)
     parameters = dict(unwrap_parallel(model).named_parameters())
@@ -106,6 +108,9 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     for key, value in _tensors(folder / MOMENTS).items():
         kind, _, name = key.partition("/")
         parameter = parameters[name]
+        if value.ndim == 0 and value.dtype == torch.int64:  # bitsandbytes counts steps in Python's numbers
+            state[parameter][kind] = int(value)
+            continue
         # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
         state[parameter][kind] = (
             value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
@@ -150,6 +155,15 @@ def average_weights(run: Run, steps: Sequence[int], model: Any) -> None:
     with torch.no_grad():
         for total, parameter in zip(sums, parameters, strict=True):
             parameter.copy_(total / len(steps))
+
+
+def _storable(value: Any) -> Any:
+    """A tensor for a file; small ones are copied, since parameters may share them (the code tables of 8-bit moments)."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value)
+    return value.detach().clone() if value.numel() <= 256 else value.detach().contiguous()
 
 
 def _optimizer_state(optimizer: Any) -> Any:

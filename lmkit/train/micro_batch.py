@@ -47,7 +47,9 @@ def choose_micro_batch(
     tokens = micro_batch_tokens(hardware, accelerator.device)
     if hardware.micro_batch_tokens == "auto":
         if accelerator.device.type == "cuda":
-            tokens = -int(largest(accelerator, [-try_sizes(train, model, batches, task, accelerator, packing)])[0])  # the smallest
+            tokens = -int(
+                largest(accelerator, [-try_sizes(train, model, batches, task, accelerator, packing)])[0]
+            )  # the smallest
         console.say(f"micro-batches: {tokens} tokens")
     return wanted | {"tokens": tokens}
 
@@ -105,4 +107,3 @@ def _speed(model: Any, task: Task, accelerator: Accelerator, packing: Packing | 
 
         torch.cuda.synchronize()
     return tokens / (time.perf_counter() - begun)
-

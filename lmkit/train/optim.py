@@ -99,8 +99,6 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
     if train.optimizer == "adafactor":  # Shazeer & Stern 2018: the rate is relative to the size of the weights
         return torch.optim.Adafactor(others, lr=rate)
     if train.optimizer == "adamw8bit":  # Dettmers et al. 2022
-        if not torch.cuda.is_available():
-            raise RecipeError("adamw8bit needs a CUDA GPU", place="train.optimizer", remedy="adamw, or adafactor for less memory")
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(others, lr=rate, **adam)
