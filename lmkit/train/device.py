@@ -82,7 +82,7 @@ def _refuse_sharding() -> None:
             raise RecipeError(
                 f"the Accelerate configuration asks for {name}, and lmkit does not shard models",
                 place="accelerate launch",
-                remedy="distributed_type: MULTI_GPU (recipes/accelerate); for memory: lora, gradient_checkpointing, adafactor",
+                remedy="distributed_type: MULTI_GPU; for memory see docs/scale.md: lora, gradient_checkpointing, adafactor",
             )
 
 
