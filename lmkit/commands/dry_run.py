@@ -15,13 +15,14 @@ from lmkit.recipe import Recipe
 def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> dict[str, Any]:
     """Tokens, steps, parameters, and predicted peak memory and time, from the gradients of one whole step.
 
-    The time is that of one forward and backward pass of a middling step, times the number of steps: AdamW's
-    own share is left out. The memory is what the pass took at its peak, with room for AdamW's two moments.
+    The time is that of one forward and backward pass of a middling step, times the number of steps: the
+    optimizer's share is left out. The memory is what the pass took at its peak, with room for the optimizer's state.
     """
     from lmkit.models.build import build_model, count_parameters
     from lmkit.models.packing import find_packing
     from lmkit.train.device import build_accelerator, choose_precision, micro_batch_tokens, peak_memory_bytes
     from lmkit.train.loop import StepBatches
+    from lmkit.train.optim import state_bytes
     from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, total_steps
     from lmkit.train.prepare import prepare
 
@@ -50,7 +51,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
     trained, parameters = count_parameters(model)
-    memory = peak_memory_bytes() + 2 * 4 * trained
+    memory = peak_memory_bytes() + state_bytes(recipe.train, trained)
     limited = total < UNLIMITED
     found: dict[str, Any] = {
         "dry_run": True,

@@ -21,6 +21,7 @@ from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run, command_line, write_text
 from lmkit.tasks.registry import TASKS, task_class
+from lmkit.train.optim import check_optimizer
 
 if TYPE_CHECKING:
     from lmkit.data.splits import Splits
@@ -121,6 +122,7 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
     from lmkit.models.presets import preset_config
 
     check_adapter_keys(recipe)
+    check_optimizer(recipe)
     model = recipe.model
     if model.base and model.preset:
         raise RecipeError("given beside model.base", place="model.preset", remedy="keep one of the two")

@@ -1,7 +1,7 @@
 """Predictions for every row of a split, in file order, exactly once; and what they are worth.
 
 Rows are read in chunks and, within a chunk, in batches of alike lengths under a token budget, so the
-memory needed does not grow with the data. Every part carries its row, ranks send (row, parts), and the
+memory needed does not grow with the data; where it ends, a batch is computed in halves. Every part carries its row, ranks send (row, parts), and the
 first rank keeps one record per row: duplicates cannot happen by construction [trl#7010].
 """
 
@@ -25,6 +25,7 @@ from lmkit.evaluation.analysis import Background, analyse
 from lmkit.evaluation.records import Record, headline, store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.heads import unwrap_parallel
+from lmkit.models.memory import in_parts
 from lmkit.recipe.schema import Eval
 from lmkit.run import atomic_directory
 from lmkit.tasks.base import Task
@@ -83,11 +84,15 @@ def predict_records(
                 first_piece += 1
             batches = micro_batches(_numbers(len(pieces)), _array(costs), budget)
             parts: list[tuple[int, dict[str, Any]]] = []
-            for numbers in batches[rank::ranks]:
+
+            def predict(numbers: Sequence[int], pieces: list[dict[str, Any]] = pieces) -> list[tuple[int, dict[str, Any]]]:
                 chosen = [pieces[i] for i in numbers]
                 batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in chosen]).items()}
                 with torch.inference_mode(), accelerator.autocast():
-                    parts += zip(numbers.tolist(), task.predict(inner, batch, chosen), strict=True)
+                    return list(zip(numbers, task.predict(inner, batch, chosen), strict=True))
+
+            for numbers in batches[rank::ranks]:
+                parts += in_parts(predict, numbers.tolist())
             if ranks > 1:
                 parts = gather_object(parts)
             if rank == 0:
@@ -149,18 +154,19 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
     with torch.inference_mode(), accelerator.autocast():
         lengths = _array(encoded.pieces.data.column("length").to_pylist())
         batches = micro_batches(_numbers(len(lengths)), lengths, budget)
-        for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
-            columns = encoded.pieces[numbers.tolist()]
+
+        def losses(numbers: Sequence[int]) -> list[torch.Tensor]:
+            columns = encoded.pieces[list(numbers)]
             pieces = [
                 {key: column[i] for key, column in columns.items()} | {"piece": int(piece)} for i, piece in enumerate(numbers)
             ]
             batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in pieces]).items()}
-            sums += torch.stack(
-                [
-                    task.loss(inner, batch).double(),
-                    torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device),
-                ]
-            )
+            items = torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device)
+            return [torch.stack([task.loss(inner, batch).double(), items])]
+
+        for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
+            for found in in_parts(losses, numbers.tolist()):
+                sums += found
     inner.train(was_training)
     total, items = accelerator.reduce(sums, "sum").tolist()
     return total / items if items else math.nan

@@ -181,13 +181,27 @@ class Train(Section):
         "linear", description="shape of the learning rate after warm-up"
     )
     warmup: Annotated[float, Field(ge=0)] = Field(0.06, description="share of the steps if below 1, else a number of steps")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's, not for norms and biases")
-    beta1: Share = Field(0.9, description="AdamW's")
-    beta2: Share = Field(0.999, description="AdamW's")
-    epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW's")
+    optimizer: Literal["adamw", "adafactor", "muon", "adamw8bit", "schedule_free"] = Field(
+        "adamw",
+        description="adamw; adafactor: next to no state; muon: for the layers' matrices, adamw for the rest; adamw8bit: a quarter of the state (lmkit[adamw8bit]); schedule_free: AdamW that averages instead of decaying its rate (lmkit[schedule_free])",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not for norms and biases")
+    decay_embeddings: bool = Field(True, description="weight decay for embeddings, too")
+    beta1: Share = Field(0.9, description="AdamW's; not Adafactor's or Muon's")
+    beta2: Share = Field(0.999, description="AdamW's; not Adafactor's or Muon's")
+    epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW's; not Adafactor's or Muon's")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="evaluate and keep a moving average of the weights with this decay, for example 0.999 (less in the first steps); null: off",
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="gradients are scaled down to this norm; null: never"
     )
+    on_spike: Literal["skip", "stop"] | None = Field(
+        None,
+        description="a gradient norm above spike_factor times the median of the last 100: leave the step out, or stop; null: go on",
+    )
+    spike_factor: Annotated[float, Field(gt=1)] = Field(10.0, description="from which share of the median on a norm is a spike")
     label_smoothing: Share = Field(0.0, description="share of the target probability that is spread over all classes")
     eval_every: Annotated[float, Field(gt=0)] = Field(1.0, description="share of an epoch if at most 1, else a number of steps")
     select_best: str | None = Field(
@@ -211,7 +225,10 @@ class Hardware(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the chip computes it natively, else fp32"
     )
-    micro_batch_tokens: Positive | Literal["auto"] = Field("auto", description="tokens per forward pass on one device")
+    micro_batch_tokens: Positive | Literal["auto"] = Field(
+        "auto",
+        description="tokens per forward pass on one device; auto: by trying on a GPU, 4096 on a CPU; halved where memory ends",
+    )
     processes: Positive | Literal["auto"] = Field("auto", description="auto: one per GPU, one without")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches beside each training process")
     gradient_checkpointing: bool = Field(

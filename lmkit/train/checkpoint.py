@@ -67,10 +67,14 @@ def verify(run: Run, step: int, names: Collection[str] = (WEIGHTS, MOMENTS, STAT
 
 def snapshot(model: Any, optimizer: Any, *, copy: bool) -> tuple[Tensors, Tensors]:
     """Trained weights and optimizer state by name; ``copy``: in memory of their own on the CPU, which training leaves alone."""
+    import torch
 
-    def kept(tensor: Any) -> Any:
-        found = tensor.detach().cpu().contiguous()
-        return found.clone() if copy and found.data_ptr() == tensor.data_ptr() else found
+    def kept(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return torch.tensor(value)  # bitsandbytes counts steps in Python's numbers
+        found = value.detach().cpu().contiguous()
+        is_shared = found.data_ptr() == value.data_ptr()  # small ones by several parameters: the code tables of 8-bit moments
+        return found.clone() if is_shared and (copy or found.numel() <= 256) else found
 
     inner = unwrap_parallel(model)
     weights = {name: kept(p) for name, p in inner.named_parameters() if p.requires_grad}
@@ -140,6 +144,8 @@ def load_state(run: Run, step: int) -> dict[str, Any]:
 
 def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str, Any]:
     """Restore weights and optimizer of a checkpoint that ``newest_whole`` verified; returns the state saved with them."""
+    import torch
+
     _copy_weights(run, step, model)
     folder = run.checkpoints / name_of(step)
     parameters = dict(unwrap_parallel(model).named_parameters())
@@ -147,6 +153,9 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     for key, value in _tensors(folder / MOMENTS).items():
         kind, _, name = key.partition("/")
         parameter = parameters[name]
+        if value.ndim == 0 and value.dtype == torch.int64:  # bitsandbytes counts steps in Python's numbers
+            state[parameter][kind] = int(value)
+            continue
         # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
         state[parameter][kind] = (
             value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()

@@ -46,6 +46,7 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    _refuse_sharding()
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # Apple's chips have no float64, which sums are kept in
     precision = choose_precision(hardware)
@@ -69,8 +70,24 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     return accelerator
 
 
+def _refuse_sharding() -> None:
+    """Every process keeps the whole model: what an Accelerate configuration shards would be saved wrong, so it is refused."""
+    for name, variable in (
+        ("FSDP", "ACCELERATE_USE_FSDP"),
+        ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
+        ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
+        ("tensor parallelism", "ACCELERATE_USE_PARALLELISM_CONFIG"),
+    ):
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes", "y", "t", "on"):
+            raise RecipeError(
+                f"the Accelerate configuration asks for {name}, and lmkit does not shard models",
+                place="accelerate launch",
+                remedy="distributed_type: MULTI_GPU; for memory see docs/scale.md: lora, gradient_checkpointing, adafactor",
+            )
+
+
 def micro_batch_tokens(hardware: Hardware, device: Any) -> int:
-    """Tokens of one forward pass on one device; does not change what is learned."""
+    """Tokens of one forward pass on one device, before any are tried; does not change what is learned."""
     if hardware.micro_batch_tokens != "auto":
         return hardware.micro_batch_tokens
     return 16384 if device.type == "cuda" else 4096

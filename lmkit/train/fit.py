@@ -25,6 +25,7 @@ from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
 from lmkit.tasks.base import Batch, Task
 from lmkit.train import card
+from lmkit.train.averages import use_average, use_trained
 from lmkit.train.checkpoint import (
     average_weights,
     averaged,
@@ -36,7 +37,8 @@ from lmkit.train.checkpoint import (
 )
 from lmkit.train.device import build_accelerator, micro_batch_tokens, peak_memory_bytes
 from lmkit.train.manifest import announce, now, start_manifest
-from lmkit.train.optim import build_optimizer
+from lmkit.train.optim import build_optimizer, set_group_values
+from lmkit.train.parallel import prepare_parallel
 from lmkit.train.plans import evaluation_interval, metric_of, total_steps
 from lmkit.train.prepare import Prepared, prepare
 from lmkit.train.session import Progress, run_steps
@@ -86,7 +88,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
         crf_rate=recipe.tagging.crf_learning_rate,
     )
-    model, optimizer = accelerator.prepare(built.model, optimizer)
+    model, optimizer = prepare_parallel(accelerator, built.model, optimizer)
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
@@ -94,6 +96,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     if recipe.logging.to:
         accelerator.init_trackers(recipe.name)
     run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
+    use_average(optimizer)
 
     mean_of = _choose(run, recipe, plan, progress, model)
     _tune(model, prepared, accelerator, recipe)
@@ -107,6 +110,8 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         "best_step": progress.best_step,
         "averaged_steps": mean_of,
         "tokens_seen": progress.tokens,
+        "micro_batch_tokens": progress.micro_batch.get("tokens"),
+        "skipped_steps": progress.skipped,
         "seconds": round(progress.seconds, 3),
         "seconds_in_all": round(time.perf_counter() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -136,7 +141,7 @@ def _learned_with(recipe: Recipe) -> dict[str, Any]:
     """The keys of a recipe that decide what is learned."""
     harmless = {"name", "seeds", "output", "hardware", "logging", "eval", "generation"}
     values: dict[str, Any] = json.loads(recipe.model_dump_json(exclude=harmless))
-    for key in ("epochs", "max_steps", "max_minutes", "early_stopping", "eval_every"):
+    for key in ("epochs", "max_steps", "max_minutes", "early_stopping", "eval_every", "on_spike", "spike_factor"):
         del values["train"][key]
     for key in ("train", "validation", "test", "folds", "fold"):
         del values["data"][key]  # the content counts, not the path
@@ -167,7 +172,10 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
         return progress
     state = load_checkpoint(run, step, model, optimizer)
     console.say(f"resume: going on from step {step}")
-    return Progress(**state)
+    progress = Progress(**state)
+    set_group_values(optimizer, progress.groups)
+    use_trained(optimizer)
+    return progress
 
 
 def _choose(run: Run, recipe: Recipe, plan: Plan, progress: Progress, model: Any) -> list[int]:

@@ -7,7 +7,6 @@ learned [transformers#47688, #34191, #35078].
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lmkit import console
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches
 from lmkit.errors import TrainingStopped
+from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.packing import Packing
 from lmkit.tasks.base import Batch, Task, uncounted
+from lmkit.train.averages import update_ema
 from lmkit.train.optim import learning_rate, set_learning_rate
+from lmkit.train.parallel import largest, sum_gradients
+from lmkit.train.spikes import Spikes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +42,7 @@ class Step:
         tokens, slots: tokens that were read, and places of the micro-batches, padding included, over all ranks.
         share: of ``train.max_minutes`` that was gone when the step began; None without.
         interrupted: a rank was asked to stop.
+        is_spike: the norm was a spike (``train.on_spike``), and no weight was changed.
     """
 
     number: int
@@ -49,6 +54,7 @@ class Step:
     slots: int
     share: float | None
     interrupted: bool
+    is_spike: bool = False
 
 
 class StepBatches(torch.utils.data.Dataset[list[Batch]]):
@@ -70,7 +76,28 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
             batch = self._collate(examples[:1], epoch)
             batch["labels"] = uncounted(batch["labels"])
             return [batch | {"idle": torch.ones(())}]
-        return [self._collate(part, epoch) for part in micro_batches(mine, self._slots, self.budget)]
+        return [self._collate(part, epoch) for part in self._cut(mine)]
+
+    @property
+    def share(self) -> int:
+        """Examples of one rank in a step."""
+        return -(-self.plan.batch_size // self.ranks)
+
+    def longest(self, tokens: int) -> np.ndarray:
+        """The longest examples that a micro-batch of so many tokens has room for; at least one, and no more than a step's."""
+        order = np.argsort(-self._slots, kind="stable")
+        return order[: max(1, min(tokens // int(self._slots[order[0]]), self.share))]
+
+    def collate(self, examples: np.ndarray) -> Batch:
+        return self._collate(examples, 0)
+
+    def largest(self, step: int) -> int:
+        """Tokens, padding included, of the largest micro-batch of a step that can still be divided; 0: there is none."""
+        mine = deal(self.plan.examples(step), self.encoded.lengths, self.ranks)[self.rank]
+        return max((len(part) * int(self._slots[part].max()) for part in self._cut(mine) if len(part) > 1), default=0)
+
+    def _cut(self, examples: np.ndarray) -> list[np.ndarray]:
+        return micro_batches(examples, self._slots, self.budget)
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
         return self.task.collate([self.encoded.example(int(i)) for i in examples], epoch=epoch, packed=self.packed)
@@ -89,6 +116,7 @@ def train_steps(
     workers: int,
     share_done: Callable[[], float | None],
     asked_to_stop: Callable[[], bool],
+    spikes: Spikes | None = None,
 ) -> Iterator[Step]:
     """Run the optimizer steps ``first`` ... ``total`` - 1, yielding after each.
 
@@ -96,49 +124,40 @@ def train_steps(
         model, optimizer: prepared by Accelerate.
         share_done: the share of ``train.max_minutes`` that is gone, or None; the first rank's is used.
         asked_to_stop: whether this rank received a signal.
+        spikes: judges the gradient norms; a step whose norm is a spike changes no weight.
     """
     train = task.recipe.train
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    loader = torch.utils.data.DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, total),
-        num_workers=workers,
-        pin_memory=accelerator.device.type == "cuda",
-        collate_fn=_as_they_are,
-    )
+    limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
     model.train()
-    for step, micro in zip(range(first, total), _alive(loader), strict=True):
-        # dropout is keyed on the step and the rank, so a resumed run draws what the uninterrupted one drew
-        torch.manual_seed(_dropout_key(task.recipe.seed, step, accelerator.process_index))
+    for step, micro in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
         share = share_done()
         counts = [sum(count(batch) for batch in micro) for count in (task.items, _tokens, _slots)]
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
         set_learning_rate(optimizer, rate)
-        loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.double)
-        for number, batch in enumerate(micro):
-            last = number + 1 == len(micro)
-            batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss = task.loss(model, packing.apply(batch) if packing else batch)
-                # DistributedDataParallel averages over ranks: undo that, then divide by all items once
-                accelerator.backward(loss * (accelerator.num_processes / max(items, 1)))
-            loss_sum += loss.detach()
-        limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
-        grad_norm = accelerator.clip_grad_norm_(parameters, limit)
-        optimizer.step()
+        loss_sum = _backward(model, parameters, batches, task, accelerator, packing, step=step, micro=micro, items=items)
+        grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit))
+        is_spike = spikes is not None and spikes.judge(grad_norm.item())
+        if is_spike:
+            if optimizer.scaler is not None:
+                optimizer.scaler.update()  # it has looked at these gradients
+        else:
+            _update(optimizer)
+            if train.ema is not None:
+                update_ema(optimizer, train.ema, step=step)
         optimizer.zero_grad(set_to_none=True)
         yield Step(
             number=step + 1,
             loss=accelerator.reduce(loss_sum, "sum") / max(items, 1),
-            grad_norm=torch.as_tensor(grad_norm),
+            grad_norm=grad_norm,
             learning_rate=rate,
             items=items,
             tokens=tokens,
             slots=slots,
             share=share,
             interrupted=stop,
+            is_spike=is_spike,
         )
 
 
@@ -158,6 +177,93 @@ def _alive(loader: torch.utils.data.DataLoader[list[Batch]]) -> Iterator[list[Ba
                 "  often the memory is full: fewer hardware.workers, or 0; --resume goes on from the last checkpoint"
             ) from None
         yield batch
+
+
+def _read(batches: StepBatches, first: int, total: int, *, workers: int, pinned: bool) -> Iterator[tuple[int, list[Batch]]]:
+    """The micro-batches of each step, read ahead by workers; read anew once the budget has changed."""
+    step = first
+    while step < total:
+        budget = batches.budget
+        loader = torch.utils.data.DataLoader(
+            batches, batch_size=None, sampler=range(step, total), num_workers=workers, pin_memory=pinned, collate_fn=_as_they_are
+        )
+        for micro in _alive(loader):
+            yield step, micro
+            step += 1
+            if batches.budget != budget:
+                break
+
+
+def _backward(
+    model: Any,
+    parameters: list[torch.nn.Parameter],
+    batches: StepBatches,
+    task: Task,
+    accelerator: Accelerator,
+    packing: Packing | None,
+    *,
+    step: int,
+    micro: list[Batch],
+    items: int,
+) -> torch.Tensor:
+    """Gradients of the mean loss over all ranks' labels; returns the sum of this rank's losses.
+
+    Where memory ends, on whatever rank, all ranks drop the gradients and repeat the step in smaller micro-batches
+    (promise 21); ``batches.budget`` stays at what was found.
+
+    Raises:
+        TrainingStopped: there is no memory for a single example.
+    """
+    while True:
+        # dropout is keyed on the step and the rank, so a resumed or repeated step draws what the first try drew
+        torch.manual_seed(_dropout_key(task.recipe.seed, step, accelerator.process_index))
+        loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.double)
+        is_out, left = False, 0
+        try:
+            for batch in micro:
+                batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+                loss = task.loss(model, packing.apply(batch) if packing else batch)
+                accelerator.backward(loss / max(items, 1))
+                loss_sum += loss.detach()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            is_out, left = True, batches.largest(step)
+        is_stuck = is_out and not left
+        has_gradient = [float(parameter.grad is not None) for parameter in parameters if accelerator.num_processes > 1]
+        out, stuck, divisible, *present = largest(accelerator, [float(is_out), float(is_stuck), left, *has_gradient])
+        if not out:
+            sum_gradients(accelerator, parameters, present=[bool(there) for there in present])
+            return loss_sum
+        batch = loss = None  # type: ignore[assignment]  # they hold the memory
+        for parameter in parameters:
+            parameter.grad = None
+        free_cached_memory()
+        if stuck:
+            raise TrainingStopped(
+                f"step {step + 1}: out of memory, with one example in each micro-batch\n"
+                "  hardware.gradient_checkpointing=true, a smaller data.max_length, lora, or train.optimizer=adafactor need less"
+            )
+        batches.budget = max(1, min(batches.budget, int(divisible)) // 2)
+        console.warn(f"step {step + 1}: out of memory; the step is repeated in micro-batches of {batches.budget} tokens")
+        micro = batches[step]
+
+
+def _update(optimizer: Any) -> None:
+    """One update; the first one also allocates the optimizer's state.
+
+    Raises:
+        TrainingStopped: there is no memory for it.
+    """
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingStopped(
+            f"out of memory in the update of {type(optimizer.optimizer).__name__}: weights, gradients and moments do not fit\n"
+            "  lora, train.optimizer=adafactor, or a smaller model need less; the size of the micro-batches has no part in it"
+        ) from None
 
 
 def _as_they_are(micro: list[Batch]) -> list[Batch]:

@@ -1,19 +1,59 @@
-"""AdamW with the usual decay groups, and learning rates as a pure function of what is done."""
+"""Optimizers with the usual decay groups, and learning rates as a pure function of what is done."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from typing import Any
 
-from lmkit.models.layers import layer_scales
-from lmkit.recipe.schema import Train
+from lmkit.errors import RecipeError
+from lmkit.models.layers import layer_of, layer_scales
+from lmkit.recipe.schema import Recipe, Train
 
 _LORA_B = re.compile(r"\.lora_(embedding_)?B\b")
 
+# bytes of state for each trained parameter; Muon's is for its matrices, Adafactor's for a square one of some size
+STATE_BYTES = {"adamw": 8.0, "adafactor": 0.1, "muon": 4.0, "adamw8bit": 2.0, "schedule_free": 8.0}
+_LIBRARIES = {"adamw8bit": "bitsandbytes", "schedule_free": "schedulefree"}
+_UNUSED = {"adafactor": ("beta1", "beta2", "epsilon")}
+_GROUP_VALUES = ("k", "weight_sum", "lr_max")  # what schedule-free counts for a group, not for each parameter
+
+
+def check_optimizer(recipe: Recipe) -> None:
+    """Refuse an optimizer that is not installed, and keys that would have no effect beside it (RecipeError); needs no torch."""
+    train, chosen = recipe.train, recipe.train.optimizer
+    library = _LIBRARIES.get(chosen)
+    if library is not None and importlib.util.find_spec(library) is None:
+        raise RecipeError(f"{library} is not installed", place="train.optimizer", remedy=f"pip install 'lmkit[{chosen}]'")
+    defaults, free = type(train).model_fields, chosen == "schedule_free"
+    problems = {
+        **{key: f"{chosen} has no {key}" for key in _UNUSED.get(chosen, ()) if getattr(train, key) != defaults[key].default},
+        "spike_factor": "has no effect without train.on_spike"
+        if train.on_spike is None and train.spike_factor != defaults["spike_factor"].default
+        else None,
+        "schedule": "schedule-free has a constant rate after the warm-up" if free and train.schedule != "constant" else None,
+        "ema": "schedule-free averages the weights itself" if free and train.ema is not None else None,
+        "beta1": "schedule-free needs one above 0" if free and train.beta1 == 0 else None,
+        "decay_embeddings": None if train.decay_embeddings else _no_embeddings(recipe),
+        "optimizer": "muon updates whole matrices, and lora trains factors of them" if chosen == "muon" and recipe.lora else None,
+    }
+    remedies = {"schedule": "schedule: constant", "optimizer": "adamw, or lora=null", "beta1": "0.9"}
+    for key, problem in problems.items():
+        if problem is not None:
+            raise RecipeError(problem, place=f"train.{key}", remedy=remedies.get(key, "leave it out"))
+
+
+def _no_embeddings(recipe: Recipe) -> str | None:
+    if recipe.lora is not None:
+        return "has no effect beside lora, which freezes them"
+    if recipe.train.freeze_embeddings:
+        return "has no effect beside train.freeze_embeddings"
+    return "has no effect where train.weight_decay is 0" if recipe.train.weight_decay == 0 else None
+
 
 def build_optimizer(model: Any, train: Train, *, lora_ratio: float | None = None, crf_rate: float | None = None) -> Any:
-    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on matrices, not on norms, biases and a CRF's transitions.
+    """The optimizer of ``train.optimizer``; weight decay on matrices, not on norms, biases and a CRF's transitions.
 
     Each group has a ``scale``, the share of the schedule's learning rate that it gets: by layer with
     ``train.layer_decay``, and for LoRA's B matrices.
@@ -21,6 +61,9 @@ def build_optimizer(model: Any, train: Train, *, lora_ratio: float | None = None
     Args:
         lora_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024); None: the same.
         crf_rate: peak rate of a CRF's transitions; None: ``train.learning_rate``.
+
+    Raises:
+        RecipeError: the optimizer does not go with this model or this machine.
     """
     import torch
 
@@ -29,28 +72,70 @@ def build_optimizer(model: Any, train: Train, *, lora_ratio: float | None = None
     crf = crf_of(model) if crf_rate is not None else None
     transitions = {id(parameter) for parameter in crf.parameters()} if crf is not None else set()
     by_layer = layer_scales(model, train.layer_decay) if train.layer_decay is not None else {}
-    groups: dict[tuple[bool, float], list[Any]] = {}
+    embeddings = {id(p) for each in model.modules() if isinstance(each, torch.nn.Embedding) for p in each.parameters()}
+    # a group: whether it goes to Muon, whether it is left without decay, its scale
+    groups: dict[tuple[bool, bool, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) in transitions and crf_rate is not None:
-            groups.setdefault((True, crf_rate / train.learning_rate), []).append(parameter)
+            groups.setdefault((False, True, crf_rate / train.learning_rate), []).append(parameter)
         elif parameter.requires_grad:
             scale = by_layer.get(name, 1.0) * (lora_ratio if lora_ratio is not None and _LORA_B.search(name) else 1.0)
-            groups.setdefault((parameter.ndim < 2, scale), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": 0.0 if is_vector else train.weight_decay,
-                "scale": scale,
-                "lr": scale * train.learning_rate,
-            }
-            for (is_vector, scale), parameters in sorted(groups.items(), key=lambda entry: entry[0])
-        ],
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        eps=train.epsilon,
-        fused=True,
-    )
+            is_embedding = id(parameter) in embeddings
+            is_hidden = parameter.ndim == 2 and layer_of(name) is not None and not is_embedding
+            plain = parameter.ndim < 2 or (is_embedding and not train.decay_embeddings)
+            groups.setdefault((train.optimizer == "muon" and is_hidden, plain, scale), []).append(parameter)
+    options: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for (for_muon, plain, scale), parameters in sorted(groups.items(), key=lambda entry: entry[0]):
+        decay, rate = 0.0 if plain else train.weight_decay, scale * train.learning_rate
+        options[for_muon].append({"params": parameters, "weight_decay": decay, "scale": scale, "lr": rate})
+    return _optimizer(train, options[True], options[False])
+
+
+def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str, Any]]) -> Any:
+    """The library's optimizer over these groups; ``hidden`` ones are Muon's."""
+    import torch
+
+    rate, adam = train.learning_rate, {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
+    if train.optimizer == "adafactor":  # Shazeer & Stern 2018: the rate is relative to the size of the weights
+        return torch.optim.Adafactor(others, lr=rate)
+    if train.optimizer == "adamw8bit":  # Dettmers et al. 2022
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(others, lr=rate, **adam)
+    if train.optimizer == "schedule_free":  # Defazio et al. 2024
+        from schedulefree import AdamWScheduleFree
+
+        free = AdamWScheduleFree(others, lr=rate, **adam)
+        free.train()
+        return free
+    adamw = torch.optim.AdamW(others, lr=rate, fused=True, **adam) if others else None  # Loshchilov & Hutter 2019
+    if train.optimizer == "adamw":
+        return adamw
+    if not hasattr(torch.optim, "Muon"):
+        raise RecipeError(f"muon needs torch 2.9 or newer, this is {torch.__version__}", place="train.optimizer", remedy="adamw")
+    if not hidden:
+        raise RecipeError("this model has no hidden matrices to train with muon", place="train.optimizer", remedy="adamw")
+    from lmkit.train.combined import Combined
+
+    # Jordan et al. 2024; scaled to AdamW's step sizes, so that one learning rate serves both (Liu et al. 2025)
+    muon = torch.optim.Muon(hidden, lr=rate, adjust_lr_fn="match_rms_adamw")
+    return Combined([part for part in (muon, adamw) if part is not None])
+
+
+def state_bytes(train: Train, parameters: int) -> int:
+    """What the optimizer will keep for so many trained parameters, averages included; about."""
+    return round(parameters * (STATE_BYTES[train.optimizer] + (4 if train.ema is not None else 0)))
+
+
+def group_values(optimizer: Any) -> list[dict[str, float]]:
+    """What the optimizer counts for each group, for a checkpoint."""
+    return [{key: group[key] for key in _GROUP_VALUES if key in group} for group in optimizer.param_groups]
+
+
+def set_group_values(optimizer: Any, values: list[dict[str, float]]) -> None:
+    """Restore what ``group_values`` found; nothing was saved before groups counted anything."""
+    for group, saved in zip(optimizer.param_groups, values, strict=bool(values)):
+        group.update(saved)
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:

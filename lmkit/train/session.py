@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
@@ -16,12 +17,16 @@ from lmkit.evaluation.evaluate import finite, is_better, validate
 from lmkit.models.packing import Packing
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, write_text
+from lmkit.train.averages import averaged_weights
 from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, drop_unfinished
 from lmkit.train.device import choose_precision, micro_batch_tokens
 from lmkit.train.loop import Step, StepBatches, train_steps
+from lmkit.train.micro_batch import choose_micro_batch
+from lmkit.train.optim import group_values
 from lmkit.train.plans import UNLIMITED, checkpoint_interval, evaluation_interval
 from lmkit.train.prepare import Prepared
 from lmkit.train.signals import Interrupted, signals
+from lmkit.train.spikes import Spikes
 from lmkit.train.writer import Writer
 
 if TYPE_CHECKING:
@@ -40,6 +45,10 @@ class Progress:
     without_improvement: int = 0
     evaluated_step: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    micro_batch: dict[str, Any] = field(default_factory=dict)  # tokens, and what they were found for
+    groups: list[dict[str, float]] = field(default_factory=list)  # what the optimizer counts for each group
+    norms: list[float] = field(default_factory=list)  # of the last gradients, for train.on_spike
+    skipped: int = 0  # steps left out for a spike
 
 
 def run_steps(
@@ -58,16 +67,20 @@ def run_steps(
 ) -> None:
     """The steps, and around them logging, evaluating, saving and stopping."""
     train, task = recipe.train, prepared.task
-    budget = micro_batch_tokens(recipe.hardware, accelerator.device)
     batches = StepBatches(
         prepared.encoded["train"],
         plan,
         task,
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,
-        budget=budget,
+        budget=micro_batch_tokens(recipe.hardware, accelerator.device),
         packed=packing is not None,
     )
+    progress.micro_batch = choose_micro_batch(
+        recipe.hardware, train, model, batches, task, accelerator, packing, progress.micro_batch
+    )
+    batches.budget = progress.micro_batch["tokens"]
+    spikes = Spikes(train, progress.norms) if train.on_spike is not None else None
     eval_steps = evaluation_interval(recipe, plan)
     save_steps, save_seconds = checkpoint_interval(recipe)
     earlier, begun = progress.seconds, time.perf_counter()
@@ -87,7 +100,8 @@ def run_steps(
         nonlocal second_best
         assert metric is not None
         settle()
-        value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * budget)
+        with averaged_weights(optimizer):
+            value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * batches.budget)
         model.train()
         progress.evaluated_step = progress.step
         improved = is_better(metric, value, progress.best_value)
@@ -115,7 +129,10 @@ def run_steps(
             return
         state = {key: value for key, value in vars(progress).items() if key != "step"}
         best, keep = progress.best_step, recipe.hardware.keep_checkpoints
-        writer.save(progress.step, model, optimizer, state, lambda: drop_old(run, keep=keep, best=best, also=to_average(best)))
+        with averaged_weights(optimizer):
+            writer.save(
+                progress.step, model, optimizer, state, lambda: drop_old(run, keep=keep, best=best, also=to_average(best))
+            )
 
     def end() -> None:
         """Every rank may read the checkpoints from here on."""
@@ -163,6 +180,7 @@ def run_steps(
             workers=recipe.hardware.workers,
             share_done=share_done,
             asked_to_stop=lambda: bool(received),
+            spikes=spikes,
         )
         logged_at, logged_tokens = time.perf_counter(), 0
         for step in steps:
@@ -171,6 +189,11 @@ def run_steps(
             progress.tokens += step.tokens
             logged_tokens += step.tokens
             progress.seconds = earlier + time.perf_counter() - begun
+            if spikes is not None:
+                progress.norms = spikes.norms
+                progress.skipped += step.is_spike
+                if step.is_spike:
+                    _say_spike(step, spikes, batches, prepared, run, recipe)
             out_of_time = step.share is not None and step.share >= 1
             last = step.number == total or step.interrupted or out_of_time
             evaluating = evaluates(step.number, last=last) and not step.interrupted
@@ -185,6 +208,8 @@ def run_steps(
                 _check_finite(pending, batches, prepared, run, recipe, writer)
             if step.number % recipe.logging.every == 0 or last:
                 line = _log_line(pending, plan, logged_tokens / max(now - logged_at, 1e-9))
+                if spikes is not None:
+                    line["skipped"] = sum(step.is_spike for step in pending)
                 bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False)
                 if accelerator.is_main_process:
                     run.append_log(line | {"seconds": round(progress.seconds, 3)})
@@ -199,6 +224,8 @@ def run_steps(
                 logged_at = time.perf_counter()
             if saving:
                 progress.seconds = earlier + time.perf_counter() - begun
+                progress.micro_batch = progress.micro_batch | {"tokens": batches.budget}
+                progress.groups = group_values(optimizer)
                 save()
                 last_checkpoint = time.perf_counter()
             if last:
@@ -250,17 +277,39 @@ def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, r
         loss, norm = step.loss.item(), step.grad_norm.item()
         if math.isfinite(loss) and (fp16 or math.isfinite(norm)):
             continue
-        encoded = prepared.encoded["train"]
-        examples = batches.plan.examples(step.number - 1)
-        rows = sorted({piece["row"] for example in examples for piece in encoded.example(int(example))})
-        content = [{"place": encoded.rows.place(row), **encoded.rows[row]} for row in rows]
-        listing = run.path / f"not-finite-step-{step.number}.jsonl"
-        if console.is_first_process():
-            write_text(listing, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
         writer.wait()
-        last = checkpoint_steps(run)
-        kept = f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"
+        count, listing = _write_rows(step.number, "not-finite", batches, prepared, run)
         raise TrainingStopped(
-            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {kept}\n"
-            f"  the {len(rows)} rows of that step are in {listing}; a lower train.learning_rate, or hardware.precision=fp32, often helps"
+            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {_last_good(run)}\n"
+            f"  the {count} rows of that step are in {listing}; a lower train.learning_rate, or hardware.precision=fp32, often helps"
         )
+
+
+def _say_spike(step: Step, spikes: Spikes, batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe) -> None:
+    """Say that a step was left out, or with ``train.on_spike: stop`` end the run."""
+    found = f"step {step.number}: the gradient norm {step.grad_norm.item():.4g} is {step.grad_norm.item() / max(spikes.median, 1e-30):.0f} times the median of the last steps"
+    if recipe.train.on_spike == "skip":
+        console.warn(f"{found}; the step is left out")
+        return
+    count, listing = _write_rows(step.number, "spike", batches, prepared, run)
+    raise TrainingStopped(
+        f"{found} (loss {step.loss.item():.4g}); {_last_good(run)}\n"
+        f"  the {count} rows of that step are in {listing}; --resume with train.on_spike=skip leaves the step out"
+    )
+
+
+def _write_rows(number: int, why: str, batches: StepBatches, prepared: Prepared, run: Run) -> tuple[int, Path]:
+    """Write the rows of a step into the run directory; returns how many, and where."""
+    encoded = prepared.encoded["train"]
+    examples = batches.plan.examples(number - 1)
+    rows = sorted({piece["row"] for example in examples for piece in encoded.example(int(example))})
+    content = [{"place": encoded.rows.place(row), **encoded.rows[row]} for row in rows]
+    listing = run.path / f"{why}-step-{number}.jsonl"
+    if console.is_first_process():
+        write_text(listing, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
+    return len(rows), listing
+
+
+def _last_good(run: Run) -> str:
+    last = checkpoint_steps(run)
+    return f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"

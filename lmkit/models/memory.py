@@ -1,0 +1,44 @@
+"""What to do when memory ends: recognise it, give back what is cached, and compute in smaller parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator, or PyTorch's allocator on the CPU, had no memory left."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def free_cached_memory() -> None:
+    """Give back what tensors that are gone still hold on the accelerator."""
+    import gc
+
+    import torch
+
+    gc.collect()  # an exception and its frames may refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def in_parts(compute: Callable[[Sequence[int]], list[T]], numbers: Sequence[int]) -> list[T]:
+    """The results of all numbers, in order: at once, or where memory ends in halves.
+
+    Raises:
+        RuntimeError: there is no memory for a single one.
+    """
+    try:
+        return compute(numbers)
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(numbers) < 2:
+            raise
+    free_cached_memory()
+    half = len(numbers) // 2
+    return in_parts(compute, numbers[:half]) + in_parts(compute, numbers[half:])

@@ -1,0 +1,35 @@
+"""What several processes need before and beside the steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lmkit.errors import RecipeError
+from lmkit.recipe.schema import Hardware
+from lmkit.train import fit as fitting
+from lmkit.train.device import build_accelerator
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_configuration_that_shards_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints would hold parts of the weights."""
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(RecipeError, match="lmkit does not shard models"):
+        build_accelerator(Hardware(precision="fp32"))
+
+
+def test_data_are_prepared_before_the_process_group(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere one process tokenises and the others' collectives time out (promise 20) [LLaMA-Factory#2424]."""
+    order = []
+    for name in ("prepare", "build_accelerator"):
+        original = getattr(fitting, name)
+
+        def noted(*arguments: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
+            order.append(_name)
+            return _original(*arguments, **options)
+
+        monkeypatch.setattr(fitting, name, noted)
+    tiny.fit(tiny.recipe("classification"))
+    assert order == ["prepare", "build_accelerator"]
