@@ -31,9 +31,10 @@ def update_ema(optimizer: Any, decay: float, *, step: int) -> None:
             state[AVERAGE] = parameter.detach().clone()
         averages.append(state[AVERAGE])
         weights.append(parameter.detach())
+    follow: Any = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
     if averages:
         with torch.no_grad():
-            get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averages, weights, None)
+            follow(averages, weights, None)
 
 
 @contextmanager

@@ -95,7 +95,8 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
     """The library's optimizer over these groups; ``hidden`` ones are Muon's."""
     import torch
 
-    rate, adam = train.learning_rate, {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
+    rate = train.learning_rate
+    adam: dict[str, Any] = {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
     if train.optimizer == "adafactor":  # Shazeer & Stern 2018: the rate is relative to the size of the weights
         return torch.optim.Adafactor(others, lr=rate)
     if train.optimizer == "adamw8bit":  # Dettmers et al. 2022

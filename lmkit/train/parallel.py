@@ -55,7 +55,7 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parame
     for bucket in _buckets([parameter.grad for parameter in chosen if parameter.grad is not None]):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         torch.distributed.all_reduce(flat)
-        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+        for gradient, part in zip(bucket, torch.split(flat, [gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
