@@ -28,7 +28,6 @@ def check_optimizer(recipe: Recipe) -> None:
         raise RecipeError(f"{library} is not installed", place="train.optimizer", remedy=f"pip install 'lmkit[{chosen}]'")
     defaults, free = type(train).model_fields, chosen == "schedule_free"
     problems = {
-        **{key: f"{chosen} has no {key}" for key in _UNUSED.get(chosen, ()) if getattr(train, key) != defaults[key].default},
         "spike_factor": "has no effect without train.on_spike"
         if train.on_spike is None and train.spike_factor != defaults["spike_factor"].default
         else None,
@@ -37,6 +36,7 @@ def check_optimizer(recipe: Recipe) -> None:
         "beta1": "schedule-free needs one above 0" if free and train.beta1 == 0 else None,
         "decay_embeddings": None if train.decay_embeddings else _no_embeddings(recipe),
         "optimizer": "muon updates whole matrices, and lora trains factors of them" if chosen == "muon" and recipe.lora else None,
+        **{key: f"{chosen} has no {key}" for key in _UNUSED.get(chosen, ()) if getattr(train, key) != defaults[key].default},
     }
     remedies = {"schedule": "schedule: constant", "optimizer": "adamw, or lora=null", "beta1": "0.9"}
     for key, problem in problems.items():
