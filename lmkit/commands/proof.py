@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.commands.smoke import few_rows, tiny_recipe
 from lmkit.data.splits import Splits, load_splits
+from lmkit.errors import ProofFailed
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import Run
@@ -213,7 +214,7 @@ def _finish(run: Run) -> None:
     running = _start(run)
     _, told = running.communicate()
     if running.returncode:
-        raise ChildProcessError(f"the run ended with status {running.returncode}: {told.decode(errors='replace')[-2000:]}")
+        raise ProofFailed(f"the run ended with status {running.returncode}: {told.decode(errors='replace')[-2000:]}")
 
 
 def _kill(run: Run, step: int, delay: float) -> int:

@@ -23,7 +23,7 @@ from lmkit.train.prepare import prepare
 class Recorder(torch.optim.SGD):
     """Keeps the gradients and changes nothing."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.gradients = [
             p.grad.detach().cpu().clone() for group in self.param_groups for p in group["params"] if p.grad is not None
         ]

@@ -29,7 +29,7 @@ def test_the_proofs_hold_on_a_recipe(project: Path, command: Any) -> None:
     ]
     assert {entry["verdict"] for entry in proofs.values()} == {"ok"}
     assert max(entry["gradients"] or 0 for entry in proofs.values()) <= 1e-5
-    assert 0 < proofs["processes: 2"]["gradients"]
+    assert proofs["processes: 2"]["gradients"] > 0
 
 
 def test_a_proof_that_fails_is_said_and_ends_with_1(project: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
