@@ -140,7 +140,7 @@ def prove_splits(case: Case, folder: Path) -> list[Verdict]:
         for name, budget in (("one example", 1), ("the recipe's", 2 * bench.budget)):
             loss, predictions = everything.differences(bench.evaluation(budget=budget))
             note = f"predictions: {predictions:.1e}"
-            found.append(_verdict(f"evaluation batch: {name}", loss, None, max(loss, predictions) <= TOLERANCE, note))
+            found.append(_verdict(f"evaluation batch: {name}", loss, None, loss <= TOLERANCE and predictions <= TOLERANCE, note))
     else:
         found.append(Verdict("evaluation batch", None, None, "skipped", "no validation rows"))
     return found
@@ -148,7 +148,7 @@ def prove_splits(case: Case, folder: Path) -> list[Verdict]:
 
 def _steps(varied: str, whole: Measured, measure: Callable[[], Measured]) -> Verdict:
     loss, gradients = whole.differences(measure())
-    return _verdict(varied, loss, gradients, max(loss, gradients) <= TOLERANCE)
+    return _verdict(varied, loss, gradients, loss <= TOLERANCE and gradients <= TOLERANCE)  # NaN is not
 
 
 def _verdict(varied: str, loss: float | None, gradients: float | None, holds: bool, note: str = "") -> Verdict:
