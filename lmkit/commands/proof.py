@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.commands.smoke import few_rows, tiny_recipe
 from lmkit.data.splits import Splits, load_splits
+from lmkit.errors import ProofFailed
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import Run
@@ -139,7 +140,7 @@ def prove_splits(case: Case, folder: Path) -> list[Verdict]:
         for name, budget in (("one example", 1), ("the recipe's", 2 * bench.budget)):
             loss, predictions = everything.differences(bench.evaluation(budget=budget))
             note = f"predictions: {predictions:.1e}"
-            found.append(_verdict(f"evaluation batch: {name}", loss, None, max(loss, predictions) <= TOLERANCE, note))
+            found.append(_verdict(f"evaluation batch: {name}", loss, None, loss <= TOLERANCE and predictions <= TOLERANCE, note))
     else:
         found.append(Verdict("evaluation batch", None, None, "skipped", "no validation rows"))
     return found
@@ -147,7 +148,7 @@ def prove_splits(case: Case, folder: Path) -> list[Verdict]:
 
 def _steps(varied: str, whole: Measured, measure: Callable[[], Measured]) -> Verdict:
     loss, gradients = whole.differences(measure())
-    return _verdict(varied, loss, gradients, max(loss, gradients) <= TOLERANCE)
+    return _verdict(varied, loss, gradients, loss <= TOLERANCE and gradients <= TOLERANCE)  # NaN is not
 
 
 def _verdict(varied: str, loss: float | None, gradients: float | None, holds: bool, note: str = "") -> Verdict:
@@ -213,7 +214,7 @@ def _finish(run: Run) -> None:
     running = _start(run)
     _, told = running.communicate()
     if running.returncode:
-        raise ChildProcessError(f"the run ended with status {running.returncode}: {told.decode(errors='replace')[-2000:]}")
+        raise ProofFailed(f"the run ended with status {running.returncode}: {told.decode(errors='replace')[-2000:]}")
 
 
 def _kill(run: Run, step: int, delay: float) -> int:

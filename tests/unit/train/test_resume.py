@@ -229,7 +229,7 @@ def test_a_data_file_and_a_tokenizer_with_other_content_are_noticed(tiny: Any, t
     recipe = tiny.recipe("mlm", base=str(copied), data=data)
     tiny.fit(recipe)
     file.write_text("the whale\nthe ship\nthe bay\n" * 9)
-    with pytest.raises(RunError, match=r"other data.train$|other data.train\n"):
+    with pytest.raises(RunError, match=r"other data\.train\n"):
         tiny.fit(recipe, resume=True)
     file.write_text("the whale\nthe ship\nthe sea\n" * 9)
     tokenizer = copied / "tokenizer.json"
