@@ -102,6 +102,6 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _free_memory() -> int:
-    import psutil  # type: ignore[import-untyped]  # Accelerate needs it, too
+    import psutil  # Accelerate needs it, too
 
     return int(psutil.virtual_memory().available)
