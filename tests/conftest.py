@@ -132,8 +132,9 @@ class Tiny:
             values |= {"model": {"base": base}, "tokenizer": {}}
         values = merge(values, sections)
         self._count += 1
-        for split in {"train", "validation"} & values["data"].keys():
-            values["data"][split] = values["data"][split].replace("{folder}", str(self.folder))
+        for split, source in values["data"].items():
+            if isinstance(source, str):
+                values["data"][split] = source.replace("{folder}", str(self.folder))
         return load_recipe({"output": str(self.folder / f"run-{self._count}"), **values})
 
     def _write_addresses(self) -> None:

@@ -7,20 +7,18 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from lmkit import console
 from lmkit.data.encode import encode
 from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits, provenance
-from lmkit.errors import ModelError, RunError
+from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.packing import find_packing
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
-from lmkit.recipe.load import dump_recipe
+from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
 from lmkit.tasks.base import Batch, Task
@@ -151,8 +149,8 @@ def _learned_with(recipe: Recipe) -> dict[str, Any]:
 def _with_newer_keys(stored: dict[str, Any]) -> dict[str, Any]:
     """The fingerprint of a checkpoint, with the defaults of keys that its version of lmkit did not have."""
     try:
-        return stored | {"recipe": _learned_with(Recipe.model_validate(stored["recipe"]))}
-    except ValidationError:  # keys that are no more, which will be named
+        return stored | {"recipe": _learned_with(load_recipe(stored["recipe"]))}
+    except RecipeError:  # keys that are no more, which will be named
         return stored
 
 

@@ -130,7 +130,7 @@ def test_other_trouble_with_files_keeps_its_traceback(run: Any, training: Any) -
         (["finetune", "x.yaml", "--resume", "--overwrite"], "--resume and --overwrite contradict each other"),
         (["finetune", "x.yaml", "--smoke", "--dry-run"], "--smoke and --dry-run contradict each other"),
         (["predict", "x", "text", "-f", "file"], "texts and --file were both given"),
-        (["doctor", "x", "y"], "unexpected extra argument"),
+        (["demo", "x"], "unexpected extra argument"),
     ],
 )
 def test_wrong_arguments_end_with_2_and_one_message(run: Any, arguments: list[str], said: str) -> None:
