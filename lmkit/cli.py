@@ -142,15 +142,30 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A run, a model directory, a hub id, or a recipe.")],
     overrides: Overrides = None,
     output: Output = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under", metavar="METRIC=NUMBER", help="Exit status 1 where a metric is worse than this; repeatable."
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="With --fail-under: the worse end of the interval counts.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """A model -> metrics with intervals, and predictions."""
+    """A model -> metrics with intervals, predictions and a report."""
     _start(as_json, quiet, verbose)
     from lmkit.commands.evaluate import evaluate as run_evaluation
+    from lmkit.commands.evaluate import failures, thresholds
 
-    console.emit(run_evaluation(source, overrides or (), output=output))
+    if strict and not fail_under:
+        raise LmkitError("--strict has no effect without --fail-under", remedy="for example --fail-under f1=0.42 --strict")
+    limits = thresholds(fail_under or ())
+    found = run_evaluation(source, overrides or (), output=output)
+    console.emit(found)
+    if found and (reasons := failures(found, limits, strict=strict)):
+        console.fail("; ".join(reasons))
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lmkit import console
 from lmkit.errors import RunError, nearest
+from lmkit.evaluation.records import kind_of
 from lmkit.models.source import find_model, is_model_directory
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import Run, is_run
@@ -196,6 +197,9 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, 
     if is_run(run) and is_model_directory(run / "model"):
         recipe, facts = load_recipe(Run(run).recipe_file), dict(find_model(str(run)).description.get("facts", {}))
     cls = task_class(name)
+    if name == "classification" and "kind" not in facts:
+        kind = {"labels": "multi_label", "number": "regression"}.get(kind_of(records[0][0]), "single_label")
+        facts |= {"kind": kind} | ({"labels": ["value"]} if kind == "regression" else {})
     if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
         values = [record[key] for side in records for found in side for record in found for key in ("gold", "prediction")]
         facts["labels"] = sorted({label for value in values for label in (value if isinstance(value, list) else [value])})
@@ -208,7 +212,7 @@ def check_examples(task: Task, runs: Sequence[tuple[str, Sequence[dict[str, Any]
     Raises:
         RunError: another number of lines, another id, input or gold.
     """
-    keys = ["id", "gold", *(field.name for field in task.fields if not field.gold)]
+    keys = ["id", "gold", "text_pair", *(field.name for field in task.fields if not field.gold)]
     (first, reference), *others = runs
     for place, records in others:
         for number, (mine, its) in enumerate(zip_longest(reference, records), 1):

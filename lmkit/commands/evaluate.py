@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.errors import DataError, ModelError, RecipeError
+from lmkit.errors import DataError, LmkitError, ModelError, RecipeError, suggest
 from lmkit.evaluation.options import check_eval_keys
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
@@ -57,7 +57,7 @@ def evaluate(
             raise RecipeError("no data to evaluate on", place="data.test", remedy="data.test=FILE")
         if "facts" not in found.description and (source_of_split := getattr(recipe.data, split)) is not None:
             find_files(source_of_split, key=f"data.{split}", folders=[Path.cwd()])  # before a config is loaded
-        facts = found.description.get("facts") or facts_of(found, recipe)
+        facts = found.description.get("facts") or facts_of(found, recipe, split)
         splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
     elif split not in splits.rows:
         split = next(iter(splits.rows))
@@ -114,6 +114,52 @@ def evaluate(
     return result
 
 
+def thresholds(given: Sequence[str]) -> dict[str, float]:
+    """``METRIC=NUMBER`` arguments of ``--fail-under``.
+
+    Raises:
+        LmkitError: one is not of that form.
+    """
+    found = {}
+    for entry in given:
+        name, _, number = entry.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise LmkitError(
+                f"{entry!r} is not METRIC=NUMBER", place="--fail-under", remedy="for example --fail-under f1=0.42"
+            ) from None
+    return found
+
+
+def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: bool) -> list[str]:
+    """What keeps an evaluation from passing; empty where it passes.
+
+    Args:
+        found: the content of metrics.json. limits: what a metric has to reach; a loss, or any other of which less is better, must not exceed it.
+        strict: the worse end of the interval has to.
+
+    Raises:
+        LmkitError: no such metric, or no interval to be strict about.
+    """
+    from lmkit.evaluation.evaluate import LOWER_IS_BETTER
+
+    metrics = {"loss": {"value": found["loss"], "low": None, "high": None}} | dict(found["metrics"])
+    said = []
+    for name, limit in limits.items():
+        if name not in metrics:
+            raise LmkitError(f"no metric {name!r} in this evaluation", place="--fail-under", remedy=suggest(name, metrics))
+        is_loss = name in LOWER_IS_BETTER
+        value = metrics[name][("high" if is_loss else "low") if strict else "value"]
+        if value is None and strict and metrics[name]["value"] is not None:
+            raise LmkitError(f"{name} has no interval", place="--strict", remedy="leave it out, or eval.resamples=1000")
+        if value is None or (value > limit if is_loss else value < limit):
+            end = f" ({'upper' if is_loss else 'lower'} end of the interval)" if strict else ""
+            shown = "undefined" if value is None else f"{value:.4f}"
+            said.append(f"{name} is {shown}{end}, {'over' if is_loss else 'under'} {limit:g}")
+    return said
+
+
 def other_rows(recipe: Recipe, cls: type[Task], splits: Splits, split: str) -> dict[str, Rows | str]:
     """The training rows, to compare with, and the validation rows where a temperature is wanted; or why there are none.
 
@@ -136,7 +182,7 @@ def other_rows(recipe: Recipe, cls: type[Task], splits: Splits, split: str) -> d
         found["train"] = splits.rows["train"]
     elif data.train is not None:
         try:  # without the columns of eval.slices, which training files need not have
-            plain = recipe if data.validation_fraction else recipe.model_copy(update={"eval": Eval()})
+            plain = recipe if data.validation_fraction or data.fold else recipe.model_copy(update={"eval": Eval()})
             found["train"] = load_splits(plain, cls, wanted=("train",), facts=splits.facts).rows["train"]
         except (DataError, RecipeError) as error:
             found["train"] = f"the training data cannot be read: {str(error).splitlines()[0]}"
@@ -210,7 +256,7 @@ def find_subject(
     return _with_task(recipe, found), found, Run(recipe.output)
 
 
-DECIDED = ("data.labels", "tagging.crf", "tagging.crf_learning_rate")
+DECIDED = ("data.labels", "tagging.crf", "tagging.crf_learning_rate", "classification.kind", "classification.class_weights")
 
 
 def _refuse_decided(overrides: Sequence[str], run: Path) -> None:
@@ -260,8 +306,8 @@ def _with_task(recipe: Recipe, found: ModelSource) -> Recipe:
     )
 
 
-def facts_of(found: ModelSource, recipe: Recipe) -> dict[str, Any]:
-    """What a model that lmkit did not make knows of its labels: ``id2label`` of its config."""
+def facts_of(found: ModelSource, recipe: Recipe, split: str | None = None) -> dict[str, Any]:
+    """What a model that lmkit did not make knows of its labels, ``id2label`` of its config; and whether ``split`` has pairs."""
     if not any(field.kind in ("label", "tags") for field in task_class(recipe.task).fields):
         return {}
     from lmkit.models.load import load_config
@@ -269,6 +315,26 @@ def facts_of(found: ModelSource, recipe: Recipe) -> dict[str, Any]:
     config = load_config(found, recipe)
     names = config.id2label or {}
     facts: dict[str, Any] = {"labels": recipe.data.labels or [str(names[number]) for number in sorted(names)]}
-    if config.problem_type:
+    if recipe.task != "classification":
+        return facts
+    if recipe.classification.kind != "auto":
+        facts["kind"] = recipe.classification.kind
+    elif config.problem_type:
         facts["kind"] = config.problem_type.removesuffix("_classification")
+    elif len(names) == 1:
+        facts["kind"] = "regression"  # as Hugging Face's models decide
+    facts["is_pair"] = "text_pair" in recipe.data.columns
+    if split is not None and not facts["is_pair"]:
+        from lmkit.data.check import peek
+
+        first_rows = peek(
+            getattr(recipe.data, split),
+            key=f"data.{split}",
+            split=split,
+            columns=recipe.data.columns,
+            document=recipe.data.document,
+            folders=[Path.cwd()],
+        )
+        fields = task_class(recipe.task).fields_of(recipe, None, first_rows)
+        facts["is_pair"] = any(field.name == "text_pair" for field in fields)
     return facts

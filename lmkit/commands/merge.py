@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,26 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> dict[str, Any
 
     from lmkit.models.adapters import load_adapter, merged, probe_logits
     from lmkit.models.build import count_parameters
+    from lmkit.models.crf import FILE as CRF_FILE
     from lmkit.models.load import from_pretrained
-    from lmkit.models.tokenizer import load_tokenizer
+    from lmkit.models.tokenizer import load_tokenizer, save_tokenizer
     from lmkit.recipe.schema import Model
     from lmkit.train.card import merged_card
 
     own = any((Path(found.location) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = load_tokenizer(found.location if own else base, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        found.location if own else base, trust_remote_code=recipe.model.trust_remote_code, slow=task_class(task).generates
+    )
     model_class = task_class(task).model_class
     with atomic_directory(target) as folder:
         adapted = load_adapter(found, model_class, recipe, quantized=False)
         expected = probe_logits(adapted)
         model = merged(adapted)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        for name in (CRF_FILE, "generation_config.json"):  # the adapter's: transitions, the first token of an output
+            if (Path(found.location) / name).is_file():
+                shutil.copy(Path(found.location) / name, folder / name)
+        save_tokenizer(tokenizer, folder)
         fresh, _ = from_pretrained(model_class, str(folder), Model(trust_remote_code=recipe.model.trust_remote_code), {})
         difference, largest = (probe_logits(fresh) - expected).abs().max().item(), expected.abs().max().item()
         if not difference <= TOLERANCE * max(1.0, largest):

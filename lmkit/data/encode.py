@@ -21,7 +21,7 @@ from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.tasks.base import Piece, Row, Task, TooLong
 
 BATCH_ROWS = 1000
-FORMAT = 2  # of the cached files
+FORMAT = 3  # of the cached files
 
 
 @dataclass(frozen=True)

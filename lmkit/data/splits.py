@@ -119,7 +119,7 @@ def _load(recipe: Recipe, task: type[Task], fields: Sequence[Field], split: str)
 
 def slices_of(recipe: Recipe, task: type[Task], split: str) -> list[str]:
     """The columns that ``eval.slices`` names and the task does not read, of the splits that are evaluated."""
-    if split == "train" and recipe.data.validation_fraction is None:
+    if split == "train" and recipe.data.validation_fraction is None and recipe.data.fold is None:
         return []
     known = {*SLICES, *(field.name for field in task.fields)}
     return [name for name in dict.fromkeys(recipe.eval.slices) if name not in known]

@@ -50,7 +50,9 @@ def analyse(
     """
 
     def measured(part: Statistics) -> dict[str, Any]:
-        intervals = bootstrap_intervals(part, confidence=options.confidence, resamples=options.resamples, seed=task.recipe.seed)
+        intervals = bootstrap_intervals(
+            part, confidence=options.confidence, resamples=options.resamples, seed=task.recipe.seed, kind=options.interval
+        )
         return {name: interval.as_dict() for name, interval in intervals.items()}
 
     kind = kind_of(records)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import micro_batches
+from lmkit.errors import ModelError
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
 from lmkit.evaluation.records import Record, headline, store
@@ -100,7 +101,14 @@ def predict_records(
                 for number, part in sorted(dict(parts).items()):
                     by_row[pieces[number]["row"] - start].append(part)
                 for row, found in zip(rows, by_row, strict=True):
-                    yield task.combine(row, found)
+                    record = task.combine(row, found)
+                    if math.isnan(record["nll"]):
+                        raise ModelError(
+                            "the model's output is not a number",
+                            place=f"row {record['id']}",
+                            remedy="its training diverged, or its weights are broken: train it anew, with a lower train.learning_rate",
+                        )
+                    yield record
     finally:
         inner.train(was_training)
 

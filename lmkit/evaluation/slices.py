@@ -90,6 +90,10 @@ def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]
             place="eval.slices",
             remedy="leave unknown out, or take fragmentation",
         )
+    if name == "fragmentation" and not tokenizer.is_fast:
+        raise RecipeError(
+            "this tokenizer does not say which tokens make a word", place="eval.slices", remedy="leave fragmentation out"
+        )
     shares: list[float] = []
     for start in range(0, len(records), BATCH_ROWS):
         batch = records[start : start + BATCH_ROWS]

@@ -14,7 +14,7 @@ def regression_statistics(gold: Sequence[float], predicted: Sequence[float]) -> 
     """``pearson``, ``spearman`` (-1..1; 0 where one side is constant) and ``mse``, equal to SciPy's.
 
     Spearman's is the correlation of ranks, ties sharing their mean rank. In a bootstrap resample the ranks stay those
-    of the whole data, so that sums suffice: the interval is that of the correlation of these ranks.
+    of the data resampled, so that sums suffice: the interval is that of the correlation of these ranks.
 
     Args:
         gold, predicted: ``(examples,)`` finite numbers.
@@ -22,7 +22,10 @@ def regression_statistics(gold: Sequence[float], predicted: Sequence[float]) -> 
     assert len(gold) == len(predicted), f"{len(gold)} gold numbers, {len(predicted)} predicted"
     x, y = np.asarray(gold, np.float64), np.asarray(predicted, np.float64)
     squares = (x - y) ** 2
-    columns = [np.ones_like(x), squares, *_products(x, y), *_products(_ranks(x), _ranks(y))]
+    # centred alike for any predictions, so that rows of two systems can change places; sums of large squares lose digits
+    middle, middle_rank = (x.mean() if len(x) else 0.0), (len(x) + 1) / 2
+    raw, ranks = _products(x - middle, y - middle), _products(_ranks(x) - middle_rank, _ranks(y) - middle_rank)
+    columns = [np.ones_like(x), squares, *raw, *ranks]
 
     def metrics(sums: FloatArray) -> dict[str, FloatArray]:
         count, squared, *rest = np.moveaxis(sums, -1, 0)
@@ -32,13 +35,13 @@ def regression_statistics(gold: Sequence[float], predicted: Sequence[float]) -> 
             "mse": ratio(squared, count),
         }
 
-    return Statistics(np.stack(columns, axis=1), metrics)
+    return Statistics(
+        np.stack(columns, axis=1), metrics, remake=lambda rows: regression_statistics(x[rows].tolist(), y[rows].tolist())
+    )
 
 
 def _products(x: FloatArray, y: FloatArray) -> list[FloatArray]:
-    """The five columns whose sums a correlation needs, centred first: sums of large squares would lose the digits."""
-    if len(x):
-        x, y = x - x.mean(), y - y.mean()
+    """The five columns whose sums a correlation needs."""
     return [x, y, x * x, y * y, x * y]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ class Statistics:
         counts: ``(examples, k)``, the sufficient statistics of each example; ``examples`` may be 0.
         metrics: sums ``(..., k)`` to values ``(...)`` by name, vectorised over the leading axes.
         by_label: sums ``(k,)`` to ``{label: {"precision", "recall", "f1", "support"}}``; None without labels.
+        remake: makes the statistics of some rows anew, where they depend on which rows there are (ranks).
         signature: how the numbers were made, for those who compare with theirs (sacreBLEU's); None where it is plain.
     """
 
@@ -26,6 +28,7 @@ class Statistics:
     metrics: Callable[[FloatArray], dict[str, FloatArray]]
     by_label: Callable[[FloatArray], dict[str, dict[str, float]]] | None = None
     signature: str | None = None
+    remake: Callable[[NDArray[Any]], Statistics] | None = None
 
     @property
     def examples(self) -> int:
@@ -41,7 +44,7 @@ class Statistics:
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Statistics:
         """The same metrics over a slice: ``rows`` is a mask ``(examples,)`` or indices."""
-        return replace(self, counts=self.counts[rows])
+        return self.remake(rows) if self.remake else replace(self, counts=self.counts[rows])
 
 
 def ratio(numerator: FloatArray, denominator: FloatArray, *, undefined: float = 0.0) -> FloatArray:

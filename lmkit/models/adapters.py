@@ -251,7 +251,12 @@ def merged(adapted: Any) -> PreTrainedModel:
         raise ModelError(
             f"an adapter of kind {kind} changes no weights, so there is nothing to merge", place="adapter_config.json"
         )
+    is_tied = getattr(adapted.get_base_model().config, "tie_word_embeddings", False)
     model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    output = _weight(model.get_output_embeddings())
+    shared = [module for _, module in model.named_modules(remove_duplicate=False) if _weight(module) is output]
+    if is_tied and output is not None and len(shared) > 1:
+        model.config.tie_word_embeddings = True  # PEFT compares with the encoder's embeddings alone, and unties two vocabularies
     return model
 
 
@@ -264,10 +269,15 @@ def probe_logits(model: Any) -> torch.Tensor:
     ids = torch.stack([ids, ids.flip(0)])[:, : _limit(model.config)]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
-        batch["decoder_input_ids"] = ids
-    with torch.inference_mode():
-        logits: torch.Tensor = model.eval()(**batch).logits.float()
-    return logits
+        batch["decoder_input_ids"] = ids.clamp(max=(getattr(model.config, "decoder_vocab_size", None) or rows) - 1)
+    model.eval()
+    with torch.inference_mode():  # one by one: GPT-2's classifier takes no batch without a padding token
+        return torch.cat(
+            [
+                model(**{name: row[None] for name, row in zip(batch, text, strict=True)}).logits.float()
+                for text in zip(*batch.values(), strict=True)
+            ]
+        )
 
 
 def _limit(config: Any) -> int:

@@ -231,7 +231,9 @@ def for_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
     try:
         tokenizer([["a"]], is_split_into_words=True)
     except (AssertionError, ValueError):
-        return AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+        spaced = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+        spaced.pad_token = spaced.pad_token or tokenizer.pad_token
+        return spaced
     return tokenizer
 
 

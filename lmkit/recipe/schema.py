@@ -17,7 +17,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 def _as_text(value: Any) -> Any:
     """Columns and labels may be numbers in YAML: ``columns: {text: 0}``, ``labels: [1, 2]``."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return str(value).lower()  # as the rows' labels are written
+    return str(value) if isinstance(value, int) else value
 
 
 def _as_interval(value: Any) -> Any:
@@ -122,7 +124,7 @@ class Classification(Section):
         "auto", description="auto: by the training rows: lists of labels are multi_label, numbers with decimals regression"
     )
     separator: str = Field(",", min_length=1, description="multi_label: between the labels of a cell of a csv or tsv file")
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+    class_weights: Literal["balanced"] | dict[Name, Annotated[float, Field(gt=0)]] | None = Field(
         None,
         description="weight of each label in the training loss; balanced: inverse to its frequency; labels not named count 1",
     )

@@ -138,8 +138,8 @@ class Task(ABC):
         )
 
     @staticmethod
-    def items(batch: Batch) -> int:
-        """How many labels count."""
+    def items(batch: Batch) -> float:
+        """How many labels count; a whole number over the examples of a step."""
         return int(counted(batch["labels"]).sum())
 
     @abstractmethod

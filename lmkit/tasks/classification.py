@@ -123,6 +123,8 @@ class Classification(Task):
         pairs = [row["text_pair"] for row in rows] if self.facts.get("is_pair") else None
         columns, _, _ = encode_windows(self, rows, [row["text"] for row in rows], pairs)
         columns["label"] = [self._encoded(rows[row].get("label")) for row in columns["row"]]
+        windows = Counter(columns["row"])
+        columns["weight"] = [1 / windows[row] for row in columns["row"]]  # a long text counts once, as a short one does
         return columns
 
     def _encoded(self, gold: Any) -> Any:
@@ -148,7 +150,13 @@ class Classification(Task):
             )
         else:
             batch["labels"] = torch.tensor(gold, dtype=torch.float32)[:, None]
+        batch["weight"] = torch.tensor([piece["weight"] for piece in flat(examples)], dtype=torch.float32)
         return batch
+
+    @staticmethod
+    def items(batch: Batch) -> float:
+        """How many labels count, those of a text's windows once."""
+        return float((counted(batch["labels"]).reshape(len(batch["weight"]), -1).sum(1) * batch["weight"]).sum())
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         """The summed loss: cross-entropy; binary cross-entropy of every label; squared error.
@@ -156,7 +164,8 @@ class Classification(Task):
         ``classification.class_weights`` multiplies the loss of a label's rows (of its positives, where there are several
         labels). The sum is divided by the number of rows, not by their weights, so a step does not depend on its company.
         """
-        return self._losses(self.logits(model, batch)[0], batch["labels"], training=model.training).sum()
+        losses = self._losses(self.logits(model, batch)[0], batch["labels"], training=model.training)
+        return (losses.reshape(len(batch["weight"]), -1).sum(1) * batch["weight"]).sum()
 
     def _losses(self, logits: torch.Tensor, labels: torch.Tensor, *, training: bool) -> torch.Tensor:
         """Loss by label that counts, 0 where none does; of the shape of ``labels``."""
@@ -208,7 +217,7 @@ class Classification(Task):
             **{field: row[field] for field in ("text", "text_pair") if field in row},
             "gold": row.get("label"),
         }
-        sums = {key: sum(part[key] for part in parts) for key in ("nll", "items")}
+        sums = {"nll": sum(part["nll"] for part in parts) / len(parts), "items": parts[0]["items"]}
         if self.kind == "regression":
             return record | {"prediction": means[0], "score": None} | sums
         probabilities = dict(zip(self.labels, means, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lmkit.errors import RecipeError
 from lmkit.tasks.base import Columns, Piece, Row, Task, TooLong
 
 Positions = Sequence[int]
@@ -56,6 +57,10 @@ def _parts(owners: Sequence[int | None], size: int, how: str, overlap: float) ->
     """
     texts = [[position for position, owner in enumerate(owners) if owner == number] for number in (0, 1)]
     room = size - owners.count(None)
+    if room < 2:
+        raise RecipeError(
+            f"{size} tokens leave no room beside {owners.count(None)} special ones", place="data.max_length", remedy="raise it"
+        )
     # as much of either text as fits, the longer one cut first
     shares = [
         min(len(text), max(room - len(other), (room + 1 - number) // 2))

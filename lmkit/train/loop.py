@@ -132,7 +132,7 @@ def train_steps(
     model.train()
     for step, micro in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
         share = share_done()
-        counts = [sum(count(batch) for batch in micro) for count in (task.items, _tokens, _slots)]
+        counts = [round(sum(count(batch) for batch in micro)) for count in (task.items, _tokens, _slots)]
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
         set_learning_rate(optimizer, rate)
@@ -289,4 +289,4 @@ def _agree(accelerator: Accelerator, counts: list[int], stop: bool, share: float
     mine = [*map(float, counts), float(stop), share if share is not None and accelerator.is_main_process else 0.0]
     total: torch.Tensor = accelerator.reduce(torch.tensor(mine, dtype=torch.double, device=accelerator.device), "sum")
     *sums, stops, first_share = total.tolist()
-    return [int(count) for count in sums], stops > 0, None if share is None else first_share
+    return [round(count) for count in sums], stops > 0, None if share is None else first_share

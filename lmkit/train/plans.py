@@ -24,6 +24,12 @@ def total_steps(recipe: Recipe, plan: Plan) -> int:
 def metric_of(recipe: Recipe, task: Task, with_validation: bool) -> str | None:
     """The metric that chooses the checkpoint; None: the last one is kept."""
     chosen = recipe.train.select_best
+    if recipe.train.early_stopping is not None and (chosen == "last" or not with_validation):
+        raise RecipeError(
+            "has no effect where nothing is evaluated",
+            place="train.early_stopping",
+            remedy="give validation data, and a metric in train.select_best; or leave it out",
+        )
     if chosen == "last" or (chosen is None and not with_validation):
         return None
     if not with_validation:

@@ -61,8 +61,9 @@ def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack:
     rows = {split: found.rows for split, found in encoded.items()}
     for split, found in encoded.items():
         if found.cut:
+            part = {"head_tail": "the middle", "windows": "the end of the shorter text"}.get(recipe.data.long_text, "the end")
             console.warn(
-                f"data.{split}: the end of {found.cut} of {len(found.rows)} rows was cut off at {recipe.data.max_length} tokens (data.long_text={recipe.data.long_text})"
+                f"data.{split}: {part} of {found.cut} of {len(found.rows)} rows was left out at {recipe.data.max_length} tokens (data.long_text={recipe.data.long_text})"
             )
     for split, found_rows in rows.items():
         if found_rows.rejected:

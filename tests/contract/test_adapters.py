@@ -236,3 +236,25 @@ def test_an_adapter_on_a_quantised_base_is_proven_and_merges_into_the_whole_one(
 ) -> None:
     run = tiny.fit(tiny.recipe(task, base=base_of(tiny, task, architecture), lora={"rank": 4, "quantize": bits}))
     assert merge(str(run.path), str(tmp_path / "merged"))["logits_difference"] <= 1e-5
+
+
+def test_what_stands_beside_the_weights_is_merged_too(tiny: Any, tmp_path: Path) -> None:
+    """The transitions of a CRF, two vocabularies tied each to its own output, and what a generated text begins with."""
+    from lmkit.commands.merge import merge
+    from lmkit.commands.predict import Predictor
+
+    tagger = tiny.fit(tiny.recipe("ner", base=tiny.base("mlm"), lora={"rank": 4}, tagging={"crf": True}))
+    two = {"tokenizer": {"train": {"joint": False}}}
+    lora = {"rank": 4, "targets": "all-linear"}
+    options = {"num_beams": 2, "max_new_tokens": 7}
+    translator = tiny.fit(tiny.recipe("translation", base=tiny.base("translation", **two), lora=lora, generation=options))
+    for run, texts in ((tagger, ["12 Main Street, Springfield"]), (translator, ["I like this house.", "Tom is here."])):
+        merge(str(run.path), str(tmp_path / run.path.name))
+        ours, merged = (Predictor(str(place)).predict(texts) for place in (run.path, tmp_path / run.path.name))
+        assert [answer.get("tags", answer.get("translation")) for answer in merged] == [
+            answer.get("tags", answer.get("translation")) for answer in ours
+        ]
+    assert (tmp_path / tagger.path.name / "crf.safetensors").is_file()
+    assert (tmp_path / translator.path.name / "target_tokenizer" / "tokenizer.json").is_file()
+    generation = json.loads((tmp_path / translator.path.name / "generation_config.json").read_text())
+    assert (generation["num_beams"], generation["max_new_tokens"]) == (2, 7)

@@ -211,3 +211,36 @@ def test_tables_for_papers(two: list[str], capsys: pytest.CaptureFixture[str]) -
 def test_no_torch_is_needed(two: list[str]) -> None:
     program = f"import sys; from lmkit.commands.compare import compare; compare({two!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def numbered(errors: list[float], second: str = "") -> list[dict[str, Any]]:
+    gold = [0.5 + (7 * i) % 40 for i in range(len(errors))]
+    return [
+        {"id": i, "text": f"text {i}", "gold": g, "prediction": g + error, "score": None, "nll": error**2, "items": 1}
+        | ({"text_pair": second} if second else {})
+        for i, (g, error) in enumerate(zip(gold, errors, strict=True))
+    ]
+
+
+def test_numbers_without_their_model_are_scored_as_they_are_alone(tmp_path: Path) -> None:
+    from scipy.stats import spearmanr
+
+    sides = [[(-1) ** i * 9.0 for i in range(60)], [(-1) ** (i // 2) * 3.0 for i in range(60)]]
+    records = [numbered(errors) for errors in sides]
+    found = compare([evaluated(tmp_path / name, side) for name, side in zip("ab", records, strict=True)])
+    expected = [spearmanr([r["gold"] for r in side], [r["prediction"] for r in side]).statistic for side in records]
+    assert found["metric"] == "spearman"
+    assert [found["a"], found["b"]] == pytest.approx(expected)
+
+
+def test_several_labels_without_their_model_are_compared(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": str(i), "gold": ["a"], "nll": 0.1, "items": 2} for i in range(40)]
+    right, wrong = ([row | {"prediction": labels} for row in rows] for labels in (["a"], ["a", "b"]))
+    found = compare([evaluated(tmp_path / "a", right), evaluated(tmp_path / "b", wrong)], metric="f1_micro")
+    assert (found["a"], found["verdict"]) == (1.0, "a is better")
+
+
+def test_other_second_texts_are_other_examples(tmp_path: Path) -> None:
+    sides = [evaluated(tmp_path / name, numbered([1.0] * 30, second=name)) for name in ("one", "two")]
+    with pytest.raises(RunError, match=r'line 1 is another example .*text_pair is "two", there "one"'):
+        compare(sides)

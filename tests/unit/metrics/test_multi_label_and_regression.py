@@ -66,3 +66,11 @@ def test_resamples_of_numbers_are_those_of_the_chosen_rows() -> None:
     assert interval.low is not None
     assert interval.high is not None
     assert interval.low <= interval.value <= interval.high
+
+
+def test_ranks_of_some_rows_are_their_own() -> None:
+    generator = np.random.default_rng(1)
+    gold, predicted = generator.normal(size=80), generator.normal(size=80)
+    chosen = np.flatnonzero(gold > 0.5)
+    found = regression_statistics(gold.tolist(), predicted.tolist()).select(chosen).values()
+    assert found["spearman"] == pytest.approx(spearmanr(gold[chosen], predicted[chosen]).statistic)

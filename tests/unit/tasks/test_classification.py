@@ -101,9 +101,9 @@ def test_probabilities_are_averaged_over_the_windows_of_a_text(tiny: Any) -> Non
     parts = [{"scores": [p, 1 - p], "nll": -math.log(p), "items": 1} for p in (0.9, 0.3, 0.6)]
     record = task_of(tiny).combine({"id": 7, "text": LONG, "label": "negative"}, parts)
     assert record["probabilities"] == pytest.approx({"negative": 0.6, "positive": 0.4})
-    assert (record["id"], record["gold"], record["prediction"], record["items"]) == (7, "negative", "negative", 3)
+    assert (record["id"], record["gold"], record["prediction"], record["items"]) == (7, "negative", "negative", 1)
     assert record["score"] == pytest.approx(0.6)
-    assert record["nll"] == pytest.approx(-math.log(0.9 * 0.3 * 0.6))
+    assert record["nll"] == pytest.approx(-math.log(0.9 * 0.3 * 0.6) / 3)
 
 
 def test_a_long_text_is_the_mean_of_its_windows_read_one_by_one(tiny: Any) -> None:
@@ -115,6 +115,18 @@ def test_a_long_text_is_the_mean_of_its_windows_read_one_by_one(tiny: Any) -> No
         together = task.combine(rows(LONG)[0], task.predict(model, task.collate([pieces]), pieces))
         alone = [model(torch.tensor([piece["input_ids"]])).logits[0].softmax(-1) for piece in pieces]
     assert list(together["probabilities"].values()) == pytest.approx(torch.stack(alone).mean(0).tolist(), abs=1e-6)
+
+
+def test_a_long_text_counts_once_in_the_loss(tiny: Any) -> None:
+    task = task_of(tiny)
+    model = tiny.model(tiny.recipe("classification"))
+    columns = task.encode(rows(SHORT, LONG))
+    pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+    with torch.inference_mode():
+        batch = task.collate([pieces[:1], pieces[1:]])
+        losses = [task.loss(model, task.collate([[piece]])).item() / piece["weight"] for piece in pieces]
+        assert task.items(batch) == pytest.approx(2)
+        assert task.loss(model, batch).item() == pytest.approx(losses[0] + sum(losses[1:]) / (len(pieces) - 1), rel=1e-5)
 
 
 def test_texts_without_gold_have_labels_that_do_not_count(tiny: Any) -> None:

@@ -1,0 +1,45 @@
+"""``lmkit eval --fail-under METRIC=NUMBER [--strict]``: an evaluation that a CI job can fail on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lmkit.commands.evaluate import failures, thresholds
+from lmkit.errors import LmkitError
+
+FOUND: dict[str, Any] = {
+    "loss": 0.3,
+    "metrics": {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, "ter": {"value": 50.0, "low": 45.0, "high": 55.0}},
+}
+
+
+@pytest.mark.parametrize(
+    ("limits", "strict", "said"),
+    [
+        ({"f1": 0.42}, False, []),
+        ({"f1": 0.42}, True, ["f1 is 0.4000 (lower end of the interval), under 0.42"]),
+        ({"f1": 0.51, "ter": 49}, False, ["f1 is 0.5000, under 0.51", "ter is 50.0000, over 49"]),
+        ({"ter": 52}, False, []),
+        ({"ter": 52}, True, ["ter is 55.0000 (upper end of the interval), over 52"]),
+        ({"loss": 0.2}, False, ["loss is 0.3000, over 0.2"]),
+    ],
+)
+def test_what_is_worse_is_said(limits: dict[str, float], strict: bool, said: list[str]) -> None:
+    assert failures(FOUND, limits, strict=strict) == said
+
+
+def test_an_undefined_metric_does_not_pass() -> None:
+    found = {"loss": 1.0, "metrics": {"mcc": {"value": None, "low": None, "high": None}}}
+    assert failures(found, {"mcc": 0.0}, strict=False) == ["mcc is undefined, under 0"]
+
+
+def test_unknown_metrics_and_missing_intervals_are_refused() -> None:
+    with pytest.raises(LmkitError, match=r"--fail-under: no metric 'f2'.*\n.*mean 'f1'"):
+        failures(FOUND, {"f2": 0.1}, strict=False)
+    with pytest.raises(LmkitError, match="--strict: loss has no interval"):
+        failures(FOUND, {"loss": 0.1}, strict=True)
+    with pytest.raises(LmkitError, match="'f1' is not METRIC=NUMBER"):
+        thresholds(["f1"])
+    assert thresholds(["f1=0.42", "ter=60"]) == {"f1": 0.42, "ter": 60.0}
