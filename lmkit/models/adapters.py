@@ -7,6 +7,7 @@ pretrained by MLM has no pooler [peft#310, #577]) and the rows of added tokens [
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +253,9 @@ def merged(adapted: Any) -> PreTrainedModel:
             f"an adapter of kind {kind} changes no weights, so there is nothing to merge", place="adapter_config.json"
         )
     is_tied = getattr(adapted.get_base_model().config, "tie_word_embeddings", False)
-    model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # see below
+        model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     output = _weight(model.get_output_embeddings())
     shared = [module for _, module in model.named_modules(remove_duplicate=False) if _weight(module) is output]
     if is_tied and output is not None and len(shared) > 1:

@@ -36,8 +36,8 @@ def test_an_undefined_metric_does_not_pass() -> None:
 
 
 def test_unknown_metrics_and_missing_intervals_are_refused() -> None:
-    with pytest.raises(LmkitError, match=r"--fail-under: no metric 'f2'.*\n.*mean 'f1'"):
-        failures(FOUND, {"f2": 0.1}, strict=False)
+    with pytest.raises(LmkitError, match=r"--fail-under: no metric 'f11'.*\n.*mean 'f1'"):
+        failures(FOUND, {"f11": 0.1}, strict=False)
     with pytest.raises(LmkitError, match="--strict: loss has no interval"):
         failures(FOUND, {"loss": 0.1}, strict=True)
     with pytest.raises(LmkitError, match="'f1' is not METRIC=NUMBER"):
