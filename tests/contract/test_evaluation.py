@@ -111,10 +111,10 @@ def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str
 
 def one_by_one(model: Any, task: Any, encoded: Any) -> float:
     """torch's own losses of each piece alone, of the model's plain forward pass."""
-    total, items = 0.0, 0
+    total, items = 0.0, 0.0
     for number in range(len(encoded)):
         for piece in encoded.example(number):
-            batch = task.collate([[piece]])
+            batch, weight = task.collate([[piece]]), piece.get("weight", 1.0)
             inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
             if task.model_class == "AutoModelForSeq2SeqLM":
                 start = torch.tensor([[model.config.decoder_start_token_id]])
@@ -123,12 +123,12 @@ def one_by_one(model: Any, task: Any, encoded: Any) -> float:
                 logits = model(**inputs).logits.flatten(0, -2).double()
             labels = batch["labels"]
             if getattr(task, "kind", None) == "multi_label":
-                total += binary_cross_entropy_with_logits(logits, labels.double(), reduction="sum").item()
+                total += weight * binary_cross_entropy_with_logits(logits, labels.double(), reduction="sum").item()
             elif getattr(task, "kind", None) == "regression":
-                total += mse_loss(logits, labels.double(), reduction="sum").item()
+                total += weight * mse_loss(logits, labels.double(), reduction="sum").item()
             else:
-                total += cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum").item()
-            items += int((labels != IGNORE).sum())
+                total += weight * cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum").item()
+            items += weight * int((labels != IGNORE).sum())
     return total / items
 
 

@@ -125,7 +125,14 @@ def test_loss_and_gradients_are_those_of_hugging_face(tiny: Any, whole: Any, tas
     for number, (step, gradients) in enumerate(steps):
         batch = prepared.task.collate([prepared.encoded["train"].example(int(i)) for i in plan.examples(number)], epoch=0)
         model.zero_grad()
-        loss = hugging_face_loss(model, batch, task)
+        if (weights := batch.pop("weight", None)) is None:
+            loss = hugging_face_loss(model, batch, task)
+        else:  # of the windows of a long text, which together count as one
+            each = [
+                hugging_face_loss(model, {key: value[i : i + 1] for key, value in batch.items()}, task)
+                for i in range(len(weights))
+            ]
+            loss = (torch.stack(each) * weights).sum() / weights.sum()
         loss.backward()
         theirs = [p.grad for p in model.parameters() if p.grad is not None]
         torch.testing.assert_close(step.loss.float(), loss.detach(), atol=1e-5, rtol=1e-5)
