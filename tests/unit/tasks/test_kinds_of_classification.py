@@ -152,7 +152,8 @@ def test_several_labels_are_decisions_of_their_own() -> None:
     labels = torch.tensor([[1, 0, 0], [0, 1, 1], [-100, -100, -100]])
     expected = binary_cross_entropy_with_logits(LOGITS[:2], labels[:2].float(), reduction="sum").item()
     assert summed(task_with(facts), labels) == pytest.approx(expected)
-    assert Classification.items({"labels": labels}) == 6
+    assert Classification.items({"labels": labels, "weight": torch.tensor([1.0, 1.0, 1.0])}) == 6
+    assert Classification.items({"labels": labels, "weight": torch.tensor([0.5, 0.5, 1.0])}) == 3
     weighted = binary_cross_entropy_with_logits(
         LOGITS[:2], labels[:2].float(), pos_weight=torch.tensor([1.0, 4.0, 1.0]), reduction="sum"
     ).item()
@@ -166,7 +167,7 @@ def test_the_loss_of_numbers_is_the_squared_error_of_those_that_count() -> None:
     labels = torch.tensor([[2.0], [math.nan], [-100.0]])
     logits = torch.tensor([[1.5], [7.0], [-99.0]], requires_grad=True)
     assert summed(task, labels, logits) == pytest.approx(0.25 + 1.0)
-    assert Classification.items({"labels": labels}) == 2
+    assert Classification.items({"labels": labels, "weight": torch.ones(3)}) == 2
     task._losses(logits, labels, training=True).sum().backward()
     assert logits.grad is not None
     assert logits.grad.flatten().tolist() == [-1.0, 0.0, 2.0]
