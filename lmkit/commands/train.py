@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.commands.evaluate import check_metrics
-from lmkit.commands.repeat import check_repeat, is_repeated, repeat, single_runs
 from lmkit.errors import RecipeError
-from lmkit.evaluation.options import check_eval_keys
-from lmkit.models.adapters import check_adapter_keys
-from lmkit.models.quantized import check_quantization
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run, command_line, write_text
 from lmkit.tasks.registry import TASKS, task_class
-from lmkit.train.optim import check_optimizer
 
 if TYPE_CHECKING:
     from lmkit.data.splits import Splits
@@ -49,6 +43,11 @@ def train(
         The summary that ``--json`` prints.
     """
     recipe = load_recipe(source, overrides)
+    from lmkit.commands.evaluate import check_metrics
+    from lmkit.commands.repeat import check_repeat, is_repeated, repeat, single_runs
+    from lmkit.evaluation.options import check_eval_keys
+    from lmkit.models.quantized import check_quantization
+
     if output is not None:
         recipe = recipe.model_copy(update={"output": str(Path(output).expanduser())})
     check_stage(recipe, stage)
@@ -119,7 +118,9 @@ def check_stage(recipe: Recipe, stage: str) -> None:
 
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
     """What can be said of the model section before torch is there."""
+    from lmkit.models.adapters import check_adapter_keys
     from lmkit.models.presets import preset_config
+    from lmkit.train.optim import check_optimizer
 
     check_adapter_keys(recipe)
     check_optimizer(recipe)
