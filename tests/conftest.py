@@ -81,7 +81,6 @@ SHARED: dict[str, Any] = {
     "data": {"max_rows": 10, "max_length": 32},
     "train": {"max_steps": 2, "batch_size": 4, "warmup": 0, "learning_rate": 1e-3, "dropout": 0.0},
     "hardware": {"precision": "fp32"},
-    "generation": {"num_beams": 2, "max_new_tokens": 4},
     "eval": {"resamples": 20},
     "logging": {"every": 1},
 }
@@ -128,6 +127,8 @@ class Tiny:
         name = architecture or task_class(task).family
         model = {"config": {"model_type": name, **ARCHITECTURES[name]}} if name in ARCHITECTURES else {"preset": f"{name}-nano"}
         values = merge(merge(SHARED, {"task": task, "name": task, "model": model}), RECIPES[kind])
+        if task in ("translation", "clm"):
+            values["generation"] = {"num_beams": 2, "max_new_tokens": 4}
         if base is not None:
             values |= {"model": {"base": base}, "tokenizer": {}}
         values = merge(values, sections)

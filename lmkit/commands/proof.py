@@ -28,7 +28,7 @@ from lmkit.run import Run
 from lmkit.tasks.registry import task_class
 
 if TYPE_CHECKING:
-    from lmkit.train.bench import Measured
+    from lmkit.train.measured import Measured
 
 TOLERANCE = 1e-5  # largest relative difference, fp32
 ALL_AT_ONCE = 1 << 40  # tokens
@@ -120,7 +120,7 @@ def shrunk(recipe: Recipe, folder: Path, *, dropout: float) -> Case:
 
 def prove_splits(case: Case, folder: Path) -> list[Verdict]:
     """Loss and gradients of every step of an epoch, and evaluation, however the work is cut."""
-    from lmkit.train.bench import Bench
+    from lmkit.train.measured import Bench
 
     bench = Bench(case.recipe, case.splits, case.source)
     whole = bench.steps(budget=ALL_AT_ONCE)
@@ -158,8 +158,8 @@ def _verdict(varied: str, loss: float | None, gradients: float | None, holds: bo
 def _two_processes(case: Case, whole: Measured, folder: Path) -> Verdict:
     import torch
 
-    from lmkit.train.bench import Measured
     from lmkit.train.launch import ProcessFailed, launch
+    from lmkit.train.measured import Measured
 
     varied = "processes: 2"
     if "RANK" in os.environ or not torch.distributed.is_available():
@@ -275,7 +275,7 @@ def _main(what: str, folder: Path) -> None:
         run.start(resume=run.recipe_file.is_file(), overwrite=False)
         fit(case.recipe, case.splits, case.source, run, resume=True)
         return
-    from lmkit.train.bench import Bench
+    from lmkit.train.measured import Bench
 
     bench = Bench(case.recipe, case.splits, case.source)
     measured = bench.steps(budget=bench.budget)

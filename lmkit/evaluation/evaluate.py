@@ -25,7 +25,6 @@ from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
 from lmkit.evaluation.records import Record, headline, store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
-from lmkit.models.heads import unwrap_parallel
 from lmkit.models.memory import in_parts
 from lmkit.recipe.schema import Eval
 from lmkit.run import atomic_directory
@@ -67,9 +66,8 @@ def predict_records(
     import torch
     from accelerate.utils import gather_object
 
-    inner = unwrap_parallel(model)
-    was_training = inner.training
-    inner.eval()
+    was_training = model.training
+    model.eval()
     try:
         first_piece = 0
         owners = encoded.pieces.data.column("row")
@@ -90,7 +88,7 @@ def predict_records(
                 chosen = [pieces[i] for i in numbers]
                 batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in chosen]).items()}
                 with torch.inference_mode(), accelerator.autocast():
-                    return list(zip(numbers, task.predict(inner, batch, chosen), strict=True))
+                    return list(zip(numbers, task.predict(model, batch, chosen), strict=True))
 
             for numbers in batches[rank::ranks]:
                 parts += in_parts(predict, numbers.tolist())
@@ -110,7 +108,7 @@ def predict_records(
                         )
                     yield record
     finally:
-        inner.train(was_training)
+        model.train(was_training)
 
 
 def _numbers(count: int) -> Any:
@@ -155,9 +153,8 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
     """Token-weighted loss of a split, without predictions; independent of the batches [transformers#39241]."""
     import torch
 
-    inner = unwrap_parallel(model)
-    was_training = inner.training
-    inner.eval()
+    was_training = model.training
+    model.eval()
     sums = torch.zeros(2, dtype=torch.double, device=accelerator.device)
     with torch.inference_mode(), accelerator.autocast():
         lengths = _array(encoded.pieces.data.column("length").to_pylist())
@@ -170,12 +167,12 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
             ]
             batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in pieces]).items()}
             items = torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device)
-            return [torch.stack([task.loss(inner, batch).double(), items])]
+            return [torch.stack([task.loss(model, batch).double(), items])]
 
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
             for found in in_parts(losses, numbers.tolist()):
                 sums += found
-    inner.train(was_training)
+    model.train(was_training)
     total, items = accelerator.reduce(sums, "sum").tolist()
     return total / items if items else math.nan
 

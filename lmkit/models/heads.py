@@ -12,17 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def unwrap_parallel(model: Any) -> Any:
-    """The model inside DistributedDataParallel; with LoRA that is PEFT's."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def unwrap(model: Any) -> Any:
-    """The Hugging Face model inside DistributedDataParallel and PEFT wrappers."""
-    inner = unwrap_parallel(model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    """The Hugging Face model inside PEFT's wrapper. There is no other: processes sum their gradients beside the model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def crf_of(model: Any) -> Any:

@@ -16,7 +16,13 @@ from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
 
 SUFFIXES = (".yaml", ".yml")
-SECTIONS_OF = {"masking": ("mlm",), "classification": ("classification",), "tagging": ("ner",), "translation": ("translation",)}
+SECTIONS_OF = {
+    "masking": ("mlm",),
+    "classification": ("classification",),
+    "tagging": ("ner",),
+    "translation": ("translation",),
+    "generation": ("translation", "clm"),
+}
 
 
 class _Loader(yaml.SafeLoader):

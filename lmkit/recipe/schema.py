@@ -100,7 +100,7 @@ class Data(Section):
     )
     long_text: Literal["windows", "head", "head_tail", "error"] = Field(
         "windows",
-        description="longer texts: read in overlapping windows; cut after max_length, or in the middle (a quarter of the head stays), counted and said; or refused. Translation knows head and error, ner no head_tail",
+        description="longer texts: read in overlapping windows; cut after max_length, or in the middle (a quarter of the room for the head), counted and said; or refused. Translation knows head and error, ner no head_tail",
     )
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="a row that cannot be used: stop, or leave it out, count it and keep it in rejects.jsonl"

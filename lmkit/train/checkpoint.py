@@ -12,7 +12,6 @@ from typing import Any
 
 from lmkit import console
 from lmkit.errors import ModelError
-from lmkit.models.heads import unwrap_parallel
 from lmkit.run import Run, atomic_directory
 
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -76,10 +75,9 @@ def snapshot(model: Any, optimizer: Any, *, copy: bool) -> tuple[Tensors, Tensor
         is_shared = found.data_ptr() == value.data_ptr()  # small ones by several parameters: the code tables of 8-bit moments
         return found.clone() if is_shared and (copy or found.numel() <= 256) else found
 
-    inner = unwrap_parallel(model)
-    weights = {name: kept(p) for name, p in inner.named_parameters() if p.requires_grad}
+    weights = {name: kept(p) for name, p in model.named_parameters() if p.requires_grad}
     state = _optimizer_state(optimizer)
-    moments = {f"{key}/{name}": kept(value) for name, p in inner.named_parameters() for key, value in state.get(p, {}).items()}
+    moments = {f"{key}/{name}": kept(value) for name, p in model.named_parameters() for key, value in state.get(p, {}).items()}
     return weights, moments
 
 
@@ -116,7 +114,7 @@ def _copy_weights(run: Run, step: int, model: Any) -> None:
 
     path = run.checkpoints / name_of(step) / WEIGHTS
     stored = _tensors(path)
-    parameters = {name: p for name, p in unwrap_parallel(model).named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if stored.keys() != parameters.keys() or any(stored[name].shape != p.shape for name, p in parameters.items()):
         raise ModelError(
             "the checkpoint is of another model",
@@ -148,7 +146,7 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
 
     _copy_weights(run, step, model)
     folder = run.checkpoints / name_of(step)
-    parameters = dict(unwrap_parallel(model).named_parameters())
+    parameters = dict(model.named_parameters())
     state = _optimizer_state(optimizer)
     for key, value in _tensors(folder / MOMENTS).items():
         kind, _, name = key.partition("/")
@@ -197,7 +195,7 @@ def average_weights(run: Run, steps: Sequence[int], model: Any) -> None:
     """Set the model to the mean of the checkpoints' weights (Vaswani et al. 2017, section 6.1), added up in double precision."""
     import torch
 
-    parameters = [p for p in unwrap_parallel(model).parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     sums = [torch.zeros_like(p, dtype=torch.double) for p in parameters]
     for step in steps:
         load_weights(run, step, model)

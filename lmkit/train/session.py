@@ -193,7 +193,7 @@ def run_steps(
                 progress.norms = spikes.norms
                 progress.skipped += step.is_spike
                 if step.is_spike:
-                    _say_spike(step, spikes, batches, prepared, run, recipe)
+                    _say_spike(step, spikes, batches, prepared, run, recipe, writer)
             out_of_time = step.share is not None and step.share >= 1
             last = step.number == total or step.interrupted or out_of_time
             evaluating = evaluates(step.number, last=last) and not step.interrupted
@@ -277,15 +277,16 @@ def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, r
         loss, norm = step.loss.item(), step.grad_norm.item()
         if math.isfinite(loss) and (fp16 or math.isfinite(norm)):
             continue
-        writer.wait()
         count, listing = _write_rows(step.number, "not-finite", batches, prepared, run)
         raise TrainingStopped(
-            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {_last_good(run)}\n"
+            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {_last_good(run, writer)}\n"
             f"  the {count} rows of that step are in {listing}; a lower train.learning_rate, or hardware.precision=fp32, often helps"
         )
 
 
-def _say_spike(step: Step, spikes: Spikes, batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe) -> None:
+def _say_spike(
+    step: Step, spikes: Spikes, batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe, writer: Writer
+) -> None:
     """Say that a step was left out, or with ``train.on_spike: stop`` end the run."""
     found = f"step {step.number}: the gradient norm {step.grad_norm.item():.4g} is {step.grad_norm.item() / max(spikes.median, 1e-30):.0f} times the median of the last steps"
     if recipe.train.on_spike == "skip":
@@ -293,7 +294,7 @@ def _say_spike(step: Step, spikes: Spikes, batches: StepBatches, prepared: Prepa
         return
     count, listing = _write_rows(step.number, "spike", batches, prepared, run)
     raise TrainingStopped(
-        f"{found} (loss {step.loss.item():.4g}); {_last_good(run)}\n"
+        f"{found} (loss {step.loss.item():.4g}); {_last_good(run, writer)}\n"
         f"  the {count} rows of that step are in {listing}; --resume with train.on_spike=skip leaves the step out"
     )
 
@@ -310,6 +311,7 @@ def _write_rows(number: int, why: str, batches: StepBatches, prepared: Prepared,
     return len(rows), listing
 
 
-def _last_good(run: Run) -> str:
+def _last_good(run: Run, writer: Writer) -> str:
+    writer.wait()
     last = checkpoint_steps(run)
     return f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"

@@ -119,7 +119,7 @@ EARLY = {
     "datasets": ["metrics.modules.*"],  # loaded by the evaluate library alone
     "evaluate": ["metrics.modules.*"],
     # imported by train.fit and commands.proof alone, when torch is wanted
-    "torch": ["train.loop", "train.averages", "train.bench", "train.combined", "train.parallel"],
+    "torch": ["train.loop", "train.averages", "train.measured", "train.combined", "train.parallel"],
 }
 
 

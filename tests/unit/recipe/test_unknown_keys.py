@@ -140,7 +140,12 @@ def test_misspelt_task_is_refused_with_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("task", "key"),
-    [("clm", "masking.share=0.2"), ("ner", "classification.threshold=0.3"), ("mlm", "classification.kind=regression")],
+    [
+        ("clm", "masking.share=0.2"),
+        ("ner", "classification.threshold=0.3"),
+        ("mlm", "classification.kind=regression"),
+        ("ner", "generation.num_beams=2"),
+    ],
 )
 def test_a_section_of_another_task_is_refused(task: str, key: str) -> None:
     with pytest.raises(RecipeError, match=f"^{key.split('.')[0]}: has no effect on {task}"):

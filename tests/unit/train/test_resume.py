@@ -28,8 +28,9 @@ def recipe_of(tiny: Any, kind: str, *, workers: int = 0) -> Any:
     sections: dict[str, Any] = {
         "train": {"max_steps": STEPS, "batch_size": 3, "dropout": 0.2, "eval_every": 3, "select_best": "loss", "warmup": 0.3},
         "hardware": {"checkpoint_every": 2, "keep_checkpoints": 9, "micro_batch_tokens": 64, "workers": workers},
-        "generation": {"num_beams": 1, "max_new_tokens": 1},
     }
+    if kind == "translation":
+        sections["generation"] = {"num_beams": 1, "max_new_tokens": 1}
     if kind == "lora":
         return tiny.recipe("classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.1}, **sections)
     return tiny.recipe(kind, **sections)
