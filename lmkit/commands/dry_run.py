@@ -19,7 +19,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     optimizer's share is left out. The memory is what the pass took at its peak, with room for the optimizer's state.
     """
     from lmkit.models.build import build_model, count_parameters
-    from lmkit.models.packing import find_packing
+    from lmkit.models.unpadding import choose_packing, shared_rows
     from lmkit.train.device import build_accelerator, choose_precision, micro_batch_tokens, peak_memory_bytes
     from lmkit.train.loop import StepBatches
     from lmkit.train.optim import state_bytes
@@ -32,8 +32,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     built = build_model(recipe, task, source)
     checkpoint_interval(recipe)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    packs = task.packs and recipe.hardware.packing == "auto"
-    packing = find_packing(built.model, longest=recipe.data.max_length) if packs else None
+    packing = choose_packing(recipe, task, built.model)
     plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     budget = micro_batch_tokens(recipe.hardware, accelerator.device)
@@ -44,7 +43,8 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
         begun = time.perf_counter()
         for batch in batches[0]:
             moved = {key: value.to(accelerator.device) for key, value in batch.items()}
-            accelerator.backward(task.loss(model, packing.apply(moved) if packing else moved))
+            with shared_rows(model, packing, moved) as given:
+                accelerator.backward(task.loss(model, given))
         if accelerator.device.type == "cuda":
             import torch
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Index = np.ndarray  # (n,) int64 example numbers
+NARROWEST = 64  # tokens of a shared row: wider ones hold more texts and less padding, but attention is over the whole row
+WORTH = 0.05  # of a batch has to be padding before its tokens are moved
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,24 @@ def fill(lengths: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
             groups[group].append(piece)
             by_room[room - length].append(group)
     return sorted(sorted(group) for group in groups)
+
+
+def rows_to_share(lengths: Sequence[int]) -> np.ndarray | None:
+    """Where the tokens of a padded batch go when texts share rows: places in the flattened batch, -1 for padding.
+
+    Args:
+        lengths: tokens of each text of the batch, which is padded at the end.
+
+    Returns:
+        ``(rows, width)``, or None where too little padding would be saved.
+
+    >>> rows_to_share([64, 2, 3])[:, :6].tolist()
+    [[0, 1, 2, 3, 4, 5], [64, 65, 128, 129, 130, -1]]
+    """
+    longest = max(lengths)
+    groups = fill(lengths, max(longest, NARROWEST))
+    rows = [np.concatenate([text * longest + np.arange(lengths[text]) for text in group]) for group in groups]
+    places = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    for place, row in zip(places, rows, strict=True):
+        place[: len(row)] = row
+    return places if places.size <= (1 - WORTH) * len(lengths) * longest else None

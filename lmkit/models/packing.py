@@ -7,6 +7,8 @@ and apart through the model at hand and packs only if the logits are equal (prom
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 TOLERANCE = (
     2e-5  # of the largest logit, in fp32: rounding makes 1e-6, a document that sees another at least 1e-4, even at random weights
 )
+TRIAL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError)  # of a model that is tried
 LONGEST_TRIAL = 1100  # tokens of a document that is run to see whether a sliding window is kept
 
 
@@ -70,26 +73,46 @@ def find_packing(model: Any, *, longest: int) -> Packing | None:
 
     inner = unwrap(model)
     config = inner.config
+    causal = getattr(config, "is_decoder", False) or "CausalLM" in type(inner).__name__ or "LMHead" in type(inner).__name__
+    length = trial_length(config, longest)
+    if length is None:
+        return None
+    with in_evaluation(inner), torch.inference_mode():
+        return next((each for each in candidates(config, longest, causal=causal) if _is_exact(inner, each, length)), None)
+
+
+@contextmanager
+def in_evaluation(model: Any) -> Iterator[None]:
+    """Without dropout while active."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def trial_length(config: Any, longest: int) -> int | None:
+    """Tokens of the documents to try a model with; None: it cannot be tried."""
     if getattr(config, "is_encoder_decoder", False):
         return None
-    causal = getattr(config, "is_decoder", False) or "CausalLM" in type(inner).__name__ or "LMHead" in type(inner).__name__
-    window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
-    padding = getattr(config, "pad_token_id", None) or 0
-    if window is not None and longest <= window // 2:
-        window = None  # no document reaches beyond it
+    window = _window(config, longest)
     length = 12 if window is None else window + 8
-    if length > LONGEST_TRIAL:
-        return None
+    return length if length <= LONGEST_TRIAL else None
+
+
+def candidates(config: Any, longest: int, *, causal: bool) -> list[Packing]:
+    """The ways to try: where positions begin, and what a sliding window may mean."""
+    window = _window(config, longest)
+    padding = getattr(config, "pad_token_id", None) or 0
     # what architectures mean by a window: the width to both sides, that to one with or without the token itself
     halves: tuple[int | None, ...] = (None,) if window is None else (window // 2, window - 1, window, None)
-    candidates = [Packing(causal, first, half) for first in (0, padding + 1) for half in halves]
-    was_training = inner.training
-    inner.eval()
-    try:
-        with torch.inference_mode():
-            return next((packing for packing in candidates if _is_exact(inner, packing, length)), None)
-    finally:
-        inner.train(was_training)
+    return [Packing(causal, first, half) for first in (0, padding + 1) for half in halves]
+
+
+def _window(config: Any, longest: int) -> int | None:
+    window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
+    return None if window is None or longest <= window // 2 else window  # None: no document reaches beyond it
 
 
 def _is_exact(model: Any, packing: Packing, length: int) -> bool:
@@ -105,7 +128,7 @@ def _is_exact(model: Any, packing: Packing, length: int) -> bool:
             alone = _logits(model, lay_out([[document]], columns=columns, packed=False))[0]
             if not (packed[start : start + len(alone)] - alone).abs().max() <= TOLERANCE * alone.abs().max():
                 return False
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
+    except TRIAL_ERRORS:
         return False  # the architecture does not take such a mask
     return True
 

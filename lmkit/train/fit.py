@@ -15,9 +15,9 @@ from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
 from lmkit.models.build import build_model, load_trained, save_model
-from lmkit.models.packing import find_packing
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
+from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
@@ -67,8 +67,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     if accelerator.num_processes > 1:
         console.say(f"processes: {accelerator.num_processes}")
     built = build_model(recipe, task, source)
-    packs = task.packs and recipe.hardware.packing == "auto"
-    packing = find_packing(built.model, longest=recipe.data.max_length) if packs else None
+    packing = choose_packing(recipe, task, built.model)
     plan = Plan(len(prepared.encoded["train"]), train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)

@@ -16,11 +16,12 @@ import torch
 
 from lmkit import console
 from lmkit.data.encode import Encoded
-from lmkit.data.plan import Plan, deal, micro_batches
+from lmkit.data.plan import Plan, deal, micro_batches, rows_to_share
 from lmkit.errors import TrainingStopped
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.packing import Packing
-from lmkit.tasks.base import Batch, Task, uncounted
+from lmkit.models.unpadding import shared_rows
+from lmkit.tasks.base import Batch, Task, flat, uncounted
 from lmkit.train.averages import update_ema
 from lmkit.train.optim import learning_rate, set_learning_rate
 from lmkit.train.parallel import largest, sum_gradients
@@ -63,7 +64,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def __init__(self, encoded: Encoded, plan: Plan, task: Task, *, rank: int, ranks: int, budget: int, packed: bool):
         self.encoded, self.plan, self.task = encoded, plan, task
         self.rank, self.ranks, self.budget, self.packed = rank, ranks, budget, packed
-        self._slots = encoded.slots(packed=packed)
+        self._slots = encoded.slots(packed=packed and task.packs)
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[Batch]:
@@ -100,7 +101,13 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         return micro_batches(examples, self._slots, self.budget)
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
-        return self.task.collate([self.encoded.example(int(i)) for i in examples], epoch=epoch, packed=self.packed)
+        pieces = [self.encoded.example(int(i)) for i in examples]
+        batch = self.task.collate(pieces, epoch=epoch, packed=self.packed)
+        if self.packed and not self.task.packs:
+            places = rows_to_share([piece["length"] for piece in flat(pieces)])
+            if places is not None:
+                batch["shared"] = torch.from_numpy(places)
+        return batch
 
 
 def train_steps(
@@ -222,8 +229,9 @@ def _backward(
         try:
             for batch in micro:
                 batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
-                loss = task.loss(model, packing.apply(batch) if packing else batch)
-                accelerator.backward(loss / max(items, 1))
+                with shared_rows(model, packing, batch) as given:
+                    loss = task.loss(model, given)
+                    accelerator.backward(loss / max(items, 1))
                 loss_sum += loss.detach()
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -279,7 +287,7 @@ def _tokens(batch: Batch) -> int:
 
 
 def _slots(batch: Batch) -> int:
-    return 0 if "idle" in batch else batch["attention_mask"].numel()
+    return 0 if "idle" in batch else batch.get("shared", batch["attention_mask"]).numel()
 
 
 def _agree(accelerator: Accelerator, counts: list[int], stop: bool, share: float | None) -> tuple[list[int], bool, float | None]:

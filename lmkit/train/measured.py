@@ -13,8 +13,8 @@ from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits
 from lmkit.evaluation.evaluate import measure, predict_records
 from lmkit.models.build import build_model
-from lmkit.models.packing import find_packing
 from lmkit.models.source import ModelSource
+from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.schema import Recipe
 from lmkit.train.device import build_accelerator, micro_batch_tokens
 from lmkit.train.loop import StepBatches, train_steps
@@ -104,8 +104,7 @@ class Bench:
         self.accelerator = build_accelerator(recipe.hardware)
         self.budget = micro_batch_tokens(recipe.hardware, self.accelerator.device)
         self._built = build_model(recipe, self.prepared.task, source)
-        packs = self.prepared.task.packs and recipe.hardware.packing == "auto"
-        self.packing = find_packing(self._built.model, longest=recipe.data.max_length) if packs else None
+        self.packing = choose_packing(recipe, self.prepared.task, self._built.model)
         trained = [p for p in self._built.model.parameters() if p.requires_grad]
         self._model, self._optimizer = self.accelerator.prepare(self._built.model, Recorder(trained, lr=0.0))
 
@@ -113,7 +112,7 @@ class Bench:
         """Loss and gradients of every step of the first epoch, through the training loop.
 
         Args:
-            budget: tokens of a micro-batch. packed: pieces share rows.
+            budget: tokens of a micro-batch. packed: texts share rows.
         """
         task, encoded = self.prepared.task, self.prepared.encoded["train"]
         plan = Plan(len(encoded), self.recipe.train.batch_size, self.recipe.seed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.packing import Packing
+from lmkit.models.unpadding import shared_rows
 from lmkit.recipe.schema import Hardware, Train
 from lmkit.tasks.base import Task
 from lmkit.train.device import micro_batch_tokens
@@ -101,7 +102,8 @@ def _speed(model: Any, task: Task, accelerator: Accelerator, packing: Packing | 
     begun = time.perf_counter()
     moved = {key: value.to(accelerator.device) for key, value in batch.items()}
     tokens = int(moved["attention_mask"].sum())
-    accelerator.backward(task.loss(model, packing.apply(moved) if packing else moved) / max(task.items(batch), 1))
+    with shared_rows(model, packing, moved) as given:
+        accelerator.backward(task.loss(model, given) / max(task.items(batch), 1))
     if accelerator.device.type == "cuda":
         import torch
 

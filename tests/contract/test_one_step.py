@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmkit.data.plan import Plan
-from lmkit.models.packing import find_packing
+from lmkit.models.unpadding import choose_packing
 from lmkit.tasks.base import IGNORE, MODEL_INPUTS
 from lmkit.tasks.registry import TASKS, task_class
 from lmkit.train.loop import Step, StepBatches, train_steps
@@ -112,7 +112,7 @@ def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(tiny: Any, who
     recipe, model, steps = whole(task, architecture)
     assert len(steps) > 1
     assert_same(steps_of(tiny, recipe, model, budget=1), steps)
-    if task_class(recipe.task).packs and (packing := find_packing(model, longest=recipe.data.max_length)):
+    if packing := choose_packing(recipe, task_class(recipe.task), model):
         assert_same(steps_of(tiny, recipe, model, budget=1, packing=packing), steps)
         assert_same(steps_of(tiny, recipe, model, budget=ALL_AT_ONCE, packing=packing), steps)
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.data.plan import Plan, deal, fill, micro_batches
+from lmkit.data.plan import Plan, deal, fill, micro_batches, rows_to_share
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -71,3 +71,15 @@ def test_filling_loses_no_piece_doubles_none_and_keeps_to_the_size(lengths: list
 def test_filling_with_short_pieces_leaves_little_room() -> None:
     lengths = np.random.default_rng(0).integers(1, 65, 1000)
     assert lengths.sum() / (128 * len(fill(lengths, 128))) > 0.98
+
+
+def test_every_token_has_one_place_and_padding_none() -> None:
+    places = rows_to_share([60, 2, 3, 61, 1])
+    assert places is not None
+    width = 61
+    wanted = [text * width + i for text, n in enumerate([60, 2, 3, 61, 1]) for i in range(n)]
+    assert sorted(places[places >= 0].tolist()) == wanted
+
+
+def test_a_batch_with_next_to_no_padding_stays_as_it_is() -> None:
+    assert rows_to_share([64, 64, 63]) is None
