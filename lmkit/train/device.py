@@ -6,6 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError
+from lmkit.models.attention import train_attention_in_fp32
+from lmkit.models.memory import keep_freed_memory
 from lmkit.recipe.schema import Hardware
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
             place="logging.to" if trackers else "hardware",
             remedy="install the tracker, or leave it out",
         ) from None
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+        if precision == "bf16" and not torch.cpu._is_amx_tile_supported():
+            train_attention_in_fp32()
     if hardware.processes not in ("auto", accelerator.num_processes):
         raise RecipeError(
             f"{accelerator.num_processes} processes run, not {hardware.processes}",
