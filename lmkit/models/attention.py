@@ -1,35 +1,63 @@
-"""Attention under bf16 on CPUs that have no matrix unit: the fused kernel's backward pass is many times slower there than in fp32."""
+"""Attention on CPUs, where PyTorch has no fused kernel with dropout, and a slow one for bf16 without a matrix unit."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-def train_attention_in_fp32() -> None:
-    """Let transformers' "sdpa" compute what is differentiated in fp32, where the model hands it bf16 on a CPU.
+from lmkit.models.dropout import dropout as drop
 
-    PyTorch's fused CPU kernel multiplies small bf16 blocks without AMX one number at a time. With dropout there is no fused
-    kernel, and bf16 is as fast.
+
+def use_cpu_attention(*, in_fp32: bool) -> None:
+    """Let transformers' "sdpa" take a faster way where it is differentiated on a CPU: the same function, other roundings.
+
+    Args:
+        in_fp32: what arrives as bf16 is computed in fp32. Without AMX the fused kernel's backward pass multiplies bf16
+            one number at a time.
     """
-    import torch
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, **options: Any
     ) -> tuple[torch.Tensor, None]:
-        is_half = value.dtype == torch.bfloat16  # rotary embeddings leave query and key in fp32 under autocast
-        if dropout or not is_half or value.device.type != "cpu" or not torch.is_grad_enabled():
-            plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, **options
-            )
-            return plain
-        if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.float()
-        if options.get("position_bias") is not None:
-            options["position_bias"] = options["position_bias"].float()
-        with torch.autocast("cpu", enabled=False):
-            found, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
-        return found.to(value.dtype), None
+        plain = value.device.type != "cpu" or not torch.is_grad_enabled() or options.get("position_bias") is not None
+        if plain or (not dropout and not (in_fp32 and value.dtype == torch.bfloat16)):
+            found: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **options)[0]
+        elif dropout and query.shape[1] == key.shape[1]:
+            found = _with_dropout(module, query.to(value.dtype), key.to(value.dtype), value, attention_mask, dropout, **options)
+        else:
+            floats = attention_mask is not None and attention_mask.is_floating_point()
+            mask = attention_mask.float() if floats else attention_mask
+            with torch.autocast("cpu", enabled=False):
+                found = sdpa_attention_forward(
+                    module, query.float(), key.float(), value.float(), mask, dropout=dropout, **options
+                )[0].to(value.dtype)
+        return found, None
 
     AttentionInterface.register("sdpa", attend)
+
+
+def _with_dropout(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    rate: float,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """``(batch, heads, length, width)`` each -> ``(batch, length, heads, width)``; the mask is added, or False where none may look."""
+    length, scale = query.shape[2], query.shape[-1] ** -0.5 if scaling is None else scaling
+    if mask is None and length > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool).tril()
+    scores = query * scale @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    with torch.autocast("cpu", enabled=False):  # which would have softmax return fp32, to be rounded before the product
+        shares = drop(scores.to(value.dtype).softmax(-1), rate)
+    return (shares @ value).transpose(1, 2).contiguous()

@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError
-from lmkit.models.attention import train_attention_in_fp32
 from lmkit.models.memory import keep_freed_memory
 from lmkit.recipe.schema import Hardware
 
@@ -65,8 +64,9 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
         ) from None
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-        if precision == "bf16" and not torch.cpu._is_amx_tile_supported():
-            train_attention_in_fp32()
+        from lmkit.models.attention import use_cpu_attention
+
+        use_cpu_attention(in_fp32=not torch.cpu._is_amx_tile_supported())
     if hardware.processes not in ("auto", accelerator.num_processes):
         raise RecipeError(
             f"{accelerator.num_processes} processes run, not {hardware.processes}",

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmkit.models.dropout import replace_dropout
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -22,6 +24,8 @@ BUCKET_NUMBERS = 2**23  # summed at once: enough to fill the wire, few to copy
 
 def prepare_parallel(accelerator: Accelerator, model: Any, optimizer: Any) -> tuple[Any, Any]:
     """Model and optimizer on the device, in the run's precision; every process with the first one's weights."""
+    if accelerator.device.type == "cpu":
+        replace_dropout(model)
     model = accelerator.prepare_model(model, evaluation_mode=True)  # that is: without DistributedDataParallel
     if accelerator.num_processes > 1:
         with torch.no_grad():

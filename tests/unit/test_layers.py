@@ -118,8 +118,17 @@ EARLY = {
     "filelock": ["data.*", "train.prepare"],
     "datasets": ["metrics.modules.*"],  # loaded by the evaluate library alone
     "evaluate": ["metrics.modules.*"],
-    # imported by train.fit and commands.proof alone, when torch is wanted
-    "torch": ["train.loop", "train.averages", "train.measured", "train.combined", "train.parallel"],
+    # imported by train.fit, train.device and commands.proof alone, when torch is wanted
+    "torch": [
+        "train.loop",
+        "train.averages",
+        "train.measured",
+        "train.combined",
+        "train.parallel",
+        "models.attention",
+        "models.dropout",
+    ],
+    "transformers": ["models.attention"],
 }
 
 

@@ -1,4 +1,4 @@
-"""Attention that is differentiated in fp32 although the model computes in bf16."""
+"""Attention on CPUs is the attention of transformers, whatever way it takes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lmkit.models.attention import train_attention_in_fp32
+from lmkit.models.attention import use_cpu_attention
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
 
@@ -16,7 +17,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "nu
 @pytest.fixture
 def in_fp32() -> Iterator[None]:
     plain = AttentionInterface._global_mapping["sdpa"]
-    train_attention_in_fp32()
+    use_cpu_attention(in_fp32=True)
     yield
     AttentionInterface.register("sdpa", plain)
 
@@ -62,9 +63,39 @@ def test_gradients_are_no_further_from_fp32_than_bf16_attention_s(in_fp32: None)
 
     exact, mine = gradients(half=False), gradients(half=True)
     train = AttentionInterface._global_mapping["sdpa"]
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     plain = gradients(half=True)
     AttentionInterface.register("sdpa", train)
     assert 0 < (mine - exact).norm() <= 1.2 * (plain - exact).norm()
+
+
+class Attention(torch.nn.Module):
+    is_causal = False
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("kind", [None, "false where none may look", "added"])
+def test_with_dropout_the_mean_is_that_without(
+    in_fp32: None, monkeypatch: pytest.MonkeyPatch, kind: str | None, is_causal: bool
+) -> None:
+    """Dropout replaced by its mean: what is left is the attention itself, in every form of the mask."""
+    monkeypatch.setattr("lmkit.models.attention.drop", lambda values, rate: values)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+    allowed = torch.rand(2, 1, 5, 5) > 0.3
+    allowed[..., 0] = True
+    mask = {None: None, "added": torch.zeros(2, 1, 5, 5).masked_fill(~allowed, -1e9)}.get(kind, allowed)
+    attend = AttentionInterface._global_mapping["sdpa"]
+    found, _ = attend(Attention(), query, key, value, mask, dropout=0.1, scaling=0.7, is_causal=is_causal)
+    wanted, _ = sdpa_attention_forward(Attention(), query, key, value, mask, dropout=0.0, scaling=0.7, is_causal=is_causal)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_dropout_drops_shares_of_the_attention(in_fp32: None) -> None:
+    value = torch.ones(1, 1, 1, 1000, requires_grad=True).transpose(2, 3)  # every query sees 1,000 ones
+    query = torch.zeros(1, 1, 4000, 1)
+    attend = AttentionInterface._global_mapping["sdpa"]
+    found, _ = attend(Attention(), query, torch.zeros(1, 1, 1000, 1), value, None, dropout=0.25, is_causal=False)
+    assert found.mean().item() == pytest.approx(1, abs=1e-3)
+    # a mean over 1,000 shares, each 0 or 4/3 of 1/1000
+    assert found.std().item() == pytest.approx((0.25 / 0.75 / 1000) ** 0.5, rel=0.05)
