@@ -10,7 +10,6 @@ import warnings
 from typing import Annotated, Any, Literal
 
 gc.set_threshold(50_000)  # what is imported stays: looking for garbage among it would take a fifth of the start
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads the metadata of all that is installed
 
 import typer  # noqa: E402
 import typer.core  # noqa: E402

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +191,8 @@ def _train_in_processes(
     stage: str, recipe: Recipe, splits: Splits, found: ModelSource | None, run: Run, processes: int
 ) -> dict[str, Any]:
     """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe."""
+    import tempfile
+
     from lmkit.train.launch import launch
     from lmkit.train.prepare import prepare
 
