@@ -104,15 +104,13 @@ def train(
 
 def check_stage(recipe: Recipe, stage: str) -> None:
     """Refuse a recipe without a task, or with one of the other stage."""
-    tasks = [name for name in TASKS if task_class(name).stage == stage]
+    if recipe.task and task_class(recipe.task).stage == stage:
+        return
+    tasks = f"one of: {', '.join(name for name in TASKS if task_class(name).stage == stage)}"
     if not recipe.task:
-        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(tasks)}")
-    if task_class(recipe.task).stage != stage:
-        raise RecipeError(
-            f"{recipe.task} is not for lmkit {stage}",
-            place="task",
-            remedy=f"use {COMMAND_OF[task_class(recipe.task).stage]}, or one of: {', '.join(tasks)}",
-        )
+        raise RecipeError("no task", place="task", remedy=tasks)
+    command = COMMAND_OF[task_class(recipe.task).stage]
+    raise RecipeError(f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {command}, or {tasks}")
 
 
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
