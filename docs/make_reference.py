@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from lmkit.models.presets import FAMILIES, SIZES
 from lmkit.recipe.schema import Recipe
+from lmkit.recipe.section import Key, Section
 
 
-def rows(section: type[BaseModel], prefix: str = "") -> list[str]:
+def rows(section: type[Section], prefix: str = "") -> list[str]:
     """A table row per key, sections opened in place."""
     found = []
-    for name, field in section.model_fields.items():
-        inner = next((kind for kind in [field.annotation, *getattr(field.annotation, "__args__", ())] if _is_section(kind)), None)
-        if inner is None or field.default is None:
-            found.append(f"| `{prefix}{name}` | {_default(field)} | {field.description or ''} |")
+    for name, key in section.model_fields.items():
+        inner = key.section
+        if inner is None or key.default_factory is None:
+            found.append(f"| `{prefix}{name}` | {_default(key)} | {key.description} |")
         if inner is not None:
             found += rows(inner, f"{prefix}{name}.")
     return found
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
+def _default(key: Key) -> str:
+    value = key.value()
     return "" if value is None else f"`{value}`".replace("``", "") if value != {} and value != [] else ""
 
 

@@ -154,7 +154,7 @@ class Tiny:
         """The recipe with sections merged in."""
         from lmkit.recipe import load_recipe
 
-        return load_recipe(merge(recipe.model_dump(exclude_unset=True), sections))
+        return load_recipe(merge(recipe.model_dump(), sections))
 
     def splits(self, recipe: Recipe) -> Splits:
         from lmkit.data.splits import load_splits
@@ -167,7 +167,7 @@ class Tiny:
         from lmkit.models.source import find_model
         from lmkit.train.prepare import prepare
 
-        key = recipe.model_dump_json(exclude={"output", "hardware", "logging", "eval"})
+        key = json.dumps(recipe.model_dump(exclude={"output", "hardware", "logging", "eval"}))
         if key not in self._prepared:
             source = find_model(recipe.model.base) if recipe.model.base else None
             self._prepared[key] = prepare(recipe, self.splits(recipe), source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,15 +104,13 @@ def train(
 
 def check_stage(recipe: Recipe, stage: str) -> None:
     """Refuse a recipe without a task, or with one of the other stage."""
-    tasks = [name for name in TASKS if task_class(name).stage == stage]
+    if recipe.task and task_class(recipe.task).stage == stage:
+        return
+    tasks = f"one of: {', '.join(name for name in TASKS if task_class(name).stage == stage)}"
     if not recipe.task:
-        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(tasks)}")
-    if task_class(recipe.task).stage != stage:
-        raise RecipeError(
-            f"{recipe.task} is not for lmkit {stage}",
-            place="task",
-            remedy=f"use {COMMAND_OF[task_class(recipe.task).stage]}, or one of: {', '.join(tasks)}",
-        )
+        raise RecipeError("no task", place="task", remedy=tasks)
+    command = COMMAND_OF[task_class(recipe.task).stage]
+    raise RecipeError(f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {command}, or {tasks}")
 
 
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
@@ -192,6 +189,8 @@ def _train_in_processes(
     stage: str, recipe: Recipe, splits: Splits, found: ModelSource | None, run: Run, processes: int
 ) -> dict[str, Any]:
     """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe."""
+    import tempfile
+
     from lmkit.train.launch import launch
     from lmkit.train.prepare import prepare
 

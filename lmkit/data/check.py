@@ -11,16 +11,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any
 
 from lmkit.data import formats, parallel, sources
 from lmkit.data.formats import BadRow, Document
-from lmkit.data.rows import FORMAT, LEAVE_OUT, SLICE_COLUMN, DataFile, OnBadRow, Row, Rows, hash_of, schema_of, write_rows
+from lmkit.data.row import FORMAT, LEAVE_OUT, SLICE_COLUMN, DataFile, OnBadRow, Row, hash_of
 from lmkit.data.sources import HubId
 from lmkit.errors import DataError, RecipeError, nearest, suggest
 from lmkit.tasks.fields import Field, Form
+
+if TYPE_CHECKING:
+    from lmkit.data.rows import Rows
 
 PEEKED_ROWS = 200
 Keys = tuple[str, ...]  # of a column: its name, and where that holds objects the keys within
@@ -74,13 +75,14 @@ def load_rows(
     if not with_gold:
         suited = [replace(form, fields=tuple(field for field in form.fields if not field.gold)) for form in suited]
     wanted = [field for field in fields if with_gold or not field.gold]
-    by_role: parallel.ByRole = {}
-    found: list[Path] | HubId
-    if isinstance(source, Mapping):
-        by_role = parallel.find_parallel(source, key=key, fields=fields, wanted=wanted, folders=folders)
-        found = [path for files in by_role.values() for path in files]
-    else:
-        found = _find(source, key, wanted, folders)
+    found = find_rows(source, key=key, fields=fields, folders=folders, with_gold=with_gold)
+    by_role = found if isinstance(found, dict) else {}
+    if isinstance(found, dict):
+        found = [path for files in found.values() for path in files]
+    from filelock import FileLock  # files that are not there are said at once
+
+    from lmkit.data.rows import Rows, schema_of, write_rows
+
     paths = sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
     shown = [f"{found}/{path.name}" if isinstance(found, HubId) else sources.shown(path) for path in paths]
     try:
@@ -121,6 +123,25 @@ def load_rows(
             remedy="correct the data, or data.columns",
         )
     return rows
+
+
+def find_rows(
+    source: str | list[str] | Mapping[str, str | list[str]],
+    *,
+    key: str,
+    fields: Sequence[Field],
+    folders: list[Path],
+    with_gold: bool = True,
+) -> list[Path] | HubId | parallel.ByRole:
+    """The files of one split, for arguments as of ``load_rows``.
+
+    Raises:
+        DataError: there is no such file, or none that can be read.
+    """
+    wanted = [field for field in fields if with_gold or not field.gold]
+    if isinstance(source, Mapping):
+        return parallel.find_parallel(source, key=key, fields=fields, wanted=wanted, folders=folders)
+    return _find(source, key, wanted, folders)
 
 
 Peek = Callable[[Field], list[Any] | None]  # a field -> the first values of its column, None where there is no such column

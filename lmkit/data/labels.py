@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from lmkit import console
 from lmkit.data import tags
-from lmkit.data.rows import FORMAT, LEAVE_OUT, OnBadRow, Row, Rows, hash_of, write_rows
+from lmkit.data.row import FORMAT, LEAVE_OUT, OnBadRow, Row, hash_of
+from lmkit.data.rows import Rows, write_rows
 from lmkit.errors import DataError, RecipeError, suggest
 
 

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 
+from lmkit.data.row import DataFile, Row, hash_of
 from lmkit.tasks.fields import Field
 
-Row = dict[str, Any]
-OnBadRow = Literal["error", "skip"]
-FORMAT = 1  # of the cached files: raise it with whatever changes what load_rows makes of the same input
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 23
-SLICE_COLUMN = "_slice:"  # before the name of a column that only eval.slices wants: no part of a row that tasks see
-LEAVE_OUT = "correct it, or leave such rows out with data.on_bad_row=skip"
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A file that rows came from: its path, the rows read of it (rejected ones too), its hash and size."""
-
-    path: str
-    rows: int
-    sha256: str
-    bytes: int
 
 
 class Rows(Sequence[Row]):
@@ -126,12 +110,6 @@ class Rows(Sequence[Row]):
 
 def _open_rows(path: Path, files: list[DataFile], rejected: list[Row], fingerprint: str, selection: Any) -> Rows:
     return Rows(path, files=files, rejected=rejected, fingerprint=fingerprint, selection=selection)
-
-
-def hash_of(value: Any) -> str:
-    """The SHA-256 of a value that JSON can hold."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------- the Arrow file

@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmkit.data.check import Peek, load_rows, peek
-from lmkit.data.labels import check_labels, labels_of, prepare_tags, split_by_fold, split_by_hash
-from lmkit.data.rows import Rows
+from lmkit.data.check import Peek, find_rows, load_rows, peek
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
 from lmkit.tasks.fields import Field
+
+if TYPE_CHECKING:
+    from lmkit.data.rows import Rows
 
 SLICES = ("length", "unknown", "fragmentation", "label")  # what eval.slices knows besides columns
 
@@ -72,6 +73,10 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
         ["train"] if (from_train or (data.fold and "test" in wanted)) and "train" not in wanted else []
     )
     fields = task.fields_of(recipe, facts, None if facts is not None else _peek(recipe))
+    for split in read:  # a file that is not there is said before another is read
+        find_rows(getattr(data, split), key=f"data.{split}", fields=fields, folders=[Path.cwd()])
+    from lmkit.data.labels import check_labels, labels_of, prepare_tags, split_by_fold, split_by_hash
+
     rows = {split: _load(recipe, task, fields, split) for split in dict.fromkeys(read)}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmkit.data.encode import Encoded
-from lmkit.data.rows import SLICE_COLUMN
+from lmkit.data.row import SLICE_COLUMN
 from lmkit.errors import RecipeError
 from lmkit.evaluation.records import Kind, Record, text_of
 from lmkit.metrics.statistics import Statistics

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from lmkit.errors import RecipeError, nearest, suggest
 from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
+from lmkit.recipe.section import Mistake, Section, checked
 
 SUFFIXES = (".yaml", ".yml")
 SECTIONS_OF = {
@@ -131,7 +131,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
 
     values: dict[str, Any]
     if isinstance(source, Recipe):
-        values, place, stem = source.model_dump(exclude_unset=True), "recipe", source.name
+        values, place, stem = source.model_dump(), "recipe", source.name
     elif isinstance(source, Mapping):
         values, place, stem = _plain(source), "recipe", "run"
     else:
@@ -153,8 +153,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
         raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
     for section, tasks in SECTIONS_OF.items():
-        default = Recipe.model_fields[section].default_factory
-        if recipe.task and recipe.task not in tasks and getattr(recipe, section) != default():  # type: ignore[misc,call-arg]
+        if recipe.task and recipe.task not in tasks and getattr(recipe, section) != Recipe.model_fields[section].value():
             raise RecipeError(
                 f"has no effect on {recipe.task}", place=section, remedy=f"leave it out: it is for {', '.join(tasks)}"
             )
@@ -241,51 +240,34 @@ def _apply(values: dict[str, Any], override: str) -> str:
 
 def _validate(values: Mapping[str, Any], place: str, given: Sequence[str] = ()) -> Recipe:
     """The checked recipe; what is wrong is said of the file, unless it was ``given`` as KEY=VALUE."""
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems: dict[str, list[str]] = {}
-        for problem in error.errors():
-            key, message = _explain(dict(problem))
-            problems.setdefault(key, []).append(message)
-        lines = [f"{key}: {_joined(messages)}" for key, messages in problems.items()]
-        from_file = any(not any(f"{key}.".startswith(f"{name}.") for name in given) for key in problems)
-        raise RecipeError("\n  ".join(lines), place=place if from_file else None) from None
+    mistakes: list[Mistake] = []
+    recipe = checked(Recipe, values, mistakes)
+    if recipe is not None:
+        return recipe
+    lines = [_explain(mistake) for mistake in mistakes]
+    keys = [".".join(mistake.path) for mistake in mistakes]
+    from_file = any(not any(f"{key}.".startswith(f"{name}.") for name in given) for key in keys)
+    raise RecipeError("\n  ".join(lines), place=place if from_file else None)
 
 
-def _joined(messages: list[str]) -> str:
-    """What the branches of a union say of one value, the value named once.
-
-    >>> _joined(["input should be a list, found 3", "input should be a string, found 3"])
-    'input should be a list or a string, found 3'
-    """
-    first, *others = dict.fromkeys(messages)
-    said, found, value = first.rpartition(", found ")
-    for other in others:
-        said += " or " + other.removesuffix(found + value).removeprefix("input should be ")
-    return said + found + value if found else " or ".join([first, *others])
-
-
-def _section(path: list[str]) -> type[BaseModel]:
-    """The section of the schema at a path, through ``X | None``."""
-    section: type[BaseModel] = Recipe
-    for key in path:
-        field = section.model_fields.get(key)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not inner:
+def _section(path: Sequence[str]) -> type[Section]:
+    """The innermost section of the schema on a path."""
+    section: type[Section] = Recipe
+    for name in path:
+        key = section.model_fields.get(name)
+        if key is None or key.section is None:
             break
-        section = inner[0]
+        section = key.section
     return section
 
 
-def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
     """Every dotted key a recipe may have."""
     keys = []
-    for name in section.model_fields:
+    for name, key in section.model_fields.items():
         keys.append(prefix + name)
-        if (inner := _section([*prefix.split(".")[:-1], name])) is not section and inner is not Recipe:
-            keys += known_keys(inner, f"{prefix}{name}.")
+        if key.section is not None:
+            keys += known_keys(key.section, f"{prefix}{name}.")
     return keys
 
 
@@ -297,21 +279,15 @@ EXAMPLES = {
 }
 
 
-def _explain(problem: dict[str, Any]) -> tuple[str, str]:
-    """The dotted key of a pydantic problem, and what to say of it."""
-    path = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        return ".".join(path), _explain_unknown(path)
-    # pydantic appends the branch of a union (``str``, ``literal['auto']``) to the place: keep the keys only
-    keys = [part for depth, part in enumerate(path) if part in _section(path[:depth]).model_fields]
-    if problem["type"] == "model_type":
-        example = EXAMPLES.get(".".join(keys), "")
-        return ".".join(keys), f"expected a mapping of keys to values{example}, found {problem['input']!r}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return ".".join(keys), f"{message[0].lower() + message[1:]}, found {problem['input']!r}"
+def _explain(mistake: Mistake) -> str:
+    """The dotted key, and what to say of it."""
+    key = ".".join(mistake.path)
+    if mistake.expected is None:
+        return f"{key}: {_explain_unknown(mistake.path)}"
+    return f"{key}: expected {mistake.expected}{EXAMPLES.get(key, '')}, found {mistake.found!r}"
 
 
-def _explain_unknown(path: list[str]) -> str:
+def _explain_unknown(path: Sequence[str]) -> str:
     name, dotted, siblings = path[-1], ".".join(path), _section(path[:-1]).model_fields
     if name in FOREIGN and dotted != FOREIGN[name]:
         return f"unknown key; here it is {FOREIGN[name]}"

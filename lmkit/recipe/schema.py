@@ -4,12 +4,10 @@ No behaviour and no torch in here. The first sentence of each ``Field`` descript
 ``docs/recipes.md`` shows (made by ``python docs/make_reference.py``).
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from lmkit.recipe.section import Before, Field, Section
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -24,28 +22,13 @@ def _as_text(value: Any) -> Any:
 
 def _as_interval(value: Any) -> Any:
     if isinstance(value, str) and not re.fullmatch(r"(\d+|\d*\.\d+)\s*min", value):
-        raise ValueError('expected a number of steps, or minutes as "10min"')
+        raise ValueError('a number of steps, or minutes as "10min"')
     return value
 
 
-Name = Annotated[str, BeforeValidator(_as_text)]
+Name = Annotated[str, Before(_as_text)]
 Source = Annotated[str | list[str], Field(description="path, list, glob, directory or hub id")]
 Parallel = dict[str, str | list[str]]  # role -> text files, of which line i of each makes row i
-
-
-class Section(BaseModel):
-    """A frozen mapping in which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, values: Any) -> Any:
-        """``tokenizer:`` with nothing, or only comments, below it stands for the defaults."""
-        if not isinstance(values, dict):
-            return values
-        made = {name for name, field in cls.model_fields.items() if field.default_factory is not None}
-        return {key: value for key, value in values.items() if not (value is None and key in made)}
 
 
 class Model(Section):
@@ -239,7 +222,7 @@ class Hardware(Section):
     packing: Literal["auto", "off"] = Field(
         "auto", description="short documents share a row where the model keeps them apart exactly; off: one per row"
     )
-    checkpoint_every: Annotated[str | Positive | None, BeforeValidator(_as_interval)] = Field(
+    checkpoint_every: Annotated[str | Positive | None, Before(_as_interval)] = Field(
         "10min", description='steps, or minutes as "10min"; null: only where an evaluation improves and at the end'
     )
     keep_checkpoints: Positive = Field(2, description="how many of the newest stay; the best stays besides")
@@ -289,26 +272,23 @@ class Logging(Section):
 
 
 class Recipe(Section):
-    """Everything lmkit is told about one run.
-
-    A section that is not given is constructed, not validated: building seven validators more takes 30 ms of every start.
-    """
+    """Everything lmkit is told about one run."""
 
     name: Name = Field("", description="default: the name of the file")
     task: str = Field("", description="mlm, clm; classification, ner, translation")
     seed: Annotated[int, Field(ge=0)] = Field(13, description="of the weights, the order and the masks")
     seeds: Positive = Field(1, description="train and evaluate so many runs, with seed, seed + 1, ...")
-    model: Model = Field(default_factory=Model.model_construct)
-    tokenizer: Tokenizer = Field(default_factory=Tokenizer.model_construct)
-    data: Data = Field(default_factory=Data.model_construct)
-    masking: Masking = Field(default_factory=Masking.model_construct, description="mlm only")
-    classification: Classification = Field(default_factory=Classification.model_construct, description="classification only")
-    tagging: Tagging = Field(default_factory=Tagging.model_construct, description="ner only")
+    model: Model = Field(default_factory=Model)
+    tokenizer: Tokenizer = Field(default_factory=Tokenizer)
+    data: Data = Field(default_factory=Data)
+    masking: Masking = Field(default_factory=Masking, description="mlm only")
+    classification: Classification = Field(default_factory=Classification, description="classification only")
+    tagging: Tagging = Field(default_factory=Tagging, description="ner only")
     lora: Lora | None = Field(None, description="train low-rank updates only; null: all weights")
-    train: Train = Field(default_factory=Train.model_construct)
-    hardware: Hardware = Field(default_factory=Hardware.model_construct)
-    translation: Translation = Field(default_factory=Translation.model_construct, description="translation only")
-    generation: Generation = Field(default_factory=Generation.model_construct)
-    eval: Eval = Field(default_factory=Eval.model_construct)
-    logging: Logging = Field(default_factory=Logging.model_construct)
+    train: Train = Field(default_factory=Train)
+    hardware: Hardware = Field(default_factory=Hardware)
+    translation: Translation = Field(default_factory=Translation, description="translation only")
+    generation: Generation = Field(default_factory=Generation)
+    eval: Eval = Field(default_factory=Eval)
+    logging: Logging = Field(default_factory=Logging)
     output: str = Field("runs/{name}", description="run directory")

@@ -137,7 +137,7 @@ def fingerprint(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
 def _learned_with(recipe: Recipe) -> dict[str, Any]:
     """The keys of a recipe that decide what is learned."""
     harmless = {"name", "seeds", "output", "hardware", "logging", "eval", "generation"}
-    values: dict[str, Any] = json.loads(recipe.model_dump_json(exclude=harmless))
+    values: dict[str, Any] = json.loads(json.dumps(recipe.model_dump(exclude=harmless)))
     for key in ("epochs", "max_steps", "max_minutes", "early_stopping", "eval_every", "on_spike", "spike_factor"):
         del values["train"][key]
     for key in ("train", "validation", "test", "folds", "fold"):

@@ -12,7 +12,8 @@ from filelock import FileLock
 from lmkit import console
 from lmkit.data.check import load_rows
 from lmkit.data.encode import Encoded, encode
-from lmkit.data.rows import Rows, hash_of
+from lmkit.data.row import hash_of
+from lmkit.data.rows import Rows
 from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture

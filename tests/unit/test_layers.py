@@ -111,7 +111,6 @@ def test_tasks_import_neither_training_nor_data_nor_evaluation() -> None:
 # library -> the modules that may import it as soon as they are imported
 EARLY = {
     "typer": ["cli"],
-    "pydantic": ["recipe.*"],
     "yaml": ["recipe.*", "run"],
     "numpy": ["data.*", "metrics.*", "evaluation.*", "train.loop"],
     "pyarrow": ["data.*"],
@@ -144,7 +143,6 @@ def test_libraries_are_imported_early_only_where_they_live() -> None:
 # library -> the rooms that may import it at all
 HOMES = {
     "typer": {"cli"},
-    "pydantic": {"recipe"},
     "datasets": {"data", "metrics"},  # features of the modules of the evaluate library
     "pyarrow": {"data"},
     "accelerate": {"train", "evaluation"},
@@ -166,7 +164,7 @@ def test_library_has_one_home(library: str) -> None:
     assert users <= HOMES[library]
 
 
-@pytest.mark.parametrize("library", ["seqeval", "pandas", "click", "requests"])
+@pytest.mark.parametrize("library", ["seqeval", "pandas", "click", "requests", "pydantic"])
 def test_library_that_is_no_dependency_is_not_imported(library: str) -> None:
     assert [found.module for found in OUTER if found.target.split(".")[0] == library] == []
 

@@ -16,7 +16,7 @@ from lmkit.commands.evaluate import find_subject
 from lmkit.commands.repeat import summarise
 from lmkit.commands.train import train
 from lmkit.data.labels import split_by_fold
-from lmkit.data.rows import hash_of
+from lmkit.data.row import hash_of
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, LmkitError, RecipeError, RunError
 from lmkit.metrics.intervals import student_interval

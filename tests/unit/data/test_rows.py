@@ -12,7 +12,8 @@ import pytest
 
 from lmkit.data import sources
 from lmkit.data.check import load_rows
-from lmkit.data.rows import Row, Rows, schema_of, write_rows
+from lmkit.data.row import Row
+from lmkit.data.rows import Rows, schema_of, write_rows
 from lmkit.tasks.fields import Field
 
 FIELDS = (Field("text", "text", ("sentence",)), Field("label", "label", ("class",), gold=True))

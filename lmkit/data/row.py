@@ -1,0 +1,30 @@
+"""What is known of a row and of the file it came from before any is read: neither numpy nor Arrow is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = dict[str, Any]
+OnBadRow = Literal["error", "skip"]
+FORMAT = 1  # of the cached files: raise it with whatever changes what load_rows makes of the same input
+SLICE_COLUMN = "_slice:"  # before the name of a column that only eval.slices wants: no part of a row that tasks see
+LEAVE_OUT = "correct it, or leave such rows out with data.on_bad_row=skip"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that rows came from: its path, the rows read of it (rejected ones too), its hash and size."""
+
+    path: str
+    rows: int
+    sha256: str
+    bytes: int
+
+
+def hash_of(value: Any) -> str:
+    """The SHA-256 of a value that JSON can hold."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
