@@ -49,7 +49,7 @@ def linear_cross_entropy(
     if chunk is None:
         chunk = CHUNK if hidden.device.type == "cpu" else max(CHUNK, GPU_NUMBERS // len(weight))
     arguments = (labels, label_smoothing, scale, dtype or hidden.dtype, chunk, torch.is_grad_enabled())
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, *arguments)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, *arguments)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -71,11 +71,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         vocabulary = len(weight)
         losses = torch.empty(len(labels), dtype=exact, device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_hidden = torch.empty_like(hidden, dtype=exact) if needs_hidden else None
         d_weight = torch.zeros_like(weight, dtype=exact) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             given, projection = hidden.to(dtype), weight.to(dtype)  # once, not once per chunk
+            # fp16 holds gradients only after the loss is scaled, and here it is not yet
+            back = exact if dtype == torch.float16 else dtype
+            back_given, back_projection = given.to(back), projection.to(back)
             for start in range(0, len(labels), chunk):
                 here = slice(start, start + chunk)
                 states, target = given[here], labels[here, None]
@@ -99,25 +102,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_bias += gradient.sum(0)
                 if scale != 1:
                     gradient *= scale
-                rounded = gradient.to(dtype)
+                rounded = gradient.to(back)
                 if d_hidden is not None:
-                    d_hidden[here] = rounded @ projection
+                    d_hidden[here] = rounded @ back_projection
                 if d_weight is not None:
-                    if dtype == exact:
-                        d_weight.addmm_(rounded.T, states)
+                    if back == exact:
+                        d_weight.addmm_(rounded.T, back_given[here])
                     else:
-                        d_weight += rounded.T @ states
+                        d_weight += rounded.T @ back_given[here]
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        ctx.types = weight.dtype, None if bias is None else bias.dtype
+        ctx.types = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return losses.sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        types = (None if d_hidden is None else d_hidden.dtype), *ctx.types
-        given = [
+        scaled = (
             None if made is None else (made * gradient).to(dtype)
-            for made, dtype in zip((d_hidden, d_weight, d_bias), types, strict=True)
-        ]
-        return (*given, None, None, None, None, None, None)
+            for made, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
+        )
+        return (*scaled, None, None, None, None, None, None)

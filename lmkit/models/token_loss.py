@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lmkit.models.heads import only_at, unwrap
+from lmkit.models.memory import is_out_of_memory
 from lmkit.models.packing import TOLERANCE, TRIAL_ERRORS, in_evaluation
 from lmkit.tasks.base import IGNORE
 
@@ -31,7 +32,7 @@ class _Captured:
 
     hidden: torch.Tensor | None = None
     dtype: torch.dtype | None = None
-    times: int = field(default=0)
+    times: int = 0
 
 
 def token_loss(
@@ -50,20 +51,15 @@ def token_loss(
         return None
     chosen = labels != IGNORE
     captured, output = _run(model, head, inputs, chosen, head.weight.new_zeros(1, 1, len(head.weight)))
-    if captured.dtype not in _types():
-        return None  # fp16: gradients of probabilities are too small for it before they are scaled
     assert captured.hidden is not None
-    bias = output[0, 0]  # what the model adds to its logits
-    bias = None if head.bias is None and not bias.any() else bias if head.bias is None else scale * head.bias + bias
+    added: torch.Tensor | None = output[0, 0]
+    if head.bias is not None:
+        added = scale * head.bias + added
+    elif added is not None and not added.any():
+        added = None
     return linear_cross_entropy(
-        captured.hidden, head.weight, bias, labels[chosen], label_smoothing=label_smoothing, scale=scale, dtype=captured.dtype
+        captured.hidden, head.weight, added, labels[chosen], label_smoothing=label_smoothing, scale=scale, dtype=captured.dtype
     )
-
-
-def _types() -> tuple[torch.dtype, ...]:
-    import torch
-
-    return torch.float32, torch.bfloat16, torch.float64
 
 
 def _linear_head(model: Any) -> Any:
@@ -122,7 +118,9 @@ def _scale_of(model: Any, head: Any) -> float | None:
         try:
             with torch.inference_mode(False):  # which would make tensors that no gradient may pass
                 _scales[head] = _trial(unwrap(model), head)
-        except (*TRIAL_ERRORS, AssertionError):
+        except (*TRIAL_ERRORS, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
             _scales[head] = None  # the architecture does not take a stand-in for its logits
     return _scales[head]
 

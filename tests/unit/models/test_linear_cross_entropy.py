@@ -131,9 +131,7 @@ def test_in_bf16_nothing_is_further_from_the_truth_than_under_autocast(smoothing
         exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
         reference = plain(*exact, labels, label_smoothing=smoothing)
         truth = reference, *gradients(reference, *exact)
-        ours = linear_cross_entropy(
-            hidden, weight, bias, labels, label_smoothing=smoothing, dtype=torch.bfloat16, chunk=32
-        )
+        ours = linear_cross_entropy(hidden, weight, bias, labels, label_smoothing=smoothing, dtype=torch.bfloat16, chunk=32)
         with torch.autocast("cpu", torch.bfloat16):
             theirs = plain(hidden, weight, bias, labels, label_smoothing=smoothing)
         for off, loss in ((ours_off, ours), (theirs_off, theirs)):
