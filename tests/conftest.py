@@ -94,6 +94,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64},
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},
     "qwen3": _ENCODER | {"num_key_value_heads": 1, "head_dim": 16},
+    **dict.fromkeys(("gemma2", "granite", "cohere"), _ENCODER | {"num_key_value_heads": 1, "head_dim": 16}),
     "bart": {
         "d_model": 32,
         **{
@@ -103,6 +104,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         },
     },
 }
+ARCHITECTURES["mbart"] = ARCHITECTURES["bart"]
 
 
 class Tiny:

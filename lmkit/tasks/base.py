@@ -57,6 +57,7 @@ class Task(ABC):
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
     cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
     generates: ClassVar[bool] = False  # needs an encoder-decoder
+    predicts_tokens: ClassVar[bool] = False  # the classes are the vocabulary, too many for logits that nobody reads
     reading: tuple[Any, ...] = ()  # options besides the data's that decide ``encode``; part of the cache key
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
@@ -122,17 +123,26 @@ class Task(ABC):
         A pure function of the pieces, the seed and the epoch: randomness is keyed, never drawn.
         """
 
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+        """What of a batch the model's forward pass takes."""
+        return {key: value for key, value in batch.items() if key in MODEL_INPUTS}
+
     def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``(..., classes)`` and the labels ``(...)`` aligned with them."""
-        inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
-        return model(**inputs).logits, batch["labels"]
+        return model(**self.inputs(model, batch)).logits, batch["labels"]
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         """The *sum* of the cross-entropies of the labels that count, in nats; its weight is ``items(batch)``."""
         from torch.nn.functional import cross_entropy
 
-        logits, labels = self.logits(model, batch)
         smoothing = self.recipe.train.label_smoothing if model.training else 0.0
+        if self.predicts_tokens:
+            from lmkit.models.token_loss import token_loss
+
+            loss = token_loss(model, self.inputs(model, batch), batch["labels"], label_smoothing=smoothing)
+            if loss is not None:
+                return loss
+        logits, labels = self.logits(model, batch)
         return cross_entropy(
             logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
         )

@@ -44,6 +44,9 @@ class CausalLanguageModeling(LanguageModeling):
     def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False) -> Batch:
         return lay_out(examples, columns={"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE}, packed=packed)
 
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+        return super().inputs(model, batch) | {"use_cache": False}  # every layer would copy its keys and values into one
+
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A continuation of every text: greedy, or the best of ``generation.num_beams`` beams."""
         import torch

@@ -10,6 +10,7 @@ from lmkit.tasks.base import IGNORE, Batch, Piece, Row, Task
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from lmkit.metrics.statistics import Statistics
@@ -21,11 +22,18 @@ class LanguageModeling(Task):
     stage = "pretrain"
     fields = (Field("text", "text", aliases=("content", "document", "sentence")),)
     packs = True
+    predicts_tokens = True
     counts_bytes: ClassVar[bool]  # every token is predicted once, so bits per byte of the text mean something
 
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("loss", "perplexity", "accuracy", *(("bits_per_byte",) if self.counts_bytes else ()))
+
+    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the tokens to predict alone: ``(1, tokens, vocabulary)`` and ``(1, tokens)``."""
+        from lmkit.models.heads import logits_at
+
+        return logits_at(model, batch, batch["labels"] != IGNORE)
 
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         import torch
@@ -34,8 +42,6 @@ class LanguageModeling(Task):
         logits, labels = self.logits(model, batch)
         counted = batch["labels"] != IGNORE
         flat_labels, flat_logits = labels.flatten(), logits.flatten(0, -2).float()
-        kept = flat_labels != IGNORE
-        flat_labels, flat_logits = flat_labels[kept], flat_logits[kept]
         losses = cross_entropy(flat_logits, flat_labels, reduction="none").double()
         hits = (flat_logits.argmax(-1) == flat_labels).double()
         owner = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]

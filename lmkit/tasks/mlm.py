@@ -13,7 +13,6 @@ from lmkit.tasks.language import LanguageModeling
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from transformers import PreTrainedModel
 
 IDEOGRAPH = re.compile(r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -72,11 +71,6 @@ class MaskedLanguageModeling(LanguageModeling):
         roll, random_ids = rng.random(len(ids)), rng.choice(self._ordinary, len(ids))
         seen = np.where(roll < 0.8, self.tokenizer.mask_token_id, np.where(roll < 0.9, random_ids, ids))
         return {"input_ids": np.where(hidden, seen, ids), "labels": np.where(hidden, ids, IGNORE)}
-
-    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        from lmkit.models.heads import logits_at
-
-        return logits_at(model, batch, batch["labels"] != IGNORE)
 
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The five likeliest tokens at every mask token of every text."""

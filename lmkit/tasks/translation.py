@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError
-from lmkit.tasks.base import IGNORE, MODEL_INPUTS, Batch, Columns, Piece, Row, Task, TooLong, flat, lay_out, pad
+from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, flat, lay_out, pad
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Translation(Task):
     model_class = "AutoModelForSeq2SeqLM"
     family = "marian"
     generates = True
+    predicts_tokens = True
     fields = (
         Field("source", "text", aliases=("src", "source_text")),
         Field("target", "text", aliases=("tgt", "target_text", "translation"), gold=True),
@@ -117,12 +118,11 @@ class Translation(Task):
         batch["labels"] = pad([piece["labels"] for piece in flat(examples)], IGNORE)
         return batch
 
-    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
         from lmkit.models.heads import unwrap
 
-        inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
         shifted = shift(unwrap(model), batch["labels"])
-        return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits, batch["labels"]
+        return super().inputs(model, batch) | {"decoder_input_ids": shifted, "use_cache": False}
 
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         from torch.nn.functional import cross_entropy
