@@ -69,29 +69,25 @@ def predict_records(
     was_training = model.training
     model.eval()
     try:
-        first_piece = 0
-        owners = encoded.pieces.data.column("row")
+        owners = _array(encoded.pieces.data.column("row").to_numpy())
         ranks, rank = accelerator.num_processes, accelerator.process_index
         starts = range(0, len(encoded.rows), CHUNK_ROWS)
         for start in console.progress(starts, total=len(starts), what="predicting", unit="chunk"):
             rows = encoded.rows[start : start + CHUNK_ROWS]
-            pieces, costs = [], []
-            while first_piece < len(owners) and owners[first_piece].as_py() < start + CHUNK_ROWS:
-                piece = encoded.pieces[first_piece] | {"piece": first_piece}
-                pieces.append(piece)
-                costs.append(task.cost(piece))
-                first_piece += 1
-            batches = micro_batches(_numbers(len(pieces)), _array(costs), budget)
+            first, last = owners.searchsorted([start, start + CHUNK_ROWS]).tolist()
+            pieces = encoded.take(range(first, last))
+            costs = _array([task.cost(piece) for piece in pieces])
+            batches = micro_batches(_numbers(len(pieces)), costs, budget)
             parts: list[tuple[int, dict[str, Any]]] = []
 
             def predict(numbers: Sequence[int], pieces: list[dict[str, Any]] = pieces) -> list[tuple[int, dict[str, Any]]]:
                 chosen = [pieces[i] for i in numbers]
                 batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in chosen]).items()}
-                with torch.inference_mode(), accelerator.autocast():
-                    return list(zip(numbers, task.predict(model, batch, chosen), strict=True))
+                return list(zip(numbers, task.predict(model, batch, chosen), strict=True))
 
-            for numbers in batches[rank::ranks]:
-                parts += in_parts(predict, numbers.tolist())
+            with torch.inference_mode(), accelerator.autocast():  # which casts the weights once while it lasts
+                for numbers in batches[rank::ranks]:
+                    parts += in_parts(predict, numbers.tolist())
             if ranks > 1:
                 parts = gather_object(parts)
             if rank == 0:
@@ -117,7 +113,7 @@ def _numbers(count: int) -> Any:
     return np.arange(count)
 
 
-def _array(values: list[int]) -> Any:
+def _array(values: Any) -> Any:
     import numpy as np
 
     return np.asarray(values, dtype=np.int64)
@@ -157,14 +153,11 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
     model.eval()
     sums = torch.zeros(2, dtype=torch.double, device=accelerator.device)
     with torch.inference_mode(), accelerator.autocast():
-        lengths = _array(encoded.pieces.data.column("length").to_pylist())
+        lengths = _array(encoded.pieces.data.column("length").to_numpy())
         batches = micro_batches(_numbers(len(lengths)), lengths, budget)
 
         def losses(numbers: Sequence[int]) -> list[torch.Tensor]:
-            columns = encoded.pieces[list(numbers)]
-            pieces = [
-                {key: column[i] for key, column in columns.items()} | {"piece": int(piece)} for i, piece in enumerate(numbers)
-            ]
+            pieces = encoded.take(numbers)
             batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in pieces]).items()}
             items = torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device)
             return [torch.stack([task.loss(model, batch).double(), items])]

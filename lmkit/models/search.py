@@ -43,10 +43,7 @@ def search(model: Any, batch: dict[str, torch.Tensor], encoded: Any) -> Found:
         return found
     beams = model.generation_config.num_beams
     output = model.generate(
-        **inputs,
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-        return_dict_in_generate=True,
-        output_scores=beams > 1,
+        **inputs, encoder_outputs=BaseModelOutput(last_hidden_state=hidden), return_dict_in_generate=True, output_scores=beams > 1
     )
     return [ids[1:] for ids in output.sequences.tolist()], output.sequences_scores.tolist() if beams > 1 else None
 
@@ -54,12 +51,17 @@ def search(model: Any, batch: dict[str, torch.Tensor], encoded: Any) -> Found:
 def _search(
     model: Any, input_ids: torch.Tensor, *, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **inputs: Any
 ) -> Found | None:
-    """The loop that takes the place of transformers' own (``custom_generate``); None where the model's cache is another."""
+    """The loop that takes the place of transformers' own (``custom_generate``); None where it cannot.
+
+    That is where the model's cache is of another kind, or the vocabulary is too small for a first step of one beam.
+    """
     from transformers import EncoderDecoderCache
 
     if not isinstance(inputs.get("past_key_values"), EncoderDecoderCache) or hasattr(model, "_reorder_cache"):
         return None
     beams = generation_config.num_beams
+    if _num_candidates(generation_config) > len(model.get_output_embeddings().weight):
+        return None
     decoder = _Decoder(model, inputs["encoder_outputs"].last_hidden_state[::beams], inputs["attention_mask"][::beams], inputs)
     if beams == 1:
         return _greedy(decoder, input_ids, logits_processor, stopping_criteria), None
@@ -129,6 +131,13 @@ def _greedy(decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping: Any)
             sentences, ids, tokens, is_open = (value[kept] for value in (sentences, ids, tokens, is_open))
 
 
+def _num_candidates(options: Any) -> int:
+    """So many that as many as there are beams go on, even if every beam ends in every way."""
+    ends = options.eos_token_id
+    num_ends = len(ends) if isinstance(ends, list) else int(ends is not None)
+    return int(max(2, 1 + num_ends) * options.num_beams)
+
+
 def _beam_search(decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping: Any, options: Any) -> Found:
     """As ``GenerationMixin._beam_search`` of transformers 5.
 
@@ -141,9 +150,7 @@ def _beam_search(decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping:
     import torch
 
     beams, start = options.num_beams, ids.shape[1]
-    ends = options.eos_token_id
-    # so many that as many as there are beams go on, even if every beam has ended in every way
-    candidates = max(2, 1 + (len(ends) if isinstance(ends, list) else int(ends is not None))) * beams
+    candidates = _num_candidates(options)
     found: list[list[int]] = [[] for _ in ids]
     sentences = torch.arange(len(ids), device=ids.device)
     is_open = torch.ones_like(sentences, dtype=torch.bool)

@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
+from lmkit.models import search as searching
 from lmkit.models.search import search
 
 VOCABULARY, END, PAD = 48, 2, 1
@@ -21,9 +22,9 @@ BART = SHAPE | {
 T5 = SHAPE | {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": PAD}
 # class, config, and what the end mark's logit has to be for ends here and there
 FAMILIES: dict[str, tuple[str, dict[str, Any], float]] = {
-    "Marian": ("MarianMTModel", BART, 4.0),
+    "Marian": ("MarianMTModel", BART, 3.5),
     "Bart": ("BartForConditionalGeneration", BART, 9.0),
-    "MBart": ("MBartForConditionalGeneration", BART, 4.0),
+    "MBart": ("MBartForConditionalGeneration", BART, 3.5),
     "M2M100": ("M2M100ForConditionalGeneration", BART, 9.0),
     "T5": ("T5ForConditionalGeneration", T5, 2.5),
 }
@@ -38,6 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "language first": {"num_beams": 4, "forced_bos_token_id": 7},
     "two ends": {"num_beams": 3, "eos_token_id": [END, 9]},
     "no end": {"num_beams": 3, "suppress_tokens": [END]},
+    "half as many beams as tokens": {"num_beams": VOCABULARY // 2, "max_new_tokens": 3},
+    "more beams than that": {"num_beams": VOCABULARY // 2 + 1, "max_new_tokens": 3},
     "one token": {"num_beams": 4, "max_new_tokens": 1},
     "changed logits": {
         "num_beams": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "bad_words_ids": [[5], [6, 8]],
@@ -66,9 +69,7 @@ def model_of(family: str, **options: Any) -> Any:
 
 def sources(count: int = 12) -> list[list[int]]:
     generator = torch.Generator().manual_seed(5)
-    return [
-        [*torch.randint(3, VOCABULARY, (1 + number % 7,), generator=generator).tolist(), END] for number in range(count)
-    ]
+    return [[*torch.randint(3, VOCABULARY, (1 + number % 7,), generator=generator).tolist(), END] for number in range(count)]
 
 
 def written(model: Any, texts: list[list[int]]) -> tuple[list[list[int]], list[float] | None]:
@@ -107,3 +108,40 @@ def test_a_sentence_of_a_batch_is_what_generate_writes_for_it_alone(family: str,
         assert scores == pytest.approx([score for _, score in expected], abs=1e-5)
     if options in ("greedy", "four beams"):
         assert len(set(map(len, found))) > 2  # so that sentences leave the batch one after the other
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_when_sentences_leave_the_batch_changes_nothing(beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, texts = model_of("MBart", num_beams=beams), sources()
+    expected, scores = written(model, texts)
+    for leaving in (0.0, 1.0):
+        monkeypatch.setattr(searching, "LEAVING", leaving)
+        found, again = written(model, texts)
+        assert found == expected
+        assert again == (None if scores is None else pytest.approx(scores, abs=1e-5))
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_nothing_is_computed_for_sentences_that_have_ended(beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, texts = model_of("MBart", num_beams=beams), sources()
+    monkeypatch.setattr(searching, "LEAVING", 1.0)
+    rows: list[int] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **given: rows.append(len(given["decoder_input_ids"])) or forward(**given))
+    found, _ = written(model, texts)
+    assert rows[0] == len(texts)  # all beams of a sentence begin alike
+    if beams == 1:
+        assert rows == [sum(len(text) > step for text in found) for step in range(max(map(len, found)))]
+    else:
+        assert rows[1:] == sorted(rows[1:], reverse=True)
+        assert rows[-1] < beams * len(texts) / 2
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_model_with_another_cache_is_left_to_generate(beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, texts = model_of("Bart", num_beams=beams), sources()
+    expected, scores = written(model, texts)
+    monkeypatch.setattr(searching, "_search", lambda *_, **__: None)
+    found, again = written(model, texts)
+    assert [ids[: len(text)] for ids, text in zip(found, expected, strict=True)] == expected
+    assert again == (None if scores is None else pytest.approx(scores, abs=1e-5))
