@@ -45,7 +45,11 @@ def search(model: Any, batch: dict[str, torch.Tensor], encoded: Any) -> Found:
     output = model.generate(
         **inputs, encoder_outputs=BaseModelOutput(last_hidden_state=hidden), return_dict_in_generate=True, output_scores=beams > 1
     )
-    return [ids[1:] for ids in output.sequences.tolist()], output.sequences_scores.tolist() if beams > 1 else None
+    ends = _ends(model.generation_config)
+    texts = [ids[1:] for ids in output.sequences.tolist()]  # padded at the end
+    lengths = [next((at for at, token in enumerate(ids, 1) if token in ends), len(ids)) for ids in texts]
+    trimmed = [ids[:length] for ids, length in zip(texts, lengths, strict=True)]
+    return trimmed, output.sequences_scores.tolist() if beams > 1 else None
 
 
 def _search(
@@ -133,9 +137,13 @@ def _greedy(decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping: Any)
 
 def _num_candidates(options: Any) -> int:
     """So many that as many as there are beams go on, even if every beam ends in every way."""
+    return int(max(2, 1 + len(_ends(options))) * options.num_beams)
+
+
+def _ends(options: Any) -> list[int]:
+    """The marks that end a sentence."""
     ends = options.eos_token_id
-    num_ends = len(ends) if isinstance(ends, list) else int(ends is not None)
-    return int(max(2, 1 + num_ends) * options.num_beams)
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _beam_search(decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping: Any, options: Any) -> Found:
