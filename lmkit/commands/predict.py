@@ -25,6 +25,7 @@ class Predictor:
 
     def __init__(self, source: str | Path, overrides: Sequence[str] = ()):
         recipe, found, _ = find_subject(str(source), overrides)
+        from lmkit.evaluation.evaluate import forward_tokens
         from lmkit.models.build import load_trained
         from lmkit.train.device import build_accelerator, micro_batch_tokens
 
@@ -34,7 +35,8 @@ class Predictor:
         self.task: Task = cls(recipe, facts, tokenizer_of(recipe, found))
         self.accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
         self.model = load_trained(found, self.task).to(self.accelerator.device)
-        self.budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
+        budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
+        self.budget = forward_tokens(budget, self.task, self.accelerator.device)
 
     def predict(self, texts: str | Sequence[str]) -> list[dict[str, Any]]:
         """One JSON-ready answer per text, in order.

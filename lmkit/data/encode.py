@@ -56,9 +56,12 @@ class Encoded:
 
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
-        group = self.groups[number]
-        columns = self.pieces[group]
-        return [{name: column[i] for name, column in columns.items()} | {"piece": piece} for i, piece in enumerate(group)]
+        return self.take(self.groups[number])
+
+    def take(self, numbers: Sequence[int]) -> list[Piece]:
+        """These pieces, each with its number in ``piece``, read at once."""
+        columns = self.pieces[numbers] | {"piece": list(numbers)}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     @property
     def tokens(self) -> int:

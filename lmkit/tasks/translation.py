@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -124,31 +125,32 @@ class Translation(Task):
         shifted = shift(unwrap(model), batch["labels"])
         return super().inputs(model, batch) | {"decoder_input_ids": shifted, "use_cache": False}
 
+    def logits(self, model: PreTrainedModel, batch: Batch, **known: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Args: known: ``encoder_outputs`` where there are some already."""
+        return model(**self.inputs(model, batch) | known).logits, batch["labels"]
+
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        """The source is encoded once, for the loss of the gold and for the search."""
         from torch.nn.functional import cross_entropy
 
         from lmkit.models.heads import unwrap
+        from lmkit.models.search import search
 
+        inner = unwrap(model)
+        encoded = inner.get_encoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True)
         nll, items = [0.0] * len(pieces), [0] * len(pieces)
         if batch["labels"].shape[1]:
-            logits, labels = self.logits(model, batch)
+            logits, labels = self.logits(model, batch, encoder_outputs=encoded)
             losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
             nll, items = losses.view_as(labels).sum(1).tolist(), (labels != IGNORE).sum(1).tolist()
-        inner, beams = unwrap(model), self.recipe.generation.num_beams
-        output = inner.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            return_dict_in_generate=True,
-            output_scores=beams > 1,
-        )
-        written = [ids[1:] for ids in output.sequences.tolist()]  # without the decoder's start
+        written, scores = search(inner, batch, encoded)
         ends = inner.generation_config.eos_token_id
         marks = set(ends) if isinstance(ends, list) else {ends}
         texts = self.target_tokenizer.batch_decode([self._spoken(ids) for ids in written], skip_special_tokens=True)
-        scores = output.sequences_scores.exp().tolist() if beams > 1 else [None] * len(texts)
+        certain = [None] * len(texts) if scores is None else [math.exp(score) for score in scores]
         return [
             {"text": one_line(text), "score": score, "truncated": not marks & set(ids), "nll": loss, "items": count}
-            for text, score, ids, loss, count in zip(texts, scores, written, nll, items, strict=True)
+            for text, score, ids, loss, count in zip(texts, certain, written, nll, items, strict=True)
         ]
 
     def _spoken(self, ids: list[int]) -> list[int]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lmkit.evaluation import evaluate
 from lmkit.evaluation.evaluate import (
     evaluate_split,
     finite,
+    forward_tokens,
     is_better,
     mean_loss,
     measure,
@@ -103,6 +105,14 @@ def test_chunks_of_rows_change_nothing(tiny: Any, task: str, monkeypatch: pytest
     whole = list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1))
     monkeypatch.setattr(evaluate, "CHUNK_ROWS", 2)
     assert list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)) == whole
+
+
+def test_a_pass_fits_the_caches_of_a_cpu_unless_text_is_generated(tiny: Any) -> None:
+    classifier, translator = (tiny.prepared(tiny.recipe(task)).task for task in ("classification", "translation"))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert forward_tokens(10**6, classifier, cpu) == 1024 * torch.get_num_threads()
+    assert forward_tokens(77, classifier, cpu) == 77  # the memory allows no more
+    assert forward_tokens(10**6, classifier, gpu) == forward_tokens(10**6, translator, cpu) == 10**6
 
 
 def test_predicting_leaves_the_model_training(tiny: Any) -> None:

@@ -74,6 +74,19 @@ def test_sources_without_targets_are_translated(tiny: Any) -> None:
     assert (part["nll"], part["items"]) == (0.0, 0)
 
 
+def test_the_source_is_encoded_once_for_the_loss_and_the_search(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, model = task_of(tiny), tiny.model(tiny.recipe("translation"))
+    piece = {name: values[0] for name, values in task.encode([ROW]).items()}
+    encoder, calls = model.get_encoder(), []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda *given, **named: calls.append(1) or forward(*given, **named))
+    batch = task.collate([[piece]])
+    with torch.inference_mode():
+        (part,) = task.predict(model, batch, [piece])
+        assert len(calls) == 1
+        assert part["nll"] == pytest.approx(float(task.loss(model, batch)), rel=1e-5)
+
+
 def test_an_encoder_alone_is_refused(tiny: Any) -> None:
     with pytest.raises(ModelError, match="bert is no encoder-decoder, and translation needs one"):
         tiny.model(tiny.recipe("translation", base=tiny.base("mlm", "bert")))
