@@ -7,6 +7,7 @@ learned [transformers#47688, #34191, #35078].
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class Step:
         grad_norm: before clipping; a tensor on the device.
         items: labels that counted, over all ranks.
         tokens, slots: tokens that were read, and places of the micro-batches, padding included, over all ranks.
+        waited_seconds: for this rank's micro-batches, which were not ready when the step before was done.
         share: of ``train.max_minutes`` that was gone when the step began; None without.
         interrupted: a rank was asked to stop.
         is_spike: the norm was a spike (``train.on_spike``), and no weight was changed.
@@ -53,6 +55,7 @@ class Step:
     items: int
     tokens: int
     slots: int
+    waited_seconds: float
     share: float | None
     interrupted: bool
     is_spike: bool = False
@@ -137,7 +140,7 @@ def train_steps(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
     model.train()
-    for step, micro in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
+    for step, micro, waited in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
         share = share_done()
         counts = [round(sum(count(batch) for batch in micro)) for count in (task.items, _tokens, _slots)]
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
@@ -162,6 +165,7 @@ def train_steps(
             items=items,
             tokens=tokens,
             slots=slots,
+            waited_seconds=waited,
             share=share,
             interrupted=stop,
             is_spike=is_spike,
@@ -186,17 +190,24 @@ def _alive(loader: torch.utils.data.DataLoader[list[Batch]]) -> Iterator[list[Ba
         yield batch
 
 
-def _read(batches: StepBatches, first: int, total: int, *, workers: int, pinned: bool) -> Iterator[tuple[int, list[Batch]]]:
-    """The micro-batches of each step, read ahead by workers; read anew once the budget has changed."""
+def _read(
+    batches: StepBatches, first: int, total: int, *, workers: int, pinned: bool
+) -> Iterator[tuple[int, list[Batch], float]]:
+    """The micro-batches of each step, and the seconds it took until they were there.
+
+    Workers read ahead; all is read anew once the budget has changed.
+    """
     step = first
     while step < total:
         budget = batches.budget
         loader = torch.utils.data.DataLoader(
             batches, batch_size=None, sampler=range(step, total), num_workers=workers, pin_memory=pinned, collate_fn=_as_they_are
         )
+        asked = time.perf_counter()
         for micro in _alive(loader):
-            yield step, micro
+            yield step, micro, time.perf_counter() - asked
             step += 1
+            asked = time.perf_counter()
             if batches.budget != budget:
                 break
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -86,18 +87,9 @@ def steps_of(tiny: Any, recipe: Any, **options: Any) -> list[tuple[Step, float, 
     batches = StepBatches(prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=64, packed=False)
     model = tiny.model(recipe)
     model, optimizer = tiny.accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
-    defaults: dict[str, Any] = {"share_done": lambda: None, "asked_to_stop": lambda: False}
+    defaults: dict[str, Any] = {"workers": 0, "share_done": lambda: None, "asked_to_stop": lambda: False}
     steps = train_steps(
-        model,
-        optimizer,
-        batches,
-        prepared.task,
-        tiny.accelerator,
-        first=0,
-        total=3,
-        packing=None,
-        workers=0,
-        **(defaults | options),
+        model, optimizer, batches, prepared.task, tiny.accelerator, first=0, total=3, packing=None, **(defaults | options)
     )
     return [(step, optimizer.optimizer.norm, optimizer.param_groups[0]["lr"]) for step in steps]
 
@@ -122,6 +114,30 @@ def test_tokens_and_slots_are_counted_and_the_rate_is_set(tiny: Any) -> None:
         assert step.tokens == encoded.lengths[plan.examples(number)].sum() <= step.slots
         assert step.items == len(plan.examples(number))  # a text of several windows counts once
         assert rate == step.learning_rate == pytest.approx(0.3 * (1 - number / 3))
+
+
+def test_waiting_for_a_slow_batch_is_counted_and_workers_hide_it_behind_the_step(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe("classification")
+    cls = type(tiny.prepared(recipe).task)
+    collate = cls.collate
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.04)
+        return collate(*arguments, **options)
+
+    monkeypatch.setattr(cls, "collate", slow)
+
+    def share_done() -> None:
+        time.sleep(0.25)  # a step that takes longer than its batch
+
+    alone, hidden = (
+        [step.waited_seconds for step, _, _ in steps_of(tiny, recipe, share_done=share_done, workers=workers)]
+        for workers in (0, 2)
+    )
+    assert min(alone) >= 0.04
+    assert min(hidden[1:]) < 0.04  # the first is awaited while the workers start
 
 
 def test_a_signal_and_the_share_of_time_travel_with_the_step(tiny: Any) -> None:
