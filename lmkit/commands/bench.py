@@ -224,7 +224,7 @@ def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Set
         found.append({"hardware.packing": "off" if facts["packing"] else "auto"})
     if hardware.gradient_checkpointing:
         found.append({"hardware.gradient_checkpointing": False})
-    if facts["workers"] or data_wait >= WAITING:
+    if facts["workers"] not in (0, "auto") or data_wait >= WAITING:
         found += [{"hardware.workers": number} for number in (0, 1, 2) if number != facts["workers"]]
     if "compile" in Hardware.model_fields:
         found += [{"hardware.compile": value} for value in ("on", "off") if value != facts.get("compile")]
@@ -310,7 +310,8 @@ class _Process:
 
         Where a step takes as long as the turn, it needs no warming up.
         """
-        settle = 0 if self._is_slow else 1 + READ_AHEAD * int(self.facts["workers"])
+        workers = self.facts["workers"]
+        settle = 0 if self._is_slow else 1 + READ_AHEAD * (0 if workers == "auto" else workers)
         found: dict[str, Any] = self.call("turn", seconds, settle=settle)
         self._is_slow = found["steps"] == 1
         return found

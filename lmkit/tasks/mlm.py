@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import DataError, ModelError
-from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, keyed_rng, lay_out
+from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, flat, keyed_rng, lay_out
 from lmkit.tasks.language import LanguageModeling
 
 if TYPE_CHECKING:
@@ -59,19 +59,29 @@ class MaskedLanguageModeling(LanguageModeling):
         return columns
 
     def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = EVALUATION_EPOCH, packed: bool = False) -> Batch:
-        masked = [[self._mask(piece, epoch) for piece in example] for example in examples]
-        return lay_out(masked, columns={"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE}, packed=packed)
+        batch = lay_out(examples, columns={"input_ids": self.tokenizer.pad_token_id}, packed=packed)
+        ids, there = batch["input_ids"].numpy(), batch["attention_mask"].numpy() == 1
+        ids[there], labels = self._mask(ids[there], flat(examples), epoch)
+        batch["labels"] = batch["input_ids"].new_full(ids.shape, IGNORE)
+        batch["labels"].numpy()[there] = labels
+        return batch
 
-    def _mask(self, piece: Piece, epoch: int) -> Piece:
+    def _mask(self, ids: np.ndarray, pieces: Sequence[Piece], epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of pieces one after the other -> what the model sees of them, and the labels; each ``(tokens,)``.
+
+        What is drawn for a piece depends on nothing but the piece.
+        """
         import numpy as np
 
-        ids = np.asarray(piece["input_ids"])
-        rng = keyed_rng(self.recipe.seed, epoch, piece["piece"])
-        words = np.asarray(piece["words"])
-        hidden = choose(words, self.recipe.masking.share, whole_words=self.recipe.masking.whole_words, rng=rng)
-        roll, random_ids = rng.random(len(ids)), rng.choice(self._ordinary, len(ids))
-        seen = np.where(roll < 0.8, self.tokenizer.mask_token_id, np.where(roll < 0.9, random_ids, ids))
-        return {"input_ids": np.where(hidden, seen, ids), "labels": np.where(hidden, ids, IGNORE)}
+        share, whole_words = self.recipe.masking.share, self.recipe.masking.whole_words
+        drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for piece in pieces:
+            rng, words = keyed_rng(self.recipe.seed, epoch, piece["piece"]), np.asarray(piece["words"])
+            chosen = choose(words, share, whole_words=whole_words, rng=rng)
+            drawn.append((chosen, rng.random(len(words)), rng.integers(0, len(self._ordinary), len(words))))
+        hidden, roll, random = (np.concatenate(each) for each in zip(*drawn, strict=True))
+        seen = np.where(roll < 0.8, self.tokenizer.mask_token_id, np.where(roll < 0.9, self._ordinary[random], ids))
+        return np.where(hidden, seen, ids), np.where(hidden, ids, IGNORE)
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from lmkit.models.heads import logits_at

@@ -163,7 +163,8 @@ class Trial:
         from lmkit.models.memory import is_out_of_memory
 
         if self._recipe.hardware.gradient_checkpointing:
-            unwrap(self._model).gradient_checkpointing_disable()
+            inner = unwrap(self._model)  # the second name is the one of transformers before 5.23
+            (getattr(inner, "activation_checkpointing_disable", None) or inner.gradient_checkpointing_disable)()
         device, tokens = self._accelerator.device, 0
         pieces = self._encoded.pieces
         # the counter does not know the CPU's fused attention
