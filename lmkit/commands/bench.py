@@ -215,12 +215,12 @@ def verdict(ratios: Sequence[float]) -> str:
 
 def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Setting]:
     """The settings worth trying: those that would compute something in another way than the recipe does."""
-    hardware, cls = recipe.hardware, task_class(recipe.task)
+    hardware = recipe.hardware
     found: list[Setting] = []
     if facts["native_bf16"]:
         found.append({"hardware.precision": "fp32" if facts["precision"] == "bf16" else "bf16"})
     found += [{"hardware.micro_batch_tokens": tokens} for tokens in facts["other_micro_batches"]]
-    if facts["packing"] or (cls.packs and hardware.packing == "off"):
+    if facts["packing"] or hardware.packing == "off":
         found.append({"hardware.packing": "off" if facts["packing"] else "auto"})
     if hardware.gradient_checkpointing:
         found.append({"hardware.gradient_checkpointing": False})

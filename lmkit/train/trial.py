@@ -10,8 +10,8 @@ from lmkit.data.plan import Plan, micro_batches
 from lmkit.data.splits import Splits
 from lmkit.models.build import build_model, count_parameters
 from lmkit.models.heads import unwrap
-from lmkit.models.packing import find_packing
 from lmkit.models.source import ModelSource
+from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.schema import Recipe
 from lmkit.train.device import build_accelerator, choose_precision, native_bf16, peak_memory_bytes
 from lmkit.train.loop import Step, StepBatches, train_steps
@@ -36,8 +36,7 @@ class Trial:
         self._recipe, self._task, self._encoded = recipe, prepared.task, prepared.encoded["train"]
         self._accelerator = build_accelerator(hardware)
         built = build_model(recipe, self._task, source)
-        packs = self._task.packs and hardware.packing == "auto"
-        packing = find_packing(built.model, longest=recipe.data.max_length) if packs else None
+        packing = choose_packing(recipe, self._task, built.model)
         self._plan = Plan(len(self._encoded), train.batch_size, recipe.seed)
         self._parameters = count_parameters(built.model)
         optimizer = build_optimizer(
@@ -91,7 +90,7 @@ class Trial:
 
     def _cut(self, budget: int) -> tuple[list[int], int]:
         """Examples in each micro-batch of some steps, and the tokens that the largest has room for."""
-        slots = self._encoded.slots(packed=self._batches.packed)
+        slots = self._encoded.slots(packed=self._batches.packed and self._task.packs)
         steps = range(min(COMPARED_STEPS, self._plan.steps_per_epoch))
         parts = [part for step in steps for part in micro_batches(self._plan.examples(step), slots, budget)]
         return [len(part) for part in parts], max(len(part) * int(slots[part].max()) for part in parts)
