@@ -19,7 +19,6 @@ from lmkit.commands.train import check_model_keys, check_stage
 from lmkit.errors import LmkitError, RecipeError, TrainingStopped
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.recipe.schema import Hardware
 from lmkit.tasks.registry import task_class
 
 if TYPE_CHECKING:
@@ -226,8 +225,6 @@ def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Set
         found.append({"hardware.gradient_checkpointing": False})
     if facts["workers"] not in (0, "auto") or data_wait >= WAITING:
         found += [{"hardware.workers": number} for number in (0, 1, 2) if number != facts["workers"]]
-    if "compile" in Hardware.model_fields:
-        found += [{"hardware.compile": value} for value in ("on", "off") if value != facts.get("compile")]
     return found
 
 

@@ -101,7 +101,6 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     from accelerate.state import AcceleratorState
 
     _refuse_sharding()
-    _limit_threads()
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # Apple's chips have no float64, which sums are kept in
     precision = choose_precision(hardware)
@@ -116,6 +115,7 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
             place="logging.to" if trackers else "hardware",
             remedy="install the tracker, or leave it out",
         ) from None
+    _limit_threads()  # after Accelerate, which has a number of its own
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         from lmkit.models.attention import use_cpu_attention
