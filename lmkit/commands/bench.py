@@ -28,6 +28,7 @@ ROUNDS = 5  # turns of the recipe and of a setting: equals have all five ratios 
 NOISE = 0.03  # and a median this far from 1 besides
 WAITING = 0.01  # share of the time from which on loader workers could gain something
 PEAK_SECONDS = 0.3
+KEYS = tuple(f"hardware.{key}" for key in ("precision", "micro_batch_tokens", "packing", "workers", "gradient_checkpointing"))
 ENDS_SECONDS = 5  # before it is ended, in the middle of a step if need be
 READ_AHEAD = 2  # steps that torch's loader lets each worker prepare
 
@@ -100,14 +101,15 @@ def _hardware_keys(recipe: Recipe, text: str) -> Setting:
     """The key and value of ``--try``.
 
     Raises:
-        RecipeError: no such key or value, or one that changes what is learned.
+        RecipeError: no such key or value, one that changes what is learned, or one that the loop of one process does not know.
     """
     changed = load_recipe(recipe, [text])
     key = text.partition("=")[0]
-    if not key.startswith("hardware."):
-        raise RecipeError(
-            "changes what is learned, not only how fast", place=f"--try {key}", remedy="keys of the hardware section"
+    if key not in KEYS:
+        problem = (
+            "is no part of what is measured" if key.startswith("hardware.") else "changes what is learned, not only how fast"
         )
+        raise RecipeError(problem, place=f"--try {key}", remedy=f"one of: {', '.join(KEYS)}")
     return {key: getattr(changed.hardware, key.partition(".")[2])}
 
 

@@ -100,6 +100,8 @@ def test_only_keys_that_leave_what_is_learned_alone_are_tried() -> None:
     assert bench._hardware_keys(recipe(), "hardware.workers=2") == {"hardware.workers": 2}
     with pytest.raises(RecipeError, match=r"--try train\.batch_size: changes what is learned"):
         bench._hardware_keys(recipe(), "train.batch_size=2")
+    with pytest.raises(RecipeError, match=r"--try hardware\.processes: is no part of what is measured"):
+        bench._hardware_keys(recipe(), "hardware.processes=2")
     with pytest.raises(RecipeError, match="micro_batch_tokens"):
         bench._hardware_keys(recipe(), "hardware.micro_batch_token=2")
 
