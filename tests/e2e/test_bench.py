@@ -12,7 +12,7 @@ def test_a_recipe_is_measured_and_nothing_is_changed(project: Path, process: Any
     ended = process("bench", "language.yaml", "output=runs/benched", *options, cwd=project)
     assert ended.status == 0, ended.err
     found = ended.json
-    assert (found["recipe"], found["task"], found["precision"], found["workers"]) == ("language", "mlm", "fp32", 0)
+    assert (found["recipe"], found["task"], found["precision"], found["workers"]) == ("language", "mlm", "fp32", "auto")
     positive = ("tokens_per_second", "peak_memory_bytes", "matmul_flops_per_second", "flops_per_token", "seconds_per_epoch")
     assert all(found[key] > 0 for key in positive)
     assert 0 < found["share_of_peak"] < 1
