@@ -332,6 +332,31 @@ def _prove(recipe: str, overrides: list[str], resume: bool, kills: int, seed: in
 
 
 @app.command()
+def bench(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Measured for each setting.")] = 10.0,
+    tried: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try", metavar="KEY=VALUE", help="A hardware key to compare the recipe with; repeatable. Default: lmkit's choice."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """How fast a recipe trains here, and what would make it faster; changes nothing."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.bench import bench as measure
+    from lmkit.commands.bench import tables
+
+    found = measure(recipe, overrides or (), seconds=seconds, tried=tried or ())
+    console.say(tables(found))
+    console.emit(found)
+
+
+@app.command()
 def demo(
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Where the runs go.")] = "runs/demo",
     overwrite: Overwrite = False,

@@ -16,6 +16,8 @@ import yaml
 from lmkit.console import STARTED_AS
 from lmkit.errors import RunError
 
+TIMES = ("seconds", "tokens_per_second", "data_wait")  # of a line of log.jsonl: all that may differ where a run is repeated
+
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import Any
 
@@ -16,7 +15,7 @@ def doctor() -> dict[str, Any]:
     import torch
 
     from lmkit.recipe.schema import Hardware
-    from lmkit.train.device import choose_precision, native_bf16
+    from lmkit.train.device import available_cores, choose_precision, native_bf16
 
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
@@ -26,7 +25,7 @@ def doctor() -> dict[str, Any]:
     ]
     return {
         "versions": versions(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,

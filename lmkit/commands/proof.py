@@ -24,7 +24,7 @@ from lmkit.data.splits import Splits, load_splits
 from lmkit.errors import ProofFailed
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.run import Run
+from lmkit.run import TIMES, Run
 from lmkit.tasks.registry import task_class
 
 if TYPE_CHECKING:
@@ -243,9 +243,7 @@ def _weights(run: Run) -> dict[str, bytes]:
 
 
 def _log(run: Run) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_second")} for line in run.log_lines()
-    ]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in run.log_lines()]
 
 
 def _best(run: Run) -> dict[str, bytes]:

@@ -56,10 +56,16 @@ class Encoded:
 
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
-        return self.take(self.groups[number])
+        return self.examples([number])[0]
+
+    def examples(self, numbers: Sequence[int]) -> list[list[Piece]]:
+        """The pieces of several examples, read at once."""
+        groups = [self.groups[number] for number in numbers]
+        rows = iter(self.take([piece for group in groups for piece in group]))
+        return [[next(rows) for _ in group] for group in groups]
 
     def take(self, numbers: Sequence[int]) -> list[Piece]:
-        """These pieces, each with its number in ``piece``, read at once."""
+        """These pieces, each with its number in ``piece``; most of what reading takes does not depend on how many they are."""
         columns = self.pieces[numbers] | {"piece": list(numbers)}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -215,7 +215,10 @@ class Hardware(Section):
         description="tokens per forward pass on one device; auto: by trying on a GPU, 4096 on a CPU; halved where memory ends",
     )
     processes: Positive | Literal["auto"] = Field("auto", description="auto: one per GPU, one without")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches beside each training process")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="processes that prepare batches beside each training process; auto: none, or one or two where the first steps show that it waits for them and there are more than two cores for it",
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, more time, the same gradients"
     )

@@ -17,6 +17,7 @@ from lmkit.recipe.schema import Recipe
 from lmkit.tasks.fields import Field, Form
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -197,12 +198,20 @@ def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     >>> pad([[1, 2], [3]], 0).tolist()
     [[1, 2], [3, 0]]
     """
+    import numpy as np
+
+    flat = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    return _padded(np.concatenate([np.empty(0, np.int64), *flat]), [len(sequence) for sequence in flat], value)
+
+
+def _padded(flat: np.ndarray, lengths: Sequence[int], value: int) -> torch.Tensor:
+    """Rows that follow one another in ``flat`` -> ``(len(lengths), longest)``."""
+    import numpy as np
     import torch
 
-    out = torch.full((len(sequences), max(map(len, sequences), default=0)), value, dtype=torch.long)
-    for row, sequence in zip(out, sequences, strict=True):
-        row[: len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
-    return out
+    out = np.full((len(lengths), max(lengths, default=0)), value, dtype=np.int64)
+    out[np.arange(out.shape[1]) < np.array(lengths, dtype=np.int64)[:, None]] = flat
+    return torch.from_numpy(out)
 
 
 def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], packed: bool) -> Batch:
@@ -217,16 +226,22 @@ def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], 
     Returns:
         ``(rows, longest)`` tensors, with ``attention_mask``.
     """
-    groups = [list(example) for example in examples] if packed else [[piece] for example in examples for piece in example]
-    first = next(iter(columns))
+    import numpy as np
+
+    pieces, first = flat(examples), next(iter(columns))
+    lengths = [len(piece[first]) for piece in pieces]
+    counts = [len(example) for example in examples] if packed else [1] * len(pieces)  # pieces of each row
+    numbers = [number for count in counts for number in range(1, count + 1)]
+    ends = np.cumsum([0, *counts])
+    rows = np.add.reduceat([*lengths, 0], ends[:-1]).tolist() if counts else []
     batch = {
-        name: pad([[token for piece in group for token in piece[name]] for group in groups], value)
+        name: _padded(np.concatenate([np.asarray(piece[name], dtype=np.int64) for piece in pieces]), rows, value)
         for name, value in columns.items()
     }
-    batch["attention_mask"] = pad([[1] * sum(len(piece[first]) for piece in group) for group in groups], 0)
+    batch["attention_mask"] = _padded(np.ones(sum(lengths), np.int64), rows, 0)
     if packed:
-        batch["segment_ids"] = pad([[n for n, piece in enumerate(group, 1) for _ in piece[first]] for group in groups], 0)
-        batch["position_ids"] = pad([[i for piece in group for i in range(len(piece[first]))] for group in groups], 0)
+        batch["segment_ids"] = _padded(np.repeat(numbers, lengths), rows, 0)
+        batch["position_ids"] = _padded(np.concatenate([np.arange(length) for length in lengths]), rows, 0)
     return batch
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import DataError, ModelError
-from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, keyed_rng, lay_out
+from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, flat, keyed_rng, lay_out
 from lmkit.tasks.language import LanguageModeling
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IDEOGRAPH = re.compile(r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+FIRST_IDEOGRAPH, LAST_CODE = 0x3005, 0xFFFF
 EVALUATION_EPOCH = 1_000_000_007  # evaluation masks are the same at every evaluation, and unlike any training epoch's
 
 
@@ -58,19 +60,29 @@ class MaskedLanguageModeling(LanguageModeling):
         return columns
 
     def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = EVALUATION_EPOCH, packed: bool = False) -> Batch:
-        masked = [[self._mask(piece, epoch) for piece in example] for example in examples]
-        return lay_out(masked, columns={"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE}, packed=packed)
+        batch = lay_out(examples, columns={"input_ids": self.tokenizer.pad_token_id}, packed=packed)
+        ids, there = batch["input_ids"].numpy(), batch["attention_mask"].numpy() == 1
+        ids[there], labels = self._mask(ids[there], flat(examples), epoch)
+        batch["labels"] = batch["input_ids"].new_full(ids.shape, IGNORE)
+        batch["labels"].numpy()[there] = labels
+        return batch
 
-    def _mask(self, piece: Piece, epoch: int) -> Piece:
+    def _mask(self, ids: np.ndarray, pieces: Sequence[Piece], epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of pieces one after the other -> what the model sees of them, and the labels; each ``(tokens,)``.
+
+        What is drawn for a piece depends on nothing but the piece.
+        """
         import numpy as np
 
-        ids = np.asarray(piece["input_ids"])
-        rng = keyed_rng(self.recipe.seed, epoch, piece["piece"])
-        words = np.asarray(piece["words"])
-        hidden = choose(words, self.recipe.masking.share, whole_words=self.recipe.masking.whole_words, rng=rng)
-        roll, random_ids = rng.random(len(ids)), rng.choice(self._ordinary, len(ids))
-        seen = np.where(roll < 0.8, self.tokenizer.mask_token_id, np.where(roll < 0.9, random_ids, ids))
-        return {"input_ids": np.where(hidden, seen, ids), "labels": np.where(hidden, ids, IGNORE)}
+        share, whole_words = self.recipe.masking.share, self.recipe.masking.whole_words
+        drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for piece in pieces:
+            rng, words = keyed_rng(self.recipe.seed, epoch, piece["piece"]), np.asarray(piece["words"])
+            chosen = choose(words, share, whole_words=whole_words, rng=rng)
+            drawn.append((chosen, rng.random(len(words)), rng.integers(0, len(self._ordinary), len(words))))
+        hidden, roll, random = (np.concatenate(each) for each in zip(*drawn, strict=True))
+        seen = np.where(roll < 0.8, self.tokenizer.mask_token_id, np.where(roll < 0.9, self._ordinary[random], ids))
+        return np.where(hidden, seen, ids), np.where(hidden, ids, IGNORE)
 
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The five likeliest tokens at every mask token of every text."""
@@ -113,20 +125,37 @@ def word_numbers(text: str, word_ids: Sequence[int | None], offsets: Sequence[tu
     >>> word_numbers("a bc", [None, 0, 0, 0, None], [(0, 0), (0, 1), (1, 3), (3, 4), (0, 0)])
     [-1, 0, 1, 1, -1]
     """
-    numbers: list[int] = []
-    current, previous, last_start, last_end = -1, None, 0, 0
-    for word, (start, end) in zip(word_ids, offsets, strict=True):
-        if word is None:
-            numbers.append(-1)
-            continue
-        after_space = re.search(r"\s", text[last_end : start + 1]) is not None
-        beside_ideograph = bool(IDEOGRAPH.match(text, start) or IDEOGRAPH.match(text, last_end - 1))
-        goes_on = start < last_end or (start == last_end and text[last_start:last_end].isspace())
-        if current < 0 or (not goes_on and (word != previous or after_space or beside_ideograph)):
-            current += 1
-        previous, last_start, last_end = word, start, end
-        numbers.append(current)
-    return numbers
+    import numpy as np
+
+    numbers = np.array([-1 if word is None else word for word in word_ids], dtype=np.int64)
+    there = np.flatnonzero(numbers >= 0)
+    if not len(there):
+        return [-1] * len(numbers)
+    words, spans = numbers[there], np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)[there]
+    first = max(0, int(spans.min()) - 1)  # and what stands before it
+    codes = np.frombuffer(text[first : int(spans.max()) + 1].encode("utf-32-le", "surrogatepass"), np.uint32)
+    spaces = np.concatenate([[0], np.cumsum(_space_codes()[np.minimum(codes, LAST_CODE)])])  # up to each character
+    start, end = np.minimum(spans - first, len(codes)).T  # each token beside the one before it, from the second on
+    last_start, last_end, start = start[:-1], end[:-1], start[1:]
+    after_space = spaces[np.minimum(start + 1, len(codes))] > spaces[last_end]
+    goes_on = (start < last_end) | (
+        (start == last_end) & (last_start < last_end) & (spaces[last_end] - spaces[last_start] == last_end - last_start)
+    )
+    is_new = (words[1:] != words[:-1]) | after_space
+    if codes.max(initial=0) >= FIRST_IDEOGRAPH:
+        ideographs = np.array([*map(IDEOGRAPH.match, text[first : first + len(codes)]), None]) != None  # noqa: E711  # each of them
+        is_new |= ideographs[start] | ideographs[np.maximum(last_end - 1, 0)]
+    numbers[there] = np.concatenate([[0], np.cumsum(is_new & ~goes_on)])
+    found: list[int] = numbers.tolist()
+    return found
+
+
+@cache
+def _space_codes() -> np.ndarray:
+    """Whether each character up to ``LAST_CODE`` is white space; none above is."""
+    import numpy as np
+
+    return np.array([chr(code).isspace() for code in range(LAST_CODE + 1)])
 
 
 def choose(words: np.ndarray, share: float, *, whole_words: bool, rng: Any) -> np.ndarray:

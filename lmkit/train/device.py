@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError
@@ -37,6 +38,58 @@ def choose_precision(hardware: Hardware) -> str:
     return hardware.precision
 
 
+def available_cores() -> int:
+    """Cores that this process may use: those it may run on, or fewer where a control group limits its time (containers)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time that the control groups of this process, and those above them, leave it; None: no limit.
+
+    Version 2 says ``cpu.max``, version 1 ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us``.
+    """
+    found = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        for level in (PurePosixPath(group), *PurePosixPath(group).parents):
+            folder = mount / level.relative_to("/")
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = _text(folder / "cpu.max").split() or (_text(folder / name).strip() for name in names)
+            if quota.isdigit() and int(period) > 0:  # not "max", not -1
+                found.append(int(quota) / int(period))
+    return min(found, default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def share_of_cores(processes: int | None = None) -> int:
+    """Cores for each of so many processes on this machine; None: as many as a launcher started here, this one among them."""
+    return max(1, available_cores() // (processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _limit_threads() -> None:
+    """No more threads than there are cores for: torch counts those of the machine, and threads that wait for each other
+    stand still together when a container's time is used up. OMP_NUM_THREADS is the user's, or the launcher's, word.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    import torch
+
+    threads = share_of_cores()
+    if threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
 def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, folder: str | None = None) -> Accelerator:
     """Accelerate with this precision, one process or the several that were started.
 
@@ -62,6 +115,7 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
             place="logging.to" if trackers else "hardware",
             remedy="install the tracker, or leave it out",
         ) from None
+    _limit_threads()  # after Accelerate, which has a number of its own
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         from lmkit.models.attention import use_cpu_attention

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 
+from lmkit.train.device import share_of_cores
+
 
 class ProcessFailed(Exception):
     """A process ended with this exit status; it has said why itself."""
@@ -29,7 +31,7 @@ def launch(arguments: list[str], *, processes: int) -> None:
 
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -7,9 +7,10 @@ learned [transformers#47688, #34191, #35078].
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +24,16 @@ from lmkit.models.packing import Packing
 from lmkit.models.unpadding import shared_rows
 from lmkit.tasks.base import Batch, Task, flat, uncounted
 from lmkit.train.averages import update_ema
+from lmkit.train.device import share_of_cores
 from lmkit.train.optim import learning_rate, set_learning_rate
 from lmkit.train.parallel import largest, sum_gradients
 from lmkit.train.spikes import Spikes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+WATCHED_STEPS = 10  # after the first, which is slow for other reasons: whether hardware.workers: auto takes workers
+WORTH_A_WORKER = 0.02  # share of the time
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Step:
         grad_norm: before clipping; a tensor on the device.
         items: labels that counted, over all ranks.
         tokens, slots: tokens that were read, and places of the micro-batches, padding included, over all ranks.
+        waited_seconds: for this rank's micro-batches, which were not ready when the step before was done.
         share: of ``train.max_minutes`` that was gone when the step began; None without.
         interrupted: a rank was asked to stop.
         is_spike: the norm was a spike (``train.on_spike``), and no weight was changed.
@@ -53,6 +59,7 @@ class Step:
     items: int
     tokens: int
     slots: int
+    waited_seconds: float
     share: float | None
     interrupted: bool
     is_spike: bool = False
@@ -101,7 +108,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         return micro_batches(examples, self._slots, self.budget)
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
-        pieces = [self.encoded.example(int(i)) for i in examples]
+        pieces = self.encoded.examples(examples.tolist())
         batch = self.task.collate(pieces, epoch=epoch, packed=self.packed)
         if self.packed and not self.task.packs:
             places = rows_to_share([piece["length"] for piece in flat(pieces)])
@@ -120,7 +127,7 @@ def train_steps(
     first: int,
     total: int,
     packing: Packing | None,
-    workers: int,
+    workers: int | Literal["auto"],
     share_done: Callable[[], float | None],
     asked_to_stop: Callable[[], bool],
     spikes: Spikes | None = None,
@@ -137,7 +144,7 @@ def train_steps(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
     model.train()
-    for step, micro in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
+    for step, micro, waited in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
         share = share_done()
         counts = [round(sum(count(batch) for batch in micro)) for count in (task.items, _tokens, _slots)]
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
@@ -162,6 +169,7 @@ def train_steps(
             items=items,
             tokens=tokens,
             slots=slots,
+            waited_seconds=waited,
             share=share,
             interrupted=stop,
             is_spike=is_spike,
@@ -186,17 +194,46 @@ def _alive(loader: torch.utils.data.DataLoader[list[Batch]]) -> Iterator[list[Ba
         yield batch
 
 
-def _read(batches: StepBatches, first: int, total: int, *, workers: int, pinned: bool) -> Iterator[tuple[int, list[Batch]]]:
-    """The micro-batches of each step, read ahead by workers; read anew once the budget has changed."""
-    step = first
+def workers_for(waited: float, share: int) -> int:
+    """Loader workers for ``hardware.workers: auto``, none where waiting is cheap or cores are few.
+
+    Args:
+        waited: share of the time that went into preparing batches, without workers.
+        share: cores that there are for each process.
+    """
+    if share <= 2 or waited < WORTH_A_WORKER:
+        return 0
+    return 1 if waited < 0.5 else 2  # one keeps up while preparing a step takes no longer than computing it
+
+
+def _read(
+    batches: StepBatches, first: int, total: int, *, workers: int | Literal["auto"], pinned: bool
+) -> Iterator[tuple[int, list[Batch], float]]:
+    """The micro-batches of each step, and the seconds it took until they were there.
+
+    Workers read ahead; all is read anew once the budget or their number has changed.
+    """
+    step, number, watched = first, 0 if workers == "auto" else workers, range(first + 1, first + 1 + WATCHED_STEPS)
+    begun = waited = 0.0
     while step < total:
         budget = batches.budget
         loader = torch.utils.data.DataLoader(
-            batches, batch_size=None, sampler=range(step, total), num_workers=workers, pin_memory=pinned, collate_fn=_as_they_are
+            batches, batch_size=None, sampler=range(step, total), num_workers=number, pin_memory=pinned, collate_fn=_as_they_are
         )
+        asked = time.perf_counter()
         for micro in _alive(loader):
-            yield step, micro
+            took = time.perf_counter() - asked
+            yield step, micro, took
+            begun, waited = (asked, took) if step == watched.start else (begun, waited + took)
             step += 1
+            asked = time.perf_counter()
+            if workers == "auto" and step == watched.stop:
+                number = workers_for(waited / (asked - begun), share_of_cores())
+                if number:
+                    console.say(
+                        f"loader workers: {number}, for {waited / (asked - begun):.0%} of the time went into waiting for data"
+                    )
+                    break
             if batches.budget != budget:
                 break
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from lmkit.models.packing import Packing
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.schema import Recipe
 from lmkit.run import command_line, git_commit, versions
-from lmkit.train.device import choose_precision
+from lmkit.train.device import available_cores, choose_precision
 from lmkit.train.plans import UNLIMITED
 from lmkit.train.prepare import Prepared
 
@@ -43,7 +42,7 @@ def start_manifest(
         "git_commit": git_commit(),
         "hardware": {
             "machine": platform.machine(),
-            "cores": os.cpu_count(),
+            "cores": available_cores(),
             "gpus": gpus,
             "device": str(accelerator.device),
             "processes": accelerator.num_processes,

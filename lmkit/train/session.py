@@ -182,12 +182,11 @@ def run_steps(
             asked_to_stop=lambda: bool(received),
             spikes=spikes,
         )
-        logged_at, logged_tokens = time.perf_counter(), 0
+        logged_at = time.perf_counter()
         for step in steps:
             pending.append(step)
             progress.step = step.number
             progress.tokens += step.tokens
-            logged_tokens += step.tokens
             progress.seconds = earlier + time.perf_counter() - begun
             if spikes is not None:
                 progress.norms = spikes.norms
@@ -207,21 +206,21 @@ def run_steps(
             if last or evaluating or saving or step.number % recipe.logging.every == 0 or accelerator.device.type == "cpu":
                 _check_finite(pending, batches, prepared, run, recipe, writer)
             if step.number % recipe.logging.every == 0 or last:
-                line = _log_line(pending, plan, logged_tokens / max(now - logged_at, 1e-9))
+                line = _log_line(pending, plan, seconds=max(now - logged_at, 1e-9))
                 if spikes is not None:
                     line["skipped"] = sum(step.is_spike for step in pending)
                 bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False)
                 if accelerator.is_main_process:
                     run.append_log(line | {"seconds": round(progress.seconds, 3)})
                 accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step.number)
-                pending, logged_at, logged_tokens = [], now, 0
+                pending, logged_at = [], now
             bar.update()
             if evaluating:
                 saving = evaluate() or saving
                 if out_of_patience():
                     console.say(f"step {step.number}: no improvement in {patience} evaluations, stopping")
                     last = saving = True
-                logged_at = time.perf_counter()
+                logged_at += time.perf_counter() - now  # the steps before it stay in the interval
             if saving:
                 progress.seconds = earlier + time.perf_counter() - begun
                 progress.micro_batch = progress.micro_batch | {"tokens": batches.budget}
@@ -251,8 +250,9 @@ def _epoch(plan: Plan, step: int) -> float:
     return round(step / plan.steps_per_epoch, 4)
 
 
-def _log_line(steps: list[Step], plan: Plan, speed: float) -> dict[str, Any]:
-    last = steps[-1]
+def _log_line(steps: list[Step], plan: Plan, *, seconds: float) -> dict[str, Any]:
+    """What the steps since the last line come to, in so many seconds; ``data_wait`` is the first rank's share of them."""
+    last, tokens = steps[-1], sum(step.tokens for step in steps)
     items = sum(step.items for step in steps)
     slots = sum(step.slots for step in steps)
     return {
@@ -261,9 +261,10 @@ def _log_line(steps: list[Step], plan: Plan, speed: float) -> dict[str, Any]:
         "loss": sum(step.loss.item() * step.items for step in steps) / max(items, 1),
         "learning_rate": last.learning_rate,
         "grad_norm": last.grad_norm.item(),
-        "tokens": sum(step.tokens for step in steps),
-        "tokens_per_second": round(speed, 1),
-        "padding": round(1 - sum(step.tokens for step in steps) / max(slots, 1), 4),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
+        "padding": round(1 - tokens / max(slots, 1), 4),
+        "data_wait": round(sum(step.waited_seconds for step in steps) / seconds, 4),
     }
 
 

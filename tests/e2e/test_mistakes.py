@@ -34,6 +34,7 @@ COMMANDS = [
     "predict",
     "merge",
     "doctor",
+    "bench",
     "demo",
     "recipe",
     "recipe list",

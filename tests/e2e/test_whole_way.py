@@ -112,7 +112,7 @@ def test_log_has_a_line_per_logged_step(way: dict[str, Any], project: Path) -> N
     lines = [json.loads(line) for line in (project / "runs/opinions/log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [2, 4, 6]
-    promised = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "padding"}
+    promised = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "padding", "data_wait"}
     assert all(line.keys() >= promised for line in steps)
     assert [line["step"] for line in lines if "validation_f1_macro" in line] == [3, 6]
 

@@ -192,6 +192,7 @@ OPTIONS = {
     "compare": "RUN_A RUN_B --metric --split --method --format --confidence --resamples --seed --json -q -v",
     "predict": "RUN TEXT --file --set -q -v",
     "doctor": "--json -q -v",
+    "bench": "RECIPE KEY=VALUE --seconds --try --json -q -v",
     "demo": "-o --overwrite --json -q -v",
     "recipe list": "--json",
     "recipe show": "RECIPE --complete",

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmkit.tasks.base import IGNORE
-from lmkit.tasks.mlm import choose, word_numbers
+from lmkit.tasks.mlm import IDEOGRAPH, choose, word_numbers
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
 THIRTEEN = "Call me Ishmael and I will sail about a little with the whale"
@@ -95,6 +97,41 @@ def test_ideographs_are_words_of_their_own_and_their_bytes_belong_together(tiny:
 def test_a_mark_of_a_word_belongs_to_it() -> None:
     text = "in 春"  # as XLM-R has it: the mark of the next word apart from its letter
     assert word_numbers(text, [None, 0, 0, 0, None], [(0, 0), (0, 2), (2, 3), (3, 4), (0, 0)]) == [-1, 0, 1, 1, -1]
+
+
+def one_by_one(text: str, word_ids: list[int | None], offsets: list[tuple[int, int]]) -> list[int]:
+    """The rule of ``word_numbers``, token after token."""
+    numbers: list[int] = []
+    current, previous, last_start, last_end = -1, None, 0, 0
+    for word, (start, end) in zip(word_ids, offsets, strict=True):
+        if word is None:
+            numbers.append(-1)
+            continue
+        after_space = any(character.isspace() for character in text[last_end : start + 1])
+        beside_ideograph = bool(IDEOGRAPH.match(text, start) or IDEOGRAPH.match(text, last_end - 1))
+        goes_on = start < last_end or (start == last_end and text[last_start:last_end].isspace())
+        current += current < 0 or (not goes_on and (word != previous or after_space or beside_ideograph))
+        previous, last_start, last_end = word, start, end
+        numbers.append(current)
+    return numbers
+
+
+@given(
+    st.text(alphabet="ab \t,\u3000\u200b春来𠀁", max_size=12),
+    st.lists(st.tuples(st.sampled_from([-2, -1, 0, 0, 0, 1]), st.integers(0, 3), st.sampled_from([None, 0, 1])), max_size=9),
+)
+def test_words_of_all_tokens_at_once_are_those_of_one_after_the_other(
+    text: str, tokens: list[tuple[int, int, int | None]]
+) -> None:
+    word_ids: list[int | None] = []
+    offsets: list[tuple[int, int]] = []
+    at = word = 0
+    for gap, length, step in tokens:
+        start = min(len(text), max(0, at + gap))
+        at, word = min(len(text), start + length), word + (step or 0)
+        word_ids.append(None if step is None else word)
+        offsets.append((0, 0) if step is None else (start, at))
+    assert word_numbers(text, word_ids, offsets) == one_by_one(text, word_ids, offsets)
 
 
 @pytest.mark.parametrize("whole_words", [False, True])

@@ -15,7 +15,7 @@ from lmkit.errors import RecipeError, TrainingStopped
 from lmkit.run import Run
 from lmkit.train import session
 from lmkit.train.checkpoint import checkpoint_steps, name_of
-from lmkit.train.loop import StepBatches
+from lmkit.train.loop import Step, StepBatches
 from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, total_steps
 
 
@@ -59,13 +59,25 @@ def test_a_run_leaves_what_the_contract_says(run: Run) -> None:
 def test_the_log_has_a_line_for_every_step(run: Run) -> None:
     lines = [line for line in run.log_lines() if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    expected = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "padding", "seconds"}
-    assert all(line.keys() == expected for line in lines)
+    times = {"tokens_per_second", "data_wait", "seconds"}
+    assert all(
+        line.keys() == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "padding", *times} for line in lines
+    )
     assert [line["epoch"] for line in lines] == [0.3333, 0.6667, 1.0, 1.3333, 1.6667, 2.0]
     assert [round(line["learning_rate"], 5) for line in lines] == [0.00333, 0.00667, 0.01, 0.01, 0.00667, 0.00333]
     assert all(0 <= line["padding"] < 1 for line in lines)
     # two epochs of 10 rows in windows of 32 tokens
     assert sum(line["tokens"] for line in lines) == run.manifest["tokens_seen"] == 2 * run.manifest["tokens_per_epoch"]
+
+
+def test_a_line_of_the_log_tells_speed_padding_and_the_share_of_waiting() -> None:
+    zero = torch.zeros(())
+    steps = [
+        Step(number, zero, zero, 0.1, items=1, tokens=tokens, slots=40, waited_seconds=waited, share=None, interrupted=False)
+        for number, tokens, waited in ((1, 30, 1.0), (2, 34, 0.5))
+    ]
+    line = session._log_line(steps, Plan(4, 2, 13), seconds=2.0)
+    assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (64, 32.0, 0.2, 0.75)
 
 
 def test_the_manifest_says_what_the_run_was_made_of(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from lmkit.data.plan import Plan
-from lmkit.train.loop import Step, StepBatches, train_steps
+from lmkit.train import loop
+from lmkit.train.loop import Step, StepBatches, train_steps, workers_for
 
 
 class Listing:
@@ -36,8 +38,8 @@ class Data:
     def slots(self, *, packed: bool) -> np.ndarray:
         return self.lengths
 
-    def example(self, number: int) -> list[dict[str, Any]]:
-        return [{"piece": piece} for piece in self.groups[number]]
+    def examples(self, numbers: list[int]) -> list[list[dict[str, Any]]]:
+        return [[{"piece": piece} for piece in self.groups[number]] for number in numbers]
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
@@ -86,18 +88,9 @@ def steps_of(tiny: Any, recipe: Any, **options: Any) -> list[tuple[Step, float, 
     batches = StepBatches(prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=64, packed=False)
     model = tiny.model(recipe)
     model, optimizer = tiny.accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
-    defaults: dict[str, Any] = {"share_done": lambda: None, "asked_to_stop": lambda: False}
+    defaults: dict[str, Any] = {"workers": 0, "share_done": lambda: None, "asked_to_stop": lambda: False}
     steps = train_steps(
-        model,
-        optimizer,
-        batches,
-        prepared.task,
-        tiny.accelerator,
-        first=0,
-        total=3,
-        packing=None,
-        workers=0,
-        **(defaults | options),
+        model, optimizer, batches, prepared.task, tiny.accelerator, first=0, total=3, packing=None, **(defaults | options)
     )
     return [(step, optimizer.optimizer.norm, optimizer.param_groups[0]["lr"]) for step in steps]
 
@@ -124,6 +117,63 @@ def test_tokens_and_slots_are_counted_and_the_rate_is_set(tiny: Any) -> None:
         assert rate == step.learning_rate == pytest.approx(0.3 * (1 - number / 3))
 
 
+def test_waiting_for_a_slow_batch_is_counted_and_workers_hide_it_behind_the_step(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe("classification")
+    cls = type(tiny.prepared(recipe).task)
+    collate = cls.collate
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.04)
+        return collate(*arguments, **options)
+
+    monkeypatch.setattr(cls, "collate", slow)
+
+    def share_done() -> None:
+        time.sleep(0.25)  # a step that takes longer than its batch
+
+    alone, hidden = (
+        [step.waited_seconds for step, _, _ in steps_of(tiny, recipe, share_done=share_done, workers=workers)]
+        for workers in (0, 2)
+    )
+    assert min(alone) >= 0.04
+    assert min(hidden[1:]) < 0.04  # the first is awaited while the workers start
+
+
+def test_workers_are_taken_where_waiting_costs_more_than_a_core() -> None:
+    found = {(waited, share): workers_for(waited, share) for waited in (0.01, 0.3, 0.8) for share in (1, 2, 3, 16)}
+    assert {number for (_, share), number in found.items() if share <= 2} == {0}
+    assert [found[waited, 3] for waited in (0.01, 0.3, 0.8)] == [found[waited, 16] for waited in (0.01, 0.3, 0.8)] == [0, 1, 2]
+
+
+class Slow:
+    """Steps that take time to prepare and tell in which process they were; the loss of none is computed."""
+
+    budget = 1
+
+    def __getitem__(self, step: int) -> Any:
+        time.sleep(0.01)
+        return step, torch.utils.data.get_worker_info() is not None
+
+
+def read(monkeypatch: pytest.MonkeyPatch, *, cores: int, work: float) -> list[tuple[int, bool]]:
+    """Step and whether a worker prepared it, of 20 steps from the fifth on."""
+    monkeypatch.setattr(loop, "share_of_cores", lambda: cores)
+    found = []
+    for step, micro, _ in loop._read(Slow(), 5, 25, workers="auto", pinned=False):  # type: ignore[arg-type]
+        time.sleep(work)
+        assert micro[0] == step
+        found.append(micro)
+    return found  # type: ignore[return-value]
+
+
+def test_workers_come_once_the_first_steps_show_that_training_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_worker = [False] * (1 + loop.WATCHED_STEPS) + [True] * (19 - loop.WATCHED_STEPS)
+    assert read(monkeypatch, cores=8, work=0.0) == list(zip(range(5, 25), by_worker, strict=True))
+    assert read(monkeypatch, cores=2, work=0.0) == [(step, False) for step in range(5, 25)]
+
+
 def test_a_signal_and_the_share_of_time_travel_with_the_step(tiny: Any) -> None:
     found = steps_of(
         tiny,
@@ -142,7 +192,7 @@ def test_going_on_costs_the_same_at_step_100_and_100000(tiny: Any, processes: in
     prepared = tiny.prepared(tiny.recipe("mlm"))
     encoded = prepared.encoded["train"]
     calls: Counter[str] = Counter()
-    for owner, name in ((Plan, "order"), (type(encoded), "example"), (type(prepared.task), "collate")):
+    for owner, name in ((Plan, "order"), (type(encoded), "examples"), (type(prepared.task), "collate")):
         method = getattr(owner, name)
 
         def counting(*arguments: Any, _name: str = name, _method: Any = method, **options: Any) -> Any:
@@ -159,7 +209,7 @@ def test_going_on_costs_the_same_at_step_100_and_100000(tiny: Any, processes: in
         assert len(list(loader)) == 2
         costs.append(dict(calls))
     assert costs[0] == costs[1]
-    assert costs[0]["example"] <= 2
+    assert costs[0]["examples"] == 2
 
 
 def test_other_processes_and_micro_batches_go_on_with_the_same_examples(tiny: Any) -> None:

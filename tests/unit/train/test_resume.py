@@ -20,7 +20,7 @@ from lmkit.train.checkpoint import checkpoint_steps
 from lmkit.train.signals import Interrupted
 
 STEPS = 6
-TIMES = {"seconds", "tokens_per_second"}
+TIMES = {"seconds", "tokens_per_second", "data_wait"}
 
 
 def recipe_of(tiny: Any, kind: str, *, workers: int = 0) -> Any:

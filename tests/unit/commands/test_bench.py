@@ -1,0 +1,147 @@
+"""Which settings are tried beside a recipe, and what is said of them. What is measured: tests/unit/train/test_trial.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lmkit.commands import bench
+from lmkit.commands.bench import choices, combined, fastest, tables, verdict
+from lmkit.errors import RecipeError
+from lmkit.recipe import load_recipe
+
+FACTS: dict[str, Any] = {
+    "native_bf16": False,
+    "precision": "fp32",
+    "other_micro_batches": [],
+    "packing": False,
+    "workers": 0,
+    "examples_a_micro_batch": 4,
+}
+
+
+def recipe(**sections: Any) -> Any:
+    return load_recipe({"task": "mlm", **sections})
+
+
+@pytest.mark.parametrize(
+    ("facts", "waiting", "hardware", "expected"),
+    [
+        ({}, 0.0, {}, []),
+        ({"native_bf16": True}, 0.0, {}, [{"hardware.precision": "bf16"}]),
+        ({"native_bf16": True, "precision": "bf16"}, 0.0, {}, [{"hardware.precision": "fp32"}]),
+        (
+            {"other_micro_batches": [64, 256]},
+            0.0,
+            {},
+            [{"hardware.micro_batch_tokens": 64}, {"hardware.micro_batch_tokens": 256}],
+        ),
+        ({"packing": True}, 0.0, {}, [{"hardware.packing": "off"}]),
+        ({}, 0.0, {"packing": "off"}, [{"hardware.packing": "auto"}]),
+        ({}, 0.0, {"gradient_checkpointing": True}, [{"hardware.gradient_checkpointing": False}]),
+        ({}, 0.02, {}, [{"hardware.workers": 1}, {"hardware.workers": 2}]),
+        ({"workers": 2}, 0.0, {"workers": 2}, [{"hardware.workers": 0}, {"hardware.workers": 1}]),
+    ],
+)
+def test_only_settings_that_compute_it_in_another_way_are_tried(
+    facts: dict[str, Any], waiting: float, hardware: dict[str, Any], expected: list[dict[str, Any]]
+) -> None:
+    assert choices(recipe(hardware=hardware), FACTS | facts, waiting) == expected
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([1.04, 1.05, 1.30], "faster"),
+        ([0.99, 1.20, 1.30], "no difference"),  # once it was slower
+        ([1.01, 1.02, 1.02], "no difference"),  # always, but by less than noise
+        ([0.70, 0.80, 0.99], "slower"),
+        ([0.98, 0.98, 0.99], "no difference"),
+    ],
+)
+def test_a_setting_within_noise_makes_no_difference(ratios: list[float], expected: str) -> None:
+    assert verdict(ratios) == expected
+
+
+def rows(*entries: tuple[dict[str, Any], float, str]) -> list[dict[str, Any]]:
+    return [{"set": setting, "ratio": ratio, "verdict": said} for setting, ratio, said in entries]
+
+
+def test_what_is_faster_is_tried_together_with_the_best_value_of_each_key() -> None:
+    found = rows(
+        ({"hardware.workers": 1}, 1.2, "faster"),
+        ({"hardware.workers": 2}, 1.1, "faster"),
+        ({"hardware.packing": "off"}, 1.3, "faster"),
+        ({"hardware.precision": "bf16"}, 1.5, "no difference"),
+    )
+    assert combined(found) == {"hardware.workers": 1, "hardware.packing": "off"}
+
+
+def test_the_line_to_copy_is_the_fastest_that_was_measured() -> None:
+    together = {"hardware.workers": 1, "hardware.packing": "off"}
+    found = rows(
+        ({"hardware.workers": 1}, 1.2, "faster"), ({"hardware.packing": "off"}, 1.3, "faster"), (together, 1.25, "faster")
+    )
+    assert fastest(found) == {"hardware.packing": "off"}
+    assert fastest(rows((together, 2.0, "no difference"))) == {}
+
+
+def test_a_step_too_long_for_a_turn_is_made_shorter_but_not_below_two_micro_batches() -> None:
+    long = recipe(train={"batch_size": 100})
+
+    def fitting(seconds: float) -> int | None:
+        return bench._fitting(long, FACTS, {"seconds": seconds, "steps": 1}, turn=2.0)
+
+    assert [fitting(seconds) for seconds in (1.0, 2.0, 4.0, 1000.0)] == [None, None, 50, 8]
+
+
+def test_only_keys_that_leave_what_is_learned_alone_are_tried() -> None:
+    assert bench._hardware_keys(recipe(), "hardware.workers=2") == {"hardware.workers": 2}
+    with pytest.raises(RecipeError, match=r"--try train\.batch_size: changes what is learned"):
+        bench._hardware_keys(recipe(), "train.batch_size=2")
+    with pytest.raises(RecipeError, match=r"--try hardware\.processes: is no part of what is measured"):
+        bench._hardware_keys(recipe(), "hardware.processes=2")
+    with pytest.raises(RecipeError, match="micro_batch_tokens"):
+        bench._hardware_keys(recipe(), "hardware.micro_batch_token=2")
+
+
+def test_the_tables_end_with_the_keys_to_copy() -> None:
+    found: dict[str, Any] = {
+        "recipe": "mine",
+        "device": "cpu",
+        "threads": 2,
+        "parameters": {"trained": 10, "total": 2000},
+        "precision": "fp32",
+        "packing": True,
+        "workers": 0,
+        "micro_batch_tokens": 4096,
+        "tokens_per_second": 1234.5,
+        "low": 1200.0,
+        "high": 1300.0,
+        "padding": 0.125,
+        "peak_memory_bytes": 2**30,
+        "matmul_flops_per_second": 3e11,
+        "share_of_peak": None,
+        "data_wait": 0.01,
+        "seconds_per_epoch": 90.0,
+        "seconds_in_all": 600.0,
+        "settings": [
+            {
+                "set": {"hardware.packing": "off"},
+                "tokens_per_second": 999.0,
+                "ratio": 0.8,
+                "low": 0.7,
+                "high": 0.9,
+                "peak_memory_bytes": 2**29,
+                "verdict": "slower",
+            },
+            {"set": {"hardware.compile": "on"}, "verdict": "failed", "note": "why"},
+        ],
+        "faster": ["hardware.workers=1", "hardware.packing=off"],
+    }
+    shown = tables(found)
+    assert shown.splitlines()[-1] == "hardware.workers=1 hardware.packing=off"
+    assert "1,234 (1,200 ... 1,300)" in shown
+    assert "0.80 (0.70 ... 0.90)" in shown
+    assert tables(found | {"faster": []}).splitlines()[-1] == "nothing that was tried is clearly faster"
