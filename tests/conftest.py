@@ -94,7 +94,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64},
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},
     "qwen3": _ENCODER | {"num_key_value_heads": 1, "head_dim": 16},
-    **dict.fromkeys(("gemma2", "granite", "cohere"), _ENCODER | {"num_key_value_heads": 1, "head_dim": 16}),
+    "gemma2": _ENCODER | {"num_key_value_heads": 1, "head_dim": 16},
+    "granite": _ENCODER | {"num_key_value_heads": 1, "logits_scaling": 8.0},
+    "cohere": _ENCODER | {"num_key_value_heads": 1},
     "bart": {
         "d_model": 32,
         **{
