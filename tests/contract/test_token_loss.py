@@ -67,7 +67,7 @@ def assert_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("way", ["all weights", "lora", "checkpointing", "smoothing"])
 def test_loss_and_gradients_are_those_of_the_logits(tiny: Any, losses: Any, task: str, architecture: str, way: str) -> None:
     sections: dict[str, Any] = {
-        "lora": {"lora": {"rank": 4}},
+        "lora": {"lora": {"rank": 4, "dropout": 0.0}},
         "checkpointing": {"hardware": {"gradient_checkpointing": True}},
         "smoothing": {"train": {"label_smoothing": 0.1}},
     }.get(way, {})
