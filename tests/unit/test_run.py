@@ -111,6 +111,20 @@ def test_directory_appears_whole(tmp_path: Path) -> None:
     assert (tmp_path / "model/config.json").read_text() == "{}"
 
 
+def test_every_file_is_on_the_disk_before_the_directory_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a rename that survives a power cut would have empty files in it."""
+    done: list[int | str] = []
+    sync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda file: sync(file) or done.append(os.fstat(file).st_ino))
+    monkeypatch.setattr(os, "rename", lambda *paths: rename(*paths) or done.append("renamed"))
+    with atomic_directory(tmp_path / "model") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep/config.json").write_text("{}")
+    at = done.index("renamed")
+    assert {path.stat().st_ino for path in (tmp_path / "model", *(tmp_path / "model").rglob("*"))} <= set(done[:at])
+    assert tmp_path.stat().st_ino in done[at:]
+
+
 def test_directory_does_not_appear_where_the_block_fails(tmp_path: Path) -> None:
     def begin() -> None:
         with atomic_directory(tmp_path / "model") as folder:

@@ -155,6 +155,22 @@ def test_what_is_being_written_is_finished_after_an_error(tmp_path: Path, traine
     assert checkpoint_steps(run) == [1]
 
 
+def test_leaving_at_once_does_not_wait_for_what_is_being_written(tmp_path: Path, trained: Trained, held: threading.Event) -> None:
+    into = Writer(Run(tmp_path))
+
+    def train() -> None:
+        with into:
+            trained.save(into, 1)
+            raise KeyboardInterrupt  # the second one
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert into._thread is not None
+    assert into._thread.is_alive()
+    held.set()
+    into.wait()
+
+
 def test_an_error_of_the_thread_is_raised_at_the_next_checkpoint(
     tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

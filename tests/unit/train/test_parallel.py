@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
+from lmkit.commands.train import train
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
 from lmkit.train import fit as fitting
+from lmkit.train import launch as launching
+from lmkit.train import prepare as preparing
 from lmkit.train.device import build_accelerator
+from lmkit.train.launch import ProcessFailed
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
@@ -33,3 +37,17 @@ def test_data_are_prepared_before_the_process_group(tiny: Any, monkeypatch: pyte
         monkeypatch.setattr(fitting, name, noted)
     tiny.fit(tiny.recipe("classification"))
     assert order == ["prepare", "build_accelerator"]
+
+
+def test_the_process_that_starts_the_others_prepares_the_data_first(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def start(*_: Any, processes: int) -> None:
+        order.append(f"{processes} processes")
+        raise ProcessFailed(7)
+
+    monkeypatch.setattr(launching, "launch", start)
+    monkeypatch.setattr(preparing, "prepare", lambda *_: order.append("prepare"))
+    with pytest.raises(ProcessFailed):
+        train("finetune", tiny.recipe("classification", hardware={"processes": 2}))
+    assert order == ["prepare", "2 processes"]
