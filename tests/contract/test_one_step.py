@@ -113,6 +113,18 @@ def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(tiny: Any, who
         assert_same(steps_of(tiny, recipe, model, budget=ALL_AT_ONCE, packing=packing), steps)
 
 
+@pytest.mark.parametrize("architecture", ["deberta-v2", "distilbert"])
+def test_what_is_left_between_two_splits_is_rounding(tiny: Any, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 it is 1e-14 of the gradients of its own step, however much of these cancels out."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # losses are computed in no less than fp32
+    recipe = tiny.recipe("classification", architecture, train={"batch_size": BATCH, "max_grad_norm": 1e9})
+    model = tiny.model(recipe).double()
+    splits = (steps_of(tiny, recipe, model, budget=budget) for budget in (ALL_AT_ONCE, 1))
+    for (_, gradients), (_, others) in zip(*splits, strict=True):
+        largest = max(gradient.abs().max() for gradient in gradients)
+        assert all((mine - its).abs().max() < 1e-11 * largest for mine, its in zip(gradients, others, strict=True))
+
+
 @pytest.mark.parametrize(("task", "architecture"), CASES)
 def test_loss_and_gradients_are_those_of_hugging_face(tiny: Any, whole: Any, task: str, architecture: str) -> None:
     recipe, model, steps = whole(task, architecture)
