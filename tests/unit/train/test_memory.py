@@ -41,12 +41,15 @@ class Memory:
             self.passes.append(len(batch["labels"]))
             found = loss(task, model, batch)
             if len(self.passes) > after and len(batch["labels"]) > room:
-                found.register_hook(self.fall)  # in the backward pass, when some gradients may be there
+                *_, last = model.parameters()
+                hook = last.register_post_accumulate_grad_hook(lambda _: self.fall(hook))
             return found
 
         monkeypatch.setattr(Task, "loss", limited)
 
-    def fall(self, gradient: Any) -> None:
+    def fall(self, hook: Any) -> None:
+        """In the backward pass, when some gradients are there."""
+        hook.remove()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
