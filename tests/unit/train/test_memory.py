@@ -76,6 +76,17 @@ def test_a_run_that_runs_out_of_memory_ends_with_the_weights_of_one_that_does_no
     assert state["micro_batch"]["tokens"] == tight.manifest["micro_batch_tokens"]
 
 
+def test_a_resumed_run_begins_with_the_size_that_was_found(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Memory(monkeypatch, room=2)
+    recipe = recipe_of(tiny, train={"max_steps": 2})
+    tiny.fit(recipe)
+    assert "out of memory" in capsys.readouterr().err
+    tiny.fit(tiny.merged(recipe, train={"max_steps": STEPS}), resume=True)
+    assert "out of memory" not in capsys.readouterr().err
+
+
 def test_without_memory_for_one_example_the_run_ends_with_what_to_do(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     Memory(monkeypatch, room=0)
     with pytest.raises(
