@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -161,17 +163,45 @@ class Run:
         )
 
     def cut_log(self, step: int) -> None:
-        """Drop the lines after ``step``, and a half-written last one: what a resumed run will write again."""
+        """Drop the lines after ``step``, and a half-written last one: what a resumed run will write again.
+
+        Only these are read, from the end, so a long log costs no more than a short one; and the others are not written anew,
+        so that a process which is killed here loses none of them.
+        """
         if not self.log_file.is_file():
             return
-        kept = []
-        for line in self.log_file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:
-                continue
-        write_text(self.log_file, "".join(kept))
+        with self.log_file.open("r+b", buffering=0) as log:
+            end = log.seek(0, os.SEEK_END)
+            for start, line in _lines_from_the_end(log):
+                if _is_until(step, line):
+                    break
+                end = start
+            log.truncate(end)
+            if end and not line.endswith(b"\n"):  # all of the line was written but its end
+                log.seek(end)
+                log.write(b"\n")
+
+
+def _is_until(step: int, line: bytes) -> bool:
+    """Whether a line of the log is whole, and of this step or one before."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except ValueError:
+        return False
+
+
+def _lines_from_the_end(file: FileIO, block: int = 8192) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, the last one first, each with the byte at which it begins; read in blocks of so many bytes."""
+    rest, at = b"", file.seek(0, os.SEEK_END)
+    while at > 0:
+        end, at = at, file.seek(max(0, at - block))
+        found = file.read(end - at) + rest
+        end = at + len(found)
+        head, newline, whole = found.partition(b"\n") if at else (b"", b"", found)
+        rest = head + newline  # its beginning is in the block before
+        for line in reversed(re.findall(rb"[^\n]*\n|[^\n]+", whole)):
+            end -= len(line)
+            yield end, line
 
 
 def is_run(path: str | Path) -> bool:

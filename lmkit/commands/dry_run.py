@@ -36,7 +36,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     budget = micro_batch_tokens(recipe.hardware, accelerator.device)
-    model = accelerator.prepare(built.model).train()
+    model = accelerator.prepare_model(built.model, evaluation_mode=True).train()  # that is: without DistributedDataParallel
     batches = StepBatches(encoded, plan, task, rank=0, ranks=1, budget=budget, packed=packing is not None)
     seconds = 0.0
     for _ in range(2):  # the first pass warms up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,7 +12,17 @@ import pytest
 
 from lmkit.console import STARTED_AS
 from lmkit.errors import RunError
-from lmkit.run import Run, atomic_directory, command_line, git_commit, is_run, versions, write_json, write_text
+from lmkit.run import (
+    Run,
+    _lines_from_the_end,
+    atomic_directory,
+    command_line,
+    git_commit,
+    is_run,
+    versions,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -100,6 +111,20 @@ def test_directory_appears_whole(tmp_path: Path) -> None:
     assert (tmp_path / "model/config.json").read_text() == "{}"
 
 
+def test_every_file_is_on_the_disk_before_the_directory_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a rename that survives a power cut would have empty files in it."""
+    done: list[int | str] = []
+    sync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda file: sync(file) or done.append(os.fstat(file).st_ino))
+    monkeypatch.setattr(os, "rename", lambda *paths: rename(*paths) or done.append("renamed"))
+    with atomic_directory(tmp_path / "model") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep/config.json").write_text("{}")
+    at = done.index("renamed")
+    assert {path.stat().st_ino for path in (tmp_path / "model", *(tmp_path / "model").rglob("*"))} <= set(done[:at])
+    assert tmp_path.stat().st_ino in done[at:]
+
+
 def test_directory_does_not_appear_where_the_block_fails(tmp_path: Path) -> None:
     def begin() -> None:
         with atomic_directory(tmp_path / "model") as folder:
@@ -142,6 +167,47 @@ def test_log_is_cut_after_the_step_that_is_gone_on_from(run: Run) -> None:
 def test_half_written_last_line_is_dropped(run: Run) -> None:
     run.cut_log(10)
     assert [line["step"] for line in run.log_lines()] == [1, 2, 3]
+
+
+def test_last_line_that_only_lacks_its_end_is_kept(run: Run) -> None:
+    run.log_file.write_text('{"step": 1}\n{"step": 2}')
+    run.cut_log(2)
+    run.append_log({"step": 3})
+    assert [line["step"] for line in run.log_lines()] == [1, 2, 3]
+
+
+def test_log_of_which_nothing_stays_is_empty(run: Run) -> None:
+    run.cut_log(0)
+    assert run.log_file.read_bytes() == b""
+
+
+def test_cutting_reads_no_more_of_a_log_than_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going on costs the same at step 100 and at step 100,000 (promise 5)."""
+    read = []
+
+    class Counting(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            found = super().read(size)
+            read.append(len(found))
+            return found
+
+    lines = [f'{{"step": {step}}}\n' for step in range(1, 20_001)]
+    run.log_file.write_text("".join(lines))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, **_: Counting(path, mode))
+        run.cut_log(19_000)
+    assert run.log_file.read_text() == "".join(lines[:19_000])
+    assert 0 < sum(read) < len("".join(lines[19_000:])) + 2 * 8192
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 100])
+@pytest.mark.parametrize("content", ["", "\n", "a", "a\n", "ab\n\nc", "\n\nlong enough\nä\n"])
+def test_lines_from_the_end_are_the_lines_however_they_are_read(tmp_path: Path, content: str, block: int) -> None:
+    (tmp_path / "file").write_text(content)
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        found = list(_lines_from_the_end(file, block))[::-1]
+    assert [line for _, line in found] == content.encode().splitlines(keepends=True)
+    assert b"".join(content.encode()[start : start + len(line)] for start, line in found) == content.encode()
 
 
 def test_log_that_is_not_there_is_empty(tmp_path: Path) -> None:

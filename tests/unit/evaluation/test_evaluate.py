@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +137,14 @@ def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
     for metric in ("loss", "accuracy", "f1_macro", "mcc"):
         found = validate(model, prepared.task, encoded, tiny.accelerator, metric=metric, budget=64)
         assert found == pytest.approx(evaluated.value(metric), abs=1e-6)
+
+
+def test_every_rank_chooses_by_what_the_first_one_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one stops early and the others wait for it."""
+    second = SimpleNamespace(num_processes=2, is_main_process=False)
+    monkeypatch.setattr(evaluate, "predict_records", lambda *_, **__: [])
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: operator.setitem(values, 0, 0.75))
+    assert validate(None, None, None, second, metric="accuracy", budget=1) == 0.75  # type: ignore[arg-type]
 
 
 def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: Path) -> None:

@@ -26,15 +26,15 @@ from lmkit.train.writer import Writer
 
 
 class Trained:
-    """A model of 300 numbers with the moments of one step."""
+    """A model of 400 numbers with the moments of one step."""
 
     def __init__(self) -> None:
-        self.model = torch.nn.Linear(2, 100)
+        self.model = torch.nn.Linear(3, 100)  # the matrix is larger than what is always copied
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         self.train()
 
     def train(self) -> None:
-        self.model(torch.ones(1, 2)).sum().backward()
+        self.model(torch.ones(1, 3)).sum().backward()
         self.optimizer.step()
 
     def save(self, to: Writer, step: int) -> None:
@@ -155,6 +155,22 @@ def test_what_is_being_written_is_finished_after_an_error(tmp_path: Path, traine
     assert checkpoint_steps(run) == [1]
 
 
+def test_leaving_at_once_does_not_wait_for_what_is_being_written(tmp_path: Path, trained: Trained, held: threading.Event) -> None:
+    into = Writer(Run(tmp_path))
+
+    def train() -> None:
+        with into:
+            trained.save(into, 1)
+            raise KeyboardInterrupt  # the second one
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert into._thread is not None
+    assert into._thread.is_alive()
+    held.set()
+    into.wait()
+
+
 def test_an_error_of_the_thread_is_raised_at_the_next_checkpoint(
     tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +209,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
             into.wait()
         told = capsys.readouterr().err
         assert str(run.checkpoints / name_of(3)) in told
-        assert "needs 3,608 bytes" in told  # 300 numbers thrice, and two counts of steps
+        assert "needs 4,808 bytes" in told  # 400 numbers thrice, and two counts of steps
         assert "the one of step 2 stays" in told
         assert sorted(path.name for path in run.checkpoints.iterdir()) == [name_of(1), name_of(2)]
         trained.save(into, 4)  # there is room again

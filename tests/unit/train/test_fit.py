@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lmkit.data.plan import Plan
 from lmkit.errors import RecipeError, TrainingStopped
 from lmkit.run import Run
+from lmkit.tasks.classification import Classification
 from lmkit.train import session
 from lmkit.train.checkpoint import checkpoint_steps, name_of
 from lmkit.train.loop import Step, StepBatches
@@ -170,6 +172,38 @@ def test_a_loss_that_is_not_finite_is_found_between_lines_of_the_log(tiny: Any) 
     )
     with pytest.raises(TrainingStopped, match=r"step 2: .*there is no checkpoint yet"):
         tiny.fit(recipe)
+
+
+def test_a_nan_planted_in_one_row_is_found_with_that_row(tiny: Any, tmp_path: Path) -> None:
+    """As the vector of a token that no other row has."""
+    base = shutil.copytree(tiny.base("classification"), tmp_path / "base")
+    recipe = tiny.recipe("classification", base=str(base), train={"max_steps": 9, "batch_size": 3, "select_best": "last"})
+    encoded, plan = tiny.prepared(recipe).encoded["train"], Plan(10, 3, recipe.seed)
+    tokens = [{token for piece in encoded.example(row) for token in piece["input_ids"]} for row in range(10)]
+    row = plan.examples(1).tolist()[0]
+    (alone, *_) = tokens[row].difference(*tokens[:row], *tokens[row + 1 :])
+    weights = load_file(base / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][alone] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingStopped, match="step 2: the loss is not finite"):
+        tiny.fit(recipe)
+    rows = (Run(recipe.output).path / "not-finite-step-2.jsonl").read_text().splitlines()
+    assert row in [json.loads(line)["id"] for line in rows]
+    assert len(rows) == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = Classification.loss
+
+    def planted(task: Any, model: Any, batch: Any) -> Any:
+        found = loss(task, model, batch)
+        if found.requires_grad:
+            found.register_hook(lambda gradient: gradient * float("nan"))
+        return found
+
+    monkeypatch.setattr(Classification, "loss", planted)
+    with pytest.raises(TrainingStopped, match=r"step 1: .*\(loss 0\.\d+, gradient norm nan\)"):
+        tiny.fit(tiny.recipe("classification"))
 
 
 # ---------------------------------------------------------------------------------- plans and devices

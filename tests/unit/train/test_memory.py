@@ -41,12 +41,15 @@ class Memory:
             self.passes.append(len(batch["labels"]))
             found = loss(task, model, batch)
             if len(self.passes) > after and len(batch["labels"]) > room:
-                found.register_hook(self.fall)  # in the backward pass, when some gradients may be there
+                *_, last = model.parameters()
+                hook = last.register_post_accumulate_grad_hook(lambda _: self.fall(hook))
             return found
 
         monkeypatch.setattr(Task, "loss", limited)
 
-    def fall(self, gradient: Any) -> None:
+    def fall(self, hook: Any) -> None:
+        """In the backward pass, when some gradients are there."""
+        hook.remove()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -71,6 +74,17 @@ def test_a_run_that_runs_out_of_memory_ends_with_the_weights_of_one_that_does_no
     assert tight.manifest["micro_batch_tokens"] < roomy.manifest["micro_batch_tokens"] == 4096
     state = json.loads((tight.checkpoints / f"step-{STEPS:08d}" / "state.json").read_text())
     assert state["micro_batch"]["tokens"] == tight.manifest["micro_batch_tokens"]
+
+
+def test_a_resumed_run_begins_with_the_size_that_was_found(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Memory(monkeypatch, room=2)
+    recipe = recipe_of(tiny, train={"max_steps": 2})
+    tiny.fit(recipe)
+    assert "out of memory" in capsys.readouterr().err
+    tiny.fit(tiny.merged(recipe, train={"max_steps": STEPS}), resume=True)
+    assert "out of memory" not in capsys.readouterr().err
 
 
 def test_without_memory_for_one_example_the_run_ends_with_what_to_do(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

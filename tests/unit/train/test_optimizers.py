@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -59,6 +60,8 @@ def test_every_optimizer_resumes_bit_for_bit(tiny: Any, train: dict[str, Any], m
         ours, theirs = load_file(whole.path / place), load_file(broken.path / place)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), place
+    states = [json.loads((run.path / "checkpoints/step-00000006/state.json").read_text()) for run in (whole, broken)]
+    assert states[0] | {"seconds": 0} == states[1] | {"seconds": 0}
     start = load_file(whole.path / "checkpoints/step-00000002/model.safetensors")
     assert all(
         not torch.equal(start[name], weight)

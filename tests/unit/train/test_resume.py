@@ -130,6 +130,16 @@ def test_resuming_without_a_checkpoint_starts_at_the_beginning(tiny: Any, uninte
     assert_same_run(tiny.fit(recipe_of(tiny, "mlm"), resume=True), uninterrupted("mlm"))
 
 
+def test_patience_is_not_renewed_by_resuming(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.9, 0.9, 0.9, 0.9, 0.9])
+    monkeypatch.setattr(session, "validate", lambda *arguments, **options: next(values))
+    train = {"max_steps": 2, "eval_every": 0.1, "select_best": "loss", "early_stopping": 3}
+    recipe = tiny.recipe("classification", train=train)
+    tiny.fit(recipe)
+    run = tiny.fit(tiny.merged(recipe, train={"max_steps": 9}), resume=True)
+    assert (run.manifest["steps"], run.manifest["best_step"]) == (4, 1)
+
+
 # ---------------------------------------------------------------------------------- checkpoints
 
 
