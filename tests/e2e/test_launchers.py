@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CPU = ROOT / "recipes/accelerate/cpu.yaml"
+CPU, FSDP = ROOT / "recipes/accelerate/cpu.yaml", ROOT / "recipes/accelerate/fsdp.yaml"
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ACCELERATE = ["accelerate.commands.launch", "--config_file", str(CPU), "--main_process_port", "0"]
+PORT = ["--main_process_port", "0"]
+ACCELERATE = ["accelerate.commands.launch", "--config_file", str(CPU), *PORT]
 HALF = 4
 # accuracy is a whole number of rows, so rounding decides nothing; a large epsilon does not blow rounding up
 OPTIONS = ["train.select_best=accuracy", "train.early_stopping=2", "train.eval_every=2", "train.dropout=0", "train.epsilon=1e-4"]
@@ -63,8 +64,9 @@ def stories(project: Path, process: Any, launched: Launch, tmp_path_factory: pyt
     finetune("two to one", HALF, ACCELERATE)
     assert json.loads((folder / "two to one/manifest.json").read_text())["hardware"]["processes"] == 2
     finetune("two to one", 40)
+    finetune("sharded", HALF, ["accelerate.commands.launch", "--config_file", str(FSDP), "--num_processes", "2", *PORT])
     assert json.loads((folder / "one to two/manifest.json").read_text())["hardware"]["processes"] == 2
-    return {name: folder / name for name in ("one", "one to two", "two to one")}
+    return {name: folder / name for name in ("one", "one to two", "two to one", "sharded")}
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -94,6 +96,19 @@ def test_patience_ends_at_the_same_step_and_the_same_model_is_kept(stories: dict
     one, other = (json.loads((stories[each] / "eval/validation/metrics.json").read_text()) for each in ("one", name))
     assert one["metrics"]["accuracy"] == other["metrics"]["accuracy"]
     assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_the_configuration_that_shards_does_and_learns_the_same(stories: dict[str, Path]) -> None:
+    manifest = json.loads((stories["sharded"] / "manifest.json").read_text())
+    assert (manifest["hardware"]["processes"], manifest["hardware"]["sharded"]) == (2, True)
+    mine, theirs = (lines(stories[name]) for name in ("one", "sharded"))
+    for one, other in zip(mine, theirs, strict=False):
+        assert [one.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")] == pytest.approx(
+            [other.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")], abs=1e-5
+        )
+    assert theirs[-1]["step"] == HALF
+    parts = {path.name for path in (stories["sharded"] / f"checkpoints/step-{HALF:08d}").iterdir()}
+    assert {"model-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"} < parts
 
 
 def test_another_number_of_processes_than_the_recipe_wants_is_refused(project: Path, launched: Launch, tmp_path: Path) -> None:
