@@ -77,18 +77,23 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[Batch]:
-        epoch, _ = self.plan.position(step)
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self.plan.order(epoch))
-        examples = self.plan.examples(step, self._order[1])
+        epoch, examples = self._examples(step)
         mine = deal(examples, self.encoded.lengths, self.ranks)[self.rank]
         if not len(mine):  # fewer examples than ranks: take part in the step all the same
             return [self.idle(step)]
         return [self._collate(part, epoch) for part in self._cut(mine)]
 
+    def _examples(self, step: int) -> tuple[int, np.ndarray]:
+        """Epoch and examples of a step."""
+        epoch, _ = self.plan.position(step)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, self.plan.order(epoch))
+        return epoch, self.plan.examples(step, self._order[1])
+
     def idle(self, step: int) -> Batch:
-        """A micro-batch of a step in which nothing counts."""
-        batch = self._collate(self.plan.examples(step)[:1], self.plan.position(step)[0])
+        """A small micro-batch of a step in which nothing counts."""
+        epoch, examples = self._examples(step)
+        batch = self._collate(examples[[self._slots[examples].argmin()]], epoch)
         batch["labels"] = uncounted(batch["labels"])
         return batch | {"idle": torch.ones(())}
 
