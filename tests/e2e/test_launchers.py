@@ -120,6 +120,7 @@ def test_another_number_of_processes_than_the_recipe_wants_is_refused(project: P
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_one_process_behind_accelerate_launch_trains(project: Path, launched: Launch, tmp_path: Path) -> None:
     launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
     options = ["-o", str(tmp_path / "run"), "train.max_steps=1", "hardware.processes=1", "--json"]
@@ -128,6 +129,7 @@ def test_one_process_behind_accelerate_launch_trains(project: Path, launched: La
     assert json.loads(run.stdout)["steps"] == 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_under_torchrun_ends_all_with_its_own_message(tiny: Any, launched: Launch, tmp_path: Path) -> None:
     from lmkit.recipe.load import dump_recipe
 
