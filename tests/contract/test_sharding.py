@@ -20,7 +20,6 @@ from lmkit.train.launch import ProcessFailed, launch
 SCRIPT = Path(__file__).with_name("as_one_of_several.py")
 TROUBLE = Path(__file__).with_name("with_trouble_on_one_rank.py")
 STEPS = 4
-XLNET = {"model_type": "xlnet", "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlm, averaged": ("mlm", {"train": {"ema": 0.9}, "hardware": {"gradient_checkpointing": True}}),
     "mlm by muon": ("mlm", {"train": {"optimizer": "muon"}}),
@@ -31,7 +30,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "classification over a frozen layer": ("classification", {"train": {"freeze_layers": 1, "average_checkpoints": 2}}),
     "regression": ("regression", {}),  # one row of weights, of which the second process has none
     "ner with a CRF": ("ner", {"tagging": {"crf": True}}),
-    "ner with weights that nothing reads": ("ner", {"model": {"preset": None, "config": XLNET}}),  # its mask_emb, for one
     "translation": ("translation", {}),
 }
 # in bf16, which Muon too orthogonalises in, what is almost the same may come out 1/256 apart
