@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "translation": ("translation", {}),
 }
 # in bf16, which Muon too orthogonalises in, what is almost the same may come out 1/256 apart
-TOLERANCE = {"mlm by muon": 2e-3, "clm in bf16": 2e-3}
+TOLERANCE = {"mlm by muon": 2e-3, "clm in bf16": 5e-3}
 
 
 def recipe_of(tiny: Any, kind: str, *, processes: int, **more: Any) -> Any:
