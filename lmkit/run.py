@@ -37,7 +37,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     for path in [*aside.rglob("*"), aside]:
-        _sync(path)
+        sync(path)
     if target.exists():
         old = target.with_name(f".{target.name}.{os.getpid()}.old")
         os.rename(target, old)
@@ -45,10 +45,11 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(old)
     else:
         os.rename(aside, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,22 +1,44 @@
-"""Checkpoints: everything a run needs to go on, whole or absent, in safetensors and JSON alone, with their checksums."""
+"""Checkpoints: everything a run needs to go on, whole or absent, in safetensors and JSON alone, with their checksums.
+
+Where processes have parts of the weights, each writes its rows into a file of its own. What is read is a range of rows of
+a tensor, whatever files it lies in, so a checkpoint serves any number of processes, sharded or not. torch's own sharded
+format is not used: it keeps its table of contents as a pickle.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmkit import console
 from lmkit.errors import ModelError
-from lmkit.run import Run, atomic_directory
+from lmkit.run import Run, atomic_directory, sync
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SUMS = "SHA256SUMS"  # in the form that ``sha256sum --check`` reads
 Tensors = dict[str, Any]
+T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def part_of(name: str, rank: int, ranks: int) -> str:
+    """The file of one of several processes.
+
+    >>> part_of("model.safetensors", 0, 2)
+    'model-00001-of-00002.safetensors'
+    """
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}-{rank + 1:05d}-of-{ranks:05d}.{ending}"
 
 
 def name_of(step: int) -> str:
@@ -43,19 +65,15 @@ def newest_whole(run: Run) -> int | None:
     return None
 
 
-def verify(run: Run, step: int, names: Collection[str] = (WEIGHTS, MOMENTS, STATE)) -> None:
+def verify(run: Run, step: int, kinds: Collection[str] = (WEIGHTS, MOMENTS, STATE)) -> None:
     """Compare files of a checkpoint with the SHA-256 that was written beside them.
 
     Raises:
         ModelError: one is missing, truncated or changed.
     """
     folder = run.checkpoints / name_of(step)
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    except (OSError, ValueError) as error:
-        raise _damaged(folder / SUMS, error) from None
-    for name in names:
+    sums = _sums(folder)
+    for name in [name for kind in kinds for name in _files(sums, kind)]:
         try:
             found = _sha256(folder / name)
         except OSError as error:
@@ -64,21 +82,50 @@ def verify(run: Run, step: int, names: Collection[str] = (WEIGHTS, MOMENTS, STAT
             raise _damaged(folder / name, "its content is not what was written (SHA-256)")
 
 
+def _sums(folder: Path) -> dict[str, str]:
+    """File -> SHA-256, as it was written."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / SUMS, error) from None
+
+
+def _files(names: Collection[str], kind: str) -> list[str]:
+    """The files that hold the tensors of a kind: one, or the parts of several processes in order."""
+    stem, _, ending = kind.rpartition(".")
+    found = [re.fullmatch(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{ending}", name) for name in names]
+    ranks = max((int(match[1]) for match in found if match), default=0)
+    return [part_of(kind, rank, ranks) for rank in range(ranks)] or [kind]
+
+
 def snapshot(model: Any, optimizer: Any, *, copy: bool) -> tuple[Tensors, Tensors]:
-    """Trained weights and optimizer state by name; ``copy``: in memory of their own on the CPU, which training leaves alone."""
+    """Trained weights and optimizer state by name; ``copy``: in memory of their own on the CPU, which training leaves alone.
+
+    Of a sharded model this process's rows; what every process has whole is the first one's to keep.
+    """
     import torch
+
+    from lmkit.train.sharding import is_sharded, local, rows_of
+
+    is_second = is_sharded(model) and torch.distributed.get_rank() > 0
 
     def kept(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return torch.tensor(value)  # bitsandbytes counts steps in Python's numbers
-        found = value.detach().cpu().contiguous()
-        is_shared = found.data_ptr() == value.data_ptr()  # small ones by several parameters: the code tables of 8-bit moments
+        rows = local(value.detach())
+        found = rows.cpu().contiguous()
+        is_shared = found.data_ptr() == rows.data_ptr()  # small ones by several parameters: the code tables of 8-bit moments
         return found.clone() if is_shared and (copy or found.numel() <= 256) else found
 
-    weights = {name: kept(p) for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     state = _optimizer_state(optimizer)
-    moments = {f"{key}/{name}": kept(value) for name, p in model.named_parameters() for key, value in state.get(p, {}).items()}
-    return weights, moments
+    moments = {f"{key}/{name}": value for name, p in model.named_parameters() for key, value in state.get(p, {}).items()}
+    found = [
+        {name: kept(value) for name, value in tensors.items() if not (is_second and rows_of(value) is None)}
+        for tensors in (weights, moments)
+    ]
+    return found[0], found[1]
 
 
 def write_checkpoint(run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any]) -> Path:
@@ -98,6 +145,72 @@ def write_checkpoint(run: Run, step: int, weights: Tensors, moments: Tensors, st
     return target
 
 
+def write_parts(run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any], accelerator: Accelerator) -> Path:
+    """As ``write_checkpoint``, by all processes together, each with its rows; where one fails, all do.
+
+    Raises:
+        OSError: with ``ENOSPC`` where any process found the disk full.
+    """
+    from safetensors.torch import save_file
+
+    target = run.checkpoints / name_of(step)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    with ExitStack() as stack:
+
+        def start() -> Path | None:
+            return stack.enter_context(atomic_directory(target)) if rank == 0 else None
+
+        folder = _together(accelerator, start)[0]
+        assert folder is not None
+
+        def write() -> list[str]:
+            lines = []
+            for kind, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
+                name = part_of(kind, rank, ranks)
+                save_file(tensors, folder / name)
+                sync(folder / name)  # the first process may be on another machine
+                lines.append(f"{_sha256(folder / name)}  {name}\n")
+            return lines
+
+        sums = [line for lines in _together(accelerator, write) for line in lines]
+
+        def finish() -> None:
+            if rank == 0:
+                (folder / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+                sums.append(f"{_sha256(folder / STATE)}  {STATE}\n")
+                (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+                stack.close()
+
+        _together(accelerator, finish)
+    return target
+
+
+def _together(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
+    """What each process's work returns; where one fails, all raise an error, the others that of a full disk or EIO."""
+    from accelerate.utils import gather_object
+
+    found, problem = None, None
+    try:
+        found = work()
+    except Exception as error:
+        problem = error
+    outcomes = gather_object([(found, None if problem is None else (is_full(problem), str(problem)))])
+    if problem is not None:
+        raise problem
+    for _, told in outcomes:
+        if told is not None:
+            raise OSError(errno.ENOSPC if told[0] else errno.EIO, told[1])
+    return [each for each, _ in outcomes]
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk had no room, also as safetensors tells it, which hands on the text of the error alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return told is not None and int(told[1]) in FULL
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -112,18 +225,67 @@ def load_weights(run: Run, step: int, model: Any) -> None:
 def _copy_weights(run: Run, step: int, model: Any) -> None:
     import torch
 
-    path = run.checkpoints / name_of(step) / WEIGHTS
-    stored = _tensors(path)
+    from lmkit.train.sharding import local, rows_of
+
+    stored = Stored(run.checkpoints / name_of(step), WEIGHTS)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if stored.keys() != parameters.keys() or any(stored[name].shape != p.shape for name, p in parameters.items()):
+    if stored.shapes.keys() != parameters.keys() or any(stored.shapes[name] != list(p.shape) for name, p in parameters.items()):
         raise ModelError(
             "the checkpoint is of another model",
-            place=str(path),
+            place=str(stored.place),
             remedy="the recipe's model changed; start anew with --overwrite",
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
+            local(parameter).copy_(stored.read(name, rows_of(parameter)))
+
+
+class Stored:
+    """The tensors of a kind in a checkpoint, in the one file or the processes' parts that hold them.
+
+    Attributes:
+        place: the file, or the first of them.
+        shapes: of the whole tensors, by name.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+
+    def __init__(self, folder: Path, kind: str):
+        from safetensors import SafetensorError, safe_open
+
+        self.shapes: dict[str, list[int]] = {}
+        self._files: dict[str, list[tuple[Any, int]]] = {}  # tensor -> the files with some of its rows, and how many
+        paths = [folder / name for name in _files(_sums(folder), kind)]
+        self.place = paths[0]
+        for path in paths:
+            try:
+                file: Any = safe_open(path, framework="pt")
+                for name in file.keys():  # noqa: SIM118  # it is no mapping
+                    shape = list(file.get_slice(name).get_shape())
+                    self._files.setdefault(name, []).append((file, shape[0] if shape else 0))
+                    if name in self.shapes:
+                        self.shapes[name][0] += shape[0]
+                    else:
+                        self.shapes[name] = shape
+            except (OSError, SafetensorError) as error:
+                raise _damaged(path, error) from None
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """A tensor, or from the first to before the second of its rows, on the CPU."""
+        import torch
+
+        files = self._files[name]
+        if rows is None:
+            return torch.cat([file.get_tensor(name) for file, _ in files]) if len(files) > 1 else files[0][0].get_tensor(name)
+        parts: list[Any] = []
+        start = 0
+        for file, count in files:
+            first, last = max(rows[0] - start, 0), min(rows[1] - start, count)
+            if first < last or not parts:  # of no rows the shape is wanted, too
+                parts.append(file.get_slice(name)[first : max(first, last)])
+            start += count
+        return torch.cat(parts)
 
 
 def load_state(run: Run, step: int) -> dict[str, Any]:
@@ -144,20 +306,23 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     """Restore weights and optimizer of a checkpoint that ``newest_whole`` verified; returns the state saved with them."""
     import torch
 
+    from lmkit.train.sharding import like, rows_of
+
     _copy_weights(run, step, model)
-    folder = run.checkpoints / name_of(step)
+    stored = Stored(run.checkpoints / name_of(step), MOMENTS)
     parameters = dict(model.named_parameters())
     state = _optimizer_state(optimizer)
-    for key, value in _tensors(folder / MOMENTS).items():
+    for key, shape in stored.shapes.items():
         kind, _, name = key.partition("/")
         parameter = parameters[name]
+        rows = rows_of(parameter) if shape == list(parameter.shape) else None
+        value = stored.read(key, rows)
         if value.ndim == 0 and value.dtype == torch.int64:  # bitsandbytes counts steps in Python's numbers
             state[parameter][kind] = int(value)
             continue
         # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
-        state[parameter][kind] = (
-            value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
-        )
+        moved = value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
+        state[parameter][kind] = moved if rows is None else like(moved, parameter)
     return load_state(run, step)
 
 
@@ -208,17 +373,6 @@ def average_weights(run: Run, steps: Sequence[int], model: Any) -> None:
 
 def _optimizer_state(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer).state
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Any] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from None
-    return tensors
 
 
 def _damaged(path: Path, error: Exception | str) -> ModelError:

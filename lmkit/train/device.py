@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +102,7 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    _refuse_sharding()
+    _refuse_foreign_sharding()
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # Apple's chips have no float64, which sums are kept in
     precision = choose_precision(hardware)
@@ -108,7 +110,8 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
         AcceleratorState._reset_state()  # an earlier run of this Python process had another one
     try:
-        accelerator = Accelerator(mixed_precision=mixed, log_with=trackers or None, project_dir=folder)
+        with _without_accelerates_sharding():
+            accelerator = Accelerator(mixed_precision=mixed, log_with=trackers or None, project_dir=folder)
     except ValueError as error:
         raise RecipeError(
             str(error).split("\n")[0],
@@ -130,20 +133,54 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     return accelerator
 
 
-def _refuse_sharding() -> None:
-    """Every process keeps the whole model: what an Accelerate configuration shards would be saved wrong, so it is refused."""
+_ON = ("1", "true", "yes", "y", "t", "on")
+
+
+def _asks_for(variable: str) -> bool:
+    """Whether an Accelerate configuration, which reaches the processes as environment variables, asks for something."""
+    return os.environ.get(variable, "false").lower() in _ON
+
+
+def asks_to_shard() -> bool:
+    """Whether the Accelerate configuration asks for FSDP."""
+    return _asks_for("ACCELERATE_USE_FSDP")
+
+
+def _refuse_foreign_sharding() -> None:
+    """Refuse what an Accelerate configuration may ask for and lmkit does not do: training would go on without it."""
     for name, variable in (
-        ("FSDP", "ACCELERATE_USE_FSDP"),
         ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
         ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
         ("tensor parallelism", "ACCELERATE_USE_PARALLELISM_CONFIG"),
     ):
-        if os.environ.get(variable, "false").lower() in ("1", "true", "yes", "y", "t", "on"):
+        if _asks_for(variable):
             raise RecipeError(
-                f"the Accelerate configuration asks for {name}, and lmkit does not shard models",
+                f"the Accelerate configuration asks for {name}, and lmkit shards by FSDP2 alone",
                 place="accelerate launch",
-                remedy="distributed_type: MULTI_GPU; for memory see docs/scale.md: lora, gradient_checkpointing, adafactor",
+                remedy="recipes/accelerate/fsdp.yaml, or distributed_type: MULTI_GPU; docs/scale.md says what each costs",
             )
+    if not asks_to_shard():
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise RecipeError("FSDP 1 is not supported", place="fsdp_config.fsdp_version", remedy="2")
+    for key, remedy in (
+        ("offload_params", "false; train.optimizer, lora and hardware.gradient_checkpointing save memory too"),
+        ("activation_checkpointing", "false, and hardware.gradient_checkpointing: true in the recipe"),
+    ):
+        if _asks_for(f"FSDP_{key.upper()}"):
+            raise RecipeError("lmkit does not do this", place=f"fsdp_config.fsdp_{key}", remedy=remedy)
+
+
+@contextmanager
+def _without_accelerates_sharding() -> Iterator[None]:
+    """Accelerate would prepare models for its own FSDP; see lmkit/train/sharding.py."""
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = asked
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would leave the weights to the first process
 
 
 def micro_batch_tokens(hardware: Hardware, device: Any) -> int:

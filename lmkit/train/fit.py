@@ -33,13 +33,14 @@ from lmkit.train.checkpoint import (
     load_weights,
     newest_whole,
 )
-from lmkit.train.device import build_accelerator, micro_batch_tokens, peak_memory_bytes
+from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer, set_group_values
 from lmkit.train.parallel import prepare_parallel
 from lmkit.train.plans import evaluation_interval, metric_of, total_steps
 from lmkit.train.prepare import Prepared, prepare
 from lmkit.train.session import Progress, run_steps
+from lmkit.train.sharding import check_sharding, gather_into
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,14 +65,17 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     if newest is not None:
         _refuse_another(run, newest, progress.fingerprint)
     accelerator = build_accelerator(recipe.hardware, trackers=recipe.logging.to, folder=str(run.path))
+    sharded = asks_to_shard() and accelerator.num_processes > 1
     if accelerator.num_processes > 1:
-        console.say(f"processes: {accelerator.num_processes}")
+        console.say(f"processes: {accelerator.num_processes}{', each with a part of the weights (FSDP2)' if sharded else ''}")
     built = build_model(recipe, task, source)
+    if sharded:
+        check_sharding(recipe, built.model)
     packing = choose_packing(recipe, task, built.model)
     plan = Plan(len(prepared.encoded["train"]), train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total)
+    manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded)
     if accelerator.is_main_process:
         write_text(run.recipe_file, dump_recipe(recipe))  # resumed, too: it may have more steps now
         if prepared.splits.rejected:
@@ -79,13 +83,15 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         write_json(run.manifest_file, manifest)
     announce(manifest, total, metric)
 
-    optimizer = build_optimizer(
-        built.model,
-        train,
-        lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
-        crf_rate=recipe.tagging.crf_learning_rate,
+    model = prepare_parallel(accelerator, built.model, sharded=sharded)
+    optimizer = accelerator.prepare_optimizer(
+        build_optimizer(
+            model,
+            train,
+            lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
+            crf_rate=recipe.tagging.crf_learning_rate,
+        )
     )
-    model, optimizer = prepare_parallel(accelerator, built.model, optimizer)
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
@@ -96,6 +102,13 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     use_average(optimizer)
 
     mean_of = _choose(run, recipe, plan, progress, model)
+    del optimizer
+    if sharded:
+        model = _unsharded(model, prepared, recipe)
+        del built
+        accelerator.free_memory()
+        # on the device only where it is evaluated there
+        model = accelerator.prepare_model(model, evaluation_mode=True, device_placement="validation" in prepared.encoded)
     _tune(model, prepared, accelerator, recipe)
     _save(model, task, run, prepared, accelerator)
     found = _evaluate(model, prepared, accelerator, run, recipe)
@@ -202,6 +215,13 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         else:
             found.append(f"{prefix}{key}")
     return sorted(found)
+
+
+def _unsharded(sharded: Any, prepared: Prepared, recipe: Recipe) -> Any:
+    """A plain model, on the CPU, with the weights that the processes have parts of."""
+    plain = build_model(recipe, prepared.task, prepared.source).model
+    gather_into(plain, sharded)
+    return plain
 
 
 def _tune(model: Any, prepared: Prepared, accelerator: Accelerator, recipe: Recipe) -> None:

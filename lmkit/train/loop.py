@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from lmkit.train.averages import update_ema
 from lmkit.train.device import share_of_cores
 from lmkit.train.optim import learning_rate, set_learning_rate
 from lmkit.train.parallel import largest, sum_gradients
+from lmkit.train.sharding import as_many, has_own_gradient, is_sharded, stopped_by_memory, whole
 from lmkit.train.spikes import Spikes
 
 if TYPE_CHECKING:
@@ -75,16 +77,25 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[Batch]:
+        epoch, examples = self._examples(step)
+        mine = deal(examples, self.encoded.lengths, self.ranks)[self.rank]
+        if not len(mine):  # fewer examples than ranks: take part in the step all the same
+            return [self.idle(step)]
+        return [self._collate(part, epoch) for part in self._cut(mine)]
+
+    def _examples(self, step: int) -> tuple[int, np.ndarray]:
+        """Epoch and examples of a step."""
         epoch, _ = self.plan.position(step)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.plan.order(epoch))
-        examples = self.plan.examples(step, self._order[1])
-        mine = deal(examples, self.encoded.lengths, self.ranks)[self.rank]
-        if not len(mine):  # fewer examples than ranks: take part in the step with nothing that counts
-            batch = self._collate(examples[:1], epoch)
-            batch["labels"] = uncounted(batch["labels"])
-            return [batch | {"idle": torch.ones(())}]
-        return [self._collate(part, epoch) for part in self._cut(mine)]
+        return epoch, self.plan.examples(step, self._order[1])
+
+    def idle(self, step: int) -> Batch:
+        """A small micro-batch of a step in which nothing counts."""
+        epoch, examples = self._examples(step)
+        batch = self._collate(examples[[self._slots[examples].argmin()]], epoch)
+        batch["labels"] = uncounted(batch["labels"])
+        return batch | {"idle": torch.ones(())}
 
     @property
     def share(self) -> int:
@@ -143,6 +154,7 @@ def train_steps(
     train = task.recipe.train
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
+    sharded = is_sharded(model)
     model.train()
     for step, micro, waited in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
         share = share_done()
@@ -150,8 +162,10 @@ def train_steps(
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
         set_learning_rate(optimizer, rate)
+        if sharded:
+            micro = as_many(accelerator, micro, partial(batches.idle, step))
         loss_sum = _backward(model, parameters, batches, task, accelerator, packing, step=step, micro=micro, items=items)
-        grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit))
+        grad_norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
         is_spike = spikes is not None and spikes.judge(grad_norm.item())
         if is_spike:
             if optimizer.scaler is not None:
@@ -273,9 +287,11 @@ def _backward(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            if is_sharded(model):
+                raise stopped_by_memory(step + 1, batches.budget) from None
             is_out, left = True, batches.largest(step)
         is_stuck = is_out and not left
-        has_gradient = [float(parameter.grad is not None) for parameter in parameters if accelerator.num_processes > 1]
+        has_gradient = [float(has_own_gradient(parameter)) for parameter in parameters if accelerator.num_processes > 1]
         out, stuck, divisible, *present = largest(accelerator, [float(is_out), float(is_stuck), left, *has_gradient])
         if not out:
             sum_gradients(accelerator, parameters, present=[bool(there) for there in present])

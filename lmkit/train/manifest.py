@@ -27,7 +27,15 @@ def now() -> str:
 
 
 def start_manifest(
-    recipe: Recipe, prepared: Prepared, built: Built, accelerator: Accelerator, packing: Packing | None, plan: Plan, total: int
+    recipe: Recipe,
+    prepared: Prepared,
+    built: Built,
+    accelerator: Accelerator,
+    packing: Packing | None,
+    plan: Plan,
+    total: int,
+    *,
+    sharded: bool,
 ) -> dict[str, Any]:
     import torch
 
@@ -46,6 +54,7 @@ def start_manifest(
             "gpus": gpus,
             "device": str(accelerator.device),
             "processes": accelerator.num_processes,
+            "sharded": sharded,
             "precision": choose_precision(recipe.hardware),
             "threads": torch.get_num_threads(),
         },

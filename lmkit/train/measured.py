@@ -107,7 +107,8 @@ class Bench:
         self._built = build_model(recipe, self.prepared.task, source)
         self.packing = choose_packing(recipe, self.prepared.task, self._built.model)
         trained = [p for p in self._built.model.parameters() if p.requires_grad]
-        self._model, self._optimizer = prepare_parallel(self.accelerator, self._built.model, Recorder(trained, lr=0.0))
+        self._model = prepare_parallel(self.accelerator, self._built.model)
+        self._optimizer = self.accelerator.prepare_optimizer(Recorder(trained, lr=0.0))
 
     def steps(self, *, budget: int, packed: bool = False, workers: int = 0) -> Measured:
         """Loss and gradients of every step of the first epoch, through the training loop.

@@ -15,11 +15,13 @@ from lmkit.train.device import micro_batch_tokens
 from lmkit.train.loop import StepBatches
 from lmkit.train.optim import state_bytes
 from lmkit.train.parallel import largest
+from lmkit.train.sharding import is_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SMALLEST = 2048  # tokens tried first
+SHARDED = 4096  # tokens of a sharded model's micro-batches
 GAIN = 1.05  # a size twice as large has to be faster by this to be worth its memory
 ROOM = 0.9  # share of the memory that a pass and the optimizer's state may take; the rest is for what varies
 
@@ -36,7 +38,7 @@ def choose_micro_batch(
 ) -> dict[str, Any]:
     """Tokens of a micro-batch, under ``tokens``, beside what they were found for; the same on all ranks.
 
-    Sizes are only tried on a GPU. On a CPU 4,096 tokens keep all cores busy, and larger passes only take more memory.
+    Sizes are only tried on a GPU, and not on a sharded model, where no process can try by itself. On a CPU 4,096 tokens keep all cores busy, and larger passes only take more memory.
 
     Args:
         known: what a checkpoint kept; still good for the same wish on the same device, so that a resumed run
@@ -47,7 +49,9 @@ def choose_micro_batch(
         return known
     tokens = micro_batch_tokens(hardware, accelerator.device)
     if hardware.micro_batch_tokens == "auto":
-        if accelerator.device.type == "cuda":
+        if is_sharded(model):
+            tokens = SHARDED
+        elif accelerator.device.type == "cuda":
             tokens = -int(
                 largest(accelerator, [-try_sizes(train, model, batches, task, accelerator, packing)])[0]
             )  # the smallest

@@ -22,16 +22,26 @@ if TYPE_CHECKING:
 BUCKET_NUMBERS = 2**23  # summed at once: enough to fill the wire, few to copy
 
 
-def prepare_parallel(accelerator: Accelerator, model: Any, optimizer: Any) -> tuple[Any, Any]:
-    """Model and optimizer on the device, in the run's precision; every process with the first one's weights."""
+def prepare_parallel(accelerator: Accelerator, model: Any, *, sharded: bool = False) -> Any:
+    """The model on the device, in the run's precision; every process with the first one's weights, whole or in parts."""
     if accelerator.device.type == "cpu":
         replace_dropout(model)
-    model = accelerator.prepare_model(model, evaluation_mode=True)  # that is: without DistributedDataParallel
-    if accelerator.num_processes > 1:
-        with torch.no_grad():
-            for tensor in [*model.parameters(), *model.buffers()]:
-                torch.distributed.broadcast(tensor, 0)
-    return model, accelerator.prepare_optimizer(optimizer)
+    if sharded:
+        from lmkit.train.sharding import shard
+
+        shard(model, accelerator)
+    # evaluation mode, that is: without DistributedDataParallel
+    model = accelerator.prepare_model(model, evaluation_mode=True, device_placement=not sharded)
+    if accelerator.num_processes > 1 and not sharded:
+        copy_from_first([*model.parameters(), *model.buffers()])
+    return model
+
+
+def copy_from_first(tensors: Sequence[torch.Tensor]) -> None:
+    """Give every process the first one's numbers, in place."""
+    with torch.no_grad():
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, 0)
 
 
 def largest(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
@@ -45,12 +55,19 @@ def largest(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter], *, present: Sequence[bool]) -> None:
-    """Replace each gradient by its sum over all processes.
+    """Replace each gradient by its sum over all processes; those of sharded parameters are sums already.
 
     Args:
         present: whether any process has a gradient for the parameter; the same on all of them.
     """
     if accelerator.num_processes == 1:
+        return
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        for parameter, is_there in zip(parameters, present, strict=True):
+            if not is_there:
+                parameter.grad = None
         return
     chosen = [parameter for parameter, is_there in zip(parameters, present, strict=True) if is_there]
     for parameter in chosen:

@@ -25,6 +25,7 @@ from lmkit.train.micro_batch import choose_micro_batch
 from lmkit.train.optim import group_values
 from lmkit.train.plans import UNLIMITED, checkpoint_interval, evaluation_interval
 from lmkit.train.prepare import Prepared
+from lmkit.train.sharding import gathered, is_sharded
 from lmkit.train.signals import Interrupted, signals
 from lmkit.train.spikes import Spikes
 from lmkit.train.writer import Writer
@@ -87,7 +88,8 @@ def run_steps(
     last_checkpoint = begun
     limit = train.max_minutes * 60 if train.max_minutes else None
     patience = train.early_stopping
-    writer = Writer(run)
+    sharded = is_sharded(model)
+    writer = Writer(run, together=accelerator if sharded else None)
     if accelerator.is_main_process:
         drop_unfinished(run)
     second_best = progress.best_step, progress.best_value
@@ -100,7 +102,7 @@ def run_steps(
         nonlocal second_best
         assert metric is not None
         settle()
-        with averaged_weights(optimizer):
+        with averaged_weights(optimizer), gathered(model):
             value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * batches.budget)
         model.train()
         progress.evaluated_step = progress.step
@@ -125,7 +127,7 @@ def run_steps(
 
     def save() -> None:
         settle()
-        if not accelerator.is_main_process:
+        if not (accelerator.is_main_process or sharded):
             return
         state = {key: value for key, value in vars(progress).items() if key != "step"}
         best, keep = progress.best_step, recipe.hardware.keep_checkpoints

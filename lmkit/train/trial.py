@@ -39,13 +39,15 @@ class Trial:
         packing = choose_packing(recipe, self._task, built.model)
         self._plan = Plan(len(self._encoded), train.batch_size, recipe.seed)
         self._parameters = count_parameters(built.model)
-        optimizer = build_optimizer(
-            built.model,
-            train,
-            lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
-            crf_rate=recipe.tagging.crf_learning_rate,
+        self._model = prepare_parallel(self._accelerator, built.model)
+        optimizer = self._accelerator.prepare_optimizer(
+            build_optimizer(
+                self._model,
+                train,
+                lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
+                crf_rate=recipe.tagging.crf_learning_rate,
+            )
         )
-        self._model, optimizer = prepare_parallel(self._accelerator, built.model, optimizer)
         self._batches = StepBatches(self._encoded, self._plan, self._task, rank=0, ranks=1, budget=1, packed=packing is not None)
         chosen = choose_micro_batch(hardware, train, self._model, self._batches, self._task, self._accelerator, packing, {})
         self._batches.budget = chosen["tokens"]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import re
 import shutil
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.run import Run
-from lmkit.train.checkpoint import checkpoint_steps, name_of, snapshot, write_checkpoint
+from lmkit.train.checkpoint import checkpoint_steps, is_full, name_of, snapshot, write_checkpoint, write_parts
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Writer:
@@ -21,12 +20,15 @@ class Writer:
 
     A full disk does not end the run: it is said, the last good checkpoint stays, and the next one is tried.
 
+    Args:
+        together: of a sharded run, all of whose processes write: here and now, since they have to agree on the end of it.
+
     Attributes:
         lost: steps whose checkpoint found no room on the disk.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.lost = run, set[int]()
+    def __init__(self, run: Run, *, together: Accelerator | None = None) -> None:
+        self.run, self.lost, self.together = run, set[int](), together
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -51,17 +53,21 @@ class Writer:
         """
         self.wait()
         size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * 3  # Adam has two moments
-        beside = size < _free_memory() / 2
+        beside = self.together is None and size < _free_memory() / 2
         weights, moments = snapshot(model, optimizer, copy=beside)
         needed = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
 
         def write() -> None:
             try:
-                write_checkpoint(self.run, step, weights, moments, state)
-                then()
+                if self.together is None:
+                    write_checkpoint(self.run, step, weights, moments, state)
+                else:
+                    write_parts(self.run, step, weights, moments, state, self.together)
+                if console.is_first_process():
+                    then()
             except BaseException as error:
                 self._error = error
-                if _is_full(error):
+                if is_full(error):
                     self._error = None
                     self.lost.add(step)
                     self._say_full(step, needed)
@@ -91,14 +97,6 @@ class Writer:
             f"{folder / name_of(step)}: the disk is full: this checkpoint needs {needed:,} bytes, {free:,} are free; "
             f"{stays}; training goes on, and the next checkpoint is tried"
         )
-
-
-def _is_full(error: BaseException) -> bool:
-    """Also as safetensors tells it, which hands on the text of the error alone."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in FULL
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return told is not None and int(told[1]) in FULL
 
 
 def _free_memory() -> int:

@@ -61,7 +61,8 @@ class Subject:
         self.parameters = count_parameters(model)[1]
         self.packing = choose_packing(self.recipe, self.task, model)
         self.plan = Plan(len(encoded), self.recipe.train.batch_size, self.recipe.seed)
-        self.model, self.optimizer = prepare_parallel(self.accelerator, model, build_optimizer(model, self.recipe.train))
+        self.model = prepare_parallel(self.accelerator, model)
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.recipe.train))
         budget, packed = micro_batch_tokens(self.recipe.hardware, self.accelerator.device), self.packing is not None
         batches = StepBatches(encoded, self.plan, self.task, rank=0, ranks=1, budget=budget, packed=packed)
         self.steps, self.micro = steps, [batches[step] for step in range(steps)]

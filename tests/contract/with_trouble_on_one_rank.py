@@ -5,10 +5,13 @@ usage: python with_trouble_on_one_rank.py TROUBLE STAGE=RECIPE ...
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
 
+import pytest
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 
@@ -16,7 +19,7 @@ from lmkit import cli
 from lmkit.commands.train import train
 from lmkit.errors import DataError
 from lmkit.tasks.classification import Classification
-from lmkit.train import session
+from lmkit.train import checkpoint, session, writer
 
 
 def out_of_memory(gradient: torch.Tensor) -> None:
@@ -49,8 +52,26 @@ def fail() -> None:
     session.train_steps = failing
 
 
+def fill_disk() -> None:
+    """The second rank finds no room for the third step's checkpoint where there is one after each step."""
+    write = checkpoint.write_parts
+
+    def filling(run: Any, step: int, *rest: Any) -> Any:
+        if step != 3 or os.environ["RANK"] != "1":
+            return write(run, step, *rest)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(safetensors.torch, "save_file", no_room)
+            return write(run, step, *rest)
+
+    writer.write_parts = filling
+
+
+def no_room(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 if __name__ == "__main__":
-    {"memory": limit_memory, "failure": fail}[sys.argv[1]]()
+    {"memory": limit_memory, "failure": fail, "disk": fill_disk}[sys.argv[1]]()
     Accelerator.end_training = lambda self: None  # the process group serves the next recipe too
     for argument in sys.argv[2:]:
         stage, _, recipe = argument.partition("=")

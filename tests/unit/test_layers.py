@@ -126,6 +126,7 @@ EARLY = {
         "train.measured",
         "train.combined",
         "train.parallel",
+        "train.sharding",
         "models.attention",
         "models.dropout",
         "models.linear_cross_entropy",

@@ -21,7 +21,7 @@ import torch
 from lmkit.errors import ModelError, TrainingStopped
 from lmkit.run import Run
 from lmkit.train import checkpoint, writer
-from lmkit.train.checkpoint import MOMENTS, STATE, SUMS, WEIGHTS, checkpoint_steps, name_of, newest_whole
+from lmkit.train.checkpoint import MOMENTS, STATE, SUMS, WEIGHTS, Stored, checkpoint_steps, name_of, newest_whole, part_of
 from lmkit.train.writer import Writer
 
 
@@ -99,6 +99,49 @@ def test_what_was_not_finished_is_removed(run: Run) -> None:
     (run.checkpoints / ".step-00000003.77.tmp").mkdir()
     checkpoint.drop_unfinished(run)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == [name_of(1), name_of(2)]
+
+
+# ---------------------------------------------------------------------------------- in parts
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Run:
+    """A checkpoint by three processes: five rows of two numbers, of which the last has one; and a number of the first's."""
+    run, rows = Run(tmp_path), torch.arange(10.0).view(5, 2)
+    folder = run.checkpoints / name_of(1)
+    folder.mkdir(parents=True)
+    for rank in range(3):
+        tensors = {"rows": rows[2 * rank : 2 * rank + 2].clone()} | ({"step": torch.tensor(7.0)} if rank == 0 else {})
+        for kind in (WEIGHTS, MOMENTS):
+            safetensors.torch.save_file(tensors, folder / part_of(kind, rank, 3))
+    (folder / STATE).write_text("{}")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / SUMS).write_text("".join(sums))
+    return run
+
+
+@pytest.mark.parametrize("rows", [(0, 5), (1, 4), (2, 4), (4, 5), (5, 5)])
+def test_rows_are_read_from_whatever_files_hold_them(parts: Run, rows: tuple[int, int]) -> None:
+    stored = Stored(parts.checkpoints / name_of(1), WEIGHTS)
+    assert stored.shapes == {"rows": [5, 2], "step": []}
+    assert torch.equal(stored.read("rows", rows), torch.arange(10.0).view(5, 2)[slice(*rows)])
+    assert torch.equal(stored.read("rows"), torch.arange(10.0).view(5, 2))
+    assert stored.read("step") == 7
+
+
+@pytest.mark.parametrize("damage", [truncated, corrupted, Path.unlink])
+@pytest.mark.parametrize("kind", [WEIGHTS, MOMENTS])
+def test_a_damaged_part_is_found(parts: Run, kind: str, damage: Any) -> None:
+    assert newest_whole(parts) == 1
+    damage(parts.checkpoints / name_of(1) / part_of(kind, 1, 3))
+    assert newest_whole(parts) is None
+
+
+def test_a_part_that_the_sums_do_not_name_is_missed(parts: Run) -> None:
+    sums = parts.checkpoints / name_of(1) / SUMS
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if part_of(WEIGHTS, 0, 3) not in line))
+    assert newest_whole(parts) is None
 
 
 # ---------------------------------------------------------------------------------- beside training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,17 +15,65 @@ from lmkit.recipe.schema import Hardware
 from lmkit.train import fit as fitting
 from lmkit.train import launch as launching
 from lmkit.train import prepare as preparing
-from lmkit.train.device import build_accelerator
+from lmkit.train.device import asks_to_shard, build_accelerator
 from lmkit.train.launch import ProcessFailed
 from lmkit.train.parallel import prepare_parallel
+from lmkit.train.sharding import _layers, check_sharding
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_a_configuration_that_shards_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its checkpoints would hold parts of the weights."""
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(RecipeError, match="lmkit does not shard models"):
+@pytest.mark.parametrize("name", ["DeepSpeed", "Megatron_LM", "Parallelism_Config"])
+def test_a_configuration_that_asks_for_what_lmkit_does_not_do_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training would go on without it."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    with pytest.raises(RecipeError, match="lmkit shards by FSDP2 alone"):
         build_accelerator(Hardware(precision="fp32"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ({"FSDP_VERSION": "1"}, "fsdp_version: FSDP 1 is not supported"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: lmkit does not do this"),
+        ({"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing: lmkit does not do this"),
+    ],
+)
+def test_of_fsdp_what_lmkit_does_not_do_is_refused(setting: dict[str, str], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in {"ACCELERATE_USE_FSDP": "true", **setting}.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(RecipeError, match=place):
+        build_accelerator(Hardware(precision="fp32"))
+
+
+def test_accelerate_does_not_shard_behind_lmkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does transformers load weights on the first process alone."""
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    for variable, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(variable, value)
+    assert build_accelerator(Hardware(precision="fp32")).distributed_type.value == "NO"
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+    assert asks_to_shard()
+
+
+@pytest.mark.parametrize(
+    ("sections", "place"),
+    [
+        ({"train": {"optimizer": "adafactor"}}, "train.optimizer"),
+        ({"model": {"config": {"model_type": "bart", "encoder_layerdrop": 0.1}}}, "model.config.encoder_layerdrop"),
+    ],
+)
+def test_what_does_not_go_with_sharding_is_refused_by_its_key(tiny: Any, sections: dict[str, Any], place: str) -> None:
+    recipe = tiny.recipe("translation", "bart" if "model" in sections else None, **sections)
+    with pytest.raises(RecipeError) as refused:
+        check_sharding(recipe, tiny.model(recipe))
+    assert refused.value.place == place
+
+
+def test_layers_are_units_unless_they_share_weights_with_something(tiny: Any) -> None:
+    model = tiny.model(tiny.recipe("mlm"))
+    layers = list(model.bert.encoder.layer)
+    assert _layers(model) == layers
+    layers[0].output.dense.weight = layers[1].output.dense.weight
+    assert _layers(model) == []
 
 
 def test_data_are_prepared_before_the_process_group(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,9 +93,9 @@ def test_data_are_prepared_before_the_process_group(tiny: Any, monkeypatch: pyte
 
 def test_every_process_starts_from_the_first_ones_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.BatchNorm1d(3)
-    several: Any = SimpleNamespace(num_processes=2, prepare_model=lambda model, **_: model, prepare_optimizer=lambda given: given)
+    several: Any = SimpleNamespace(num_processes=2, device=torch.device("cpu"), prepare_model=lambda model, **_: model)
     monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: tensor.fill_(7 + source))
-    prepare_parallel(several, model, None)
+    prepare_parallel(several, model)
     assert all((tensor == 7).all() for tensor in model.state_dict().values())
 
 
