@@ -148,9 +148,7 @@ def bench_of(tiny: Any, recipe: Any) -> Bench:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # dynamo looks at what warns when it is looked at, and hides that where warnings are no errors
+@pytest.mark.filterwarnings("ignore")  # dynamo reads what warns when read, and hides it where warnings are no errors
 @pytest.mark.parametrize(
     ("task", "architecture", "options"),
     [
