@@ -87,6 +87,7 @@ FOREIGN = {
     "devices": "hardware.processes",
     "dataloader_num_workers": "hardware.workers",
     "preprocessing_num_workers": "hardware.workers",
+    "torch_compile": "hardware.compile",
     "save_steps": "hardware.checkpoint_every",
     "save_strategy": "hardware.checkpoint_every",
     "save_total_limit": "hardware.keep_checkpoints",

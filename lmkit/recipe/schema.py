@@ -225,6 +225,10 @@ class Hardware(Section):
     packing: Literal["auto", "off"] = Field(
         "auto", description="short documents share a row where the model keeps them apart exactly; off: one per row"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compiled layers (torch.compile) in training; auto: where a trial at the start of a long run shows that they are faster",
+    )
     checkpoint_every: Annotated[str | Positive | None, Before(_as_interval)] = Field(
         "10min", description='steps, or minutes as "10min"; null: only where an evaluation improves and at the end'
     )

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, write_text
 from lmkit.train.averages import averaged_weights
 from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, drop_unfinished
+from lmkit.train.compiled import choose_compile, uncompiled
 from lmkit.train.device import choose_precision, micro_batch_tokens
 from lmkit.train.loop import Step, StepBatches, train_steps
 from lmkit.train.micro_batch import choose_micro_batch
@@ -47,6 +49,7 @@ class Progress:
     evaluated_step: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
     micro_batch: dict[str, Any] = field(default_factory=dict)  # tokens, and what they were found for
+    compiled: dict[str, Any] = field(default_factory=dict)  # whether the layers are, and what that was found for
     groups: list[dict[str, float]] = field(default_factory=list)  # what the optimizer counts for each group
     norms: list[float] = field(default_factory=list)  # of the last gradients, for train.on_spike
     skipped: int = 0  # steps left out for a spike
@@ -102,7 +105,8 @@ def run_steps(
         nonlocal second_best
         assert metric is not None
         settle()
-        with averaged_weights(optimizer), gathered(model):
+        eager = uncompiled() if progress.compiled.get("on") else nullcontext()
+        with averaged_weights(optimizer), gathered(model), eager:
             value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * batches.budget)
         model.train()
         progress.evaluated_step = progress.step
@@ -164,9 +168,22 @@ def run_steps(
     def share_done() -> float | None:
         return None if limit is None else min(1.0, (earlier + time.perf_counter() - begun) / limit)
 
+    progress.compiled, layers = choose_compile(
+        recipe.hardware,
+        model,
+        batches,
+        task,
+        accelerator,
+        packing,
+        progress.compiled,
+        first=progress.step,
+        total=total,
+        seconds=None if limit is None else limit - earlier,
+    )
     with (
         signals() as received,
         writer,
+        layers,
         console.progress_bar(total=total if total < UNLIMITED else None, what=task.name, initial=progress.step) as bar,
     ):
         pending: list[Step] = []
