@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-all lint reference clean
+.PHONY: install demo test test-all lint reference bench clean
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ lint: install
 # the recipe reference in docs/ is made from the schema
 reference: install
 	$(BIN)/python docs/make_reference.py
+
+# lmkit beside transformers.Trainer: hours in all, minutes with BENCH=startup; the machine should do nothing else
+bench: install
+	$(BIN)/python tests/bench/speed.py
 
 clean:
 	rm -rf $(VENV) runs build dist
