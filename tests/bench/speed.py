@@ -134,7 +134,7 @@ def timed(command: Sequence[str], place: Place, log: Path, *, until: Path | None
         process = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream, env=environment)
         while until is not None and first is None and process.poll() is None:
             time.sleep(0.005)
-            first = time.perf_counter() - begun if until.is_file() else None
+            first = time.perf_counter() - begun if until.is_file() and until.stat().st_size else None
         if process.returncode is None:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,0 +1,70 @@
+"""The arithmetic of the speed benchmark, and its page."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "bench" / "speed.py"
+spec = importlib.util.spec_from_file_location("speed_bench", SOURCE)
+assert spec is not None
+assert spec.loader is not None
+speed = importlib.util.module_from_spec(spec)
+sys.modules["speed_bench"] = speed  # dataclasses look their module up
+spec.loader.exec_module(speed)
+
+SIZE = {"encoder": 100, "decoder": 0, "layers": 2, "width": 4, "vocabulary": 10}
+
+
+@pytest.mark.parametrize(
+    ("task", "flops"),
+    [
+        ("classification", 6 * 100 * 10 + 12 * 2 * 4 * 5 * 10),
+        ("mlm", 6 * 100 * 10 + 12 * 2 * 4 * 5 * 10 + 6 * 4 * 10 * 1.5),
+        ("clm", 6 * 100 * 10 + 12 * 2 * 4 * 5 * 10 / 2 + 6 * 4 * 10 * 10),
+    ],
+)
+def test_useful_flops_of_training_ten_tokens(task: str, flops: float) -> None:
+    assert speed.useful_flops(SIZE, task, tokens=10, length=5, training=True) == pytest.approx(flops)
+
+
+def test_evaluation_is_a_third_of_training() -> None:
+    training, evaluation = (
+        speed.useful_flops(SIZE, "ner", tokens=7, length=3, training=is_training) for is_training in (True, False)
+    )
+    assert training == pytest.approx(3 * evaluation)
+
+
+def test_each_side_of_a_translator_reads_half_of_the_tokens() -> None:
+    both = SIZE | {"encoder": 30, "decoder": 70}
+    assert speed.useful_flops(both | {"width": 0}, "translation", tokens=10, length=5, training=True) == 6 * (30 + 70) * 5
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    rounds = [{"lmkit": {"rate": a}, "best": {"rate": b}} for a, b in ((8.0, 2.0), (6.0, 3.0), (9.0, 3.0))]
+    assert speed.ratios(rounds, "best") == (3.0, 2.0, 4.0)
+
+
+def test_the_page_keeps_what_stands_around_the_section() -> None:
+    page = f"# A\n\n{speed.BEGIN}\nold\n{speed.END}\n\n## B\n"
+    assert speed.between(page, "new\n") == f"# A\n\n{speed.BEGIN}\nnew\n{speed.END}\n\n## B\n"
+    assert speed.between("# A\n", "new") == f"# A\n\n{speed.BEGIN}\nnew\n{speed.END}\n"
+
+
+def test_the_table_shows_ratio_target_and_what_was_not_measured() -> None:
+    side = {"ratio": [2.0, 1.9, 2.1], "rate": 1000.0, "seconds": 3.0}
+    found = {"what": "NER", "unit": "rows", "targets": {"script": 4.0, "best": 1.6}, "lmkit": {"rate": 2000.0, "padding": 0.05}}
+    line = speed.table([found | {"script": side, "best": side}]).splitlines()[-1]
+    assert line.startswith("| NER | 2.00x (1.90 ... 2.10) | 4.00x | 2.00x (1.90 ... 2.10) | 1.60x | 2,000 rows/s |")
+    assert "| 5% / - / - |" in line
+
+
+def test_every_bench_has_a_recipe_that_names_its_inputs(tmp_path: Path) -> None:
+    place = speed.Place(tmp_path, steps=8)
+    recipes = {name: speed.recipe_of(name, place) for name in speed.BENCHES}
+    assert recipes["mlm"]["train"]["max_steps"] == 8
+    assert "train" not in recipes["eval"]
+    assert recipes["startup"]["data"]["train"].endswith("inputs/classification.jsonl")
