@@ -1,6 +1,6 @@
 """lmkit beside what a user would run instead: every line of "Speed" in docs/benchmarks.md.
 
-    python tests/bench/speed.py [--only mlm,clm] [--pairs 3] [--seconds 20] [--rows N] [--docs]
+    python tests/bench/speed.py [--only mlm,clm] [--pairs 3] [--seconds 20] [--rows N] [--docs | --profile NAME]
 
 The other side is ``transformers.Trainer`` (tests/bench/peer.py) on the same rows, weights, rows per optimizer step and
 steps: once as the example scripts of transformers set it up (``script``: fp32, their padding) and once at its best
@@ -75,6 +75,7 @@ BENCHES = {
     "startup": Bench("from the command to the first step, classification", "classification", "bert", 8, 128, (1 / 0.6, 1 / 0.6), "runs"),
     "tokenize": Bench("tokenising 20,000 short texts (best: one process a core)", "classification", "bert", 0, 128, None, "rows"),
 }  # fmt: skip
+COMMANDS = {"mlm": "pretrain", "clm": "pretrain", "eval": "eval", "generate": "eval"}  # else finetune
 
 
 def useful_flops(size: dict[str, Any], task: str, *, tokens: float, length: float, training: bool) -> float:
@@ -166,7 +167,7 @@ def run_lmkit(name: str, place: Place) -> dict[str, Any]:
     out, recipe = place.root / "lmkit", place.root / f"{name}.yaml"
     shutil.rmtree(out, ignore_errors=True)
     recipe.write_text(json.dumps(recipe_of(name, place)))  # JSON is YAML
-    command = {"mlm": "pretrain", "clm": "pretrain", "eval": "eval", "generate": "eval"}.get(name, "finetune")
+    command = COMMANDS.get(name, "finetune")
     log, path = out / "log.jsonl", place.root / f"{name}-lmkit.log"
     found = timed(["-m", "lmkit", command, str(recipe), "-o", str(out)], place, path, until=log if name == "startup" else None)
     if command == "eval":
@@ -328,6 +329,29 @@ def machine_of(place: Place) -> dict[str, Any]:
     }
 
 
+PROFILED = """
+from torch.profiler import profile
+from lmkit.cli import main
+with profile() as seen:
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+with open({out!r}, "w") as page:
+    page.write(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+"""
+
+
+def profile(name: str, place: Place) -> str:
+    """The operators that lmkit's side of a bench spends its time in: all of the command, start and warm-up included."""
+    out, recipe, page = place.root / "lmkit", place.root / f"{name}.yaml", place.root / f"{name}-profile.txt"
+    shutil.rmtree(out, ignore_errors=True)
+    recipe.write_text(json.dumps(recipe_of(name, place)))
+    code = PROFILED.format(out=str(page))
+    timed(["-c", code, COMMANDS.get(name, "finetune"), str(recipe), "-o", str(out)], place, place.root / "profile.log")
+    return page.read_text()
+
+
 # --- the page ---
 
 
@@ -383,6 +407,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="of training the translator of generate, once")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--docs", action="store_true", help="write the page from what was measured, and measure nothing")
+    parser.add_argument(
+        "--profile", metavar="NAME", choices=set(BENCHES) - {"tokenize"}, help="where 20 steps of lmkit's side spend their time"
+    )
     given = parser.parse_args()
     root = given.out.resolve()
     if not given.docs:
@@ -392,6 +419,9 @@ def main() -> None:
         root.mkdir(parents=True, exist_ok=True)
         place = Place(root, rows=given.rows)
         timed([str(HERE / "inputs.py"), str(place.inputs)], place, root / "inputs.log")
+        if given.profile:
+            print(profile(given.profile, Place(root, steps=20, rows=given.rows)))
+            return
         machine = machine_of(place)
         place = Place(root, rows=given.rows, bf16=bool({"avx512_bf16", "amx_bf16"} & set(machine["has"])))
         for name in names:
