@@ -175,7 +175,15 @@ def run_lmkit(name: str, place: Place) -> dict[str, Any]:
         rows = [json.loads(line) for line in (metrics.parent / "predictions.jsonl").read_text().splitlines()]
         answers = [row["prediction"] for row in rows]
         told = json.loads(metrics.read_text())
-        return found | {"seconds": told["seconds"], "loss": told["loss"], "answers": answers, "slots": 0, "tokens": 0}
+        cut = statistics.mean(bool(row.get("truncated")) for row in rows)
+        return found | {
+            "seconds": told["seconds"],
+            "loss": told["loss"],
+            "answers": answers,
+            "truncated": cut,
+            "slots": 0,
+            "tokens": 0,
+        }
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     lines = [line for line in lines if "tokens" in line]
     return found | {
@@ -211,7 +219,7 @@ def run_peer(name: str, side: str, place: Place) -> dict[str, Any]:
 def result_of(name: str, found: dict[str, Any], side: str, place: Place, mean: dict[str, float]) -> dict[str, Any]:
     """What is compared of one run: ``rate`` (in the bench's unit), tokens a second, padding, FLOP/s, memory."""
     bench = BENCHES[name]
-    result = {key: found.get(key) for key in ("command_seconds", "memory", "loss", "answers")}
+    result = {key: found.get(key) for key in ("command_seconds", "memory", "loss", "answers", "truncated")}
     if name == "startup":
         return result | {"seconds": found["first"], "rate": 1 / found["first"]}
     if name == "tokenize":
@@ -290,6 +298,7 @@ def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dic
             "tokens_per_second",
             "rows_per_second",
             "flops_per_second",
+            "truncated",
         )
         known = {key: [r[side][key] for r in rounds if r[side].get(key) is not None] for key in keys}
         found.setdefault(side, {}).update({key: statistics.median(values) for key, values in known.items() if values})
@@ -379,6 +388,13 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         cells = [bench["what"], ratio("script"), targets[0], ratio("best"), targets[1], *rates, memory]
         cells += [each("padding", ".0%"), each("share_of_peak", ".0%"), each("loss", ".3f")]
         lines.append("| " + " | ".join(cells) + " |")
+    for bench in found:
+        if "same_answers" in bench["script"]:
+            same = " / ".join(f"{bench[side]['same_answers']:.1%}" for side in SIDES[1:])
+            cut = bench["lmkit"].get("truncated", 0.0)
+            lines.append(
+                f"\n{bench['name']}: {same} of the answers of script / best are lmkit's; {cut:.1%} of lmkit's reached the longest output."
+            )
     return "\n".join(lines)
 
 
