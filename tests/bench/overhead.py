@@ -45,7 +45,7 @@ RECIPE: dict[str, Any] = {
     "tokenizer": {"train": {"algorithm": "wordpiece", "vocab_size": 16000}},
     "data": {"train": "sample:mobydick_en/train.txt.gz", "max_length": 128},
     "train": {"batch_size": 16, "learning_rate": 1e-4, "epochs": 1},
-    "hardware": {"checkpoint_every": None},
+    "hardware": {"checkpoint_every": None, "workers": 0},
 }
 
 
