@@ -13,7 +13,7 @@ import torch
 
 from lmkit.tasks.base import IGNORE
 
-CHUNK = 256  # tokens: on a CPU their logits, probabilities and gradient pass through its caches (docs/benchmarks.md says how measured)
+CHUNK = 256  # tokens: on a CPU their logits, probabilities and gradient pass through its caches
 GPU_NUMBERS = 2**26  # logits at a time on a GPU: enough to fill it
 
 

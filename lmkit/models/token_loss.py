@@ -135,7 +135,7 @@ def _trial(model: Any, head: Any) -> float | None:
     from torch.nn.functional import linear
 
     width, device = len(head.weight), head.weight.device
-    tokens = min(model.get_input_embeddings().num_embeddings, width)  # Marian may have two vocabularies
+    tokens = min(len(model.get_input_embeddings().weight), width)  # Marian may have two vocabularies
     ids = (torch.arange(12, device=device).view(2, 6) * 5 + 7) % tokens
     chosen = torch.arange(12, device=device).view(2, 6) % 4 != 1
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

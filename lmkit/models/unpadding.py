@@ -100,7 +100,7 @@ def _is_exact(model: Any, packing: Packing, length: int) -> bool:
     """Of texts of several lengths, the longest of which goes beyond a sliding window."""
     import torch
 
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = len(model.get_input_embeddings().weight)
     lengths = [length, 3, length - 3, 5, 4]
     texts = [
         [((7 + 5 * i + 3 * number) % max(2, vocabulary - 1) + 1) % vocabulary for i in range(n)]

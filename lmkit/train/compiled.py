@@ -28,6 +28,7 @@ from lmkit.train.sharding import is_sharded
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+TRIED_ON = ("cuda",)  # on CPUs little is gained, and a resumed run would round otherwise than an uninterrupted one
 FEWEST_STEPS = 500  # left in a run; with fewer nothing is timed, which would take as long as two steps
 WORTH_TRYING = 1800.0  # seconds left in a run; a trial takes a minute or two
 GAIN = 1.05  # compiled has to be faster by this, since shapes that were not tried may have to be compiled, too
@@ -70,7 +71,8 @@ def choose_compile(
     passes = _Passes(model, batches, task, accelerator, packing, tokens=known["tokens"] if is_known else batches.budget)
     if hardware.compile == "auto" and not is_known:
         on, why = _try(passes, first=first, total=total, seconds=seconds)
-        console.say(f"compile: {'on' if on else 'off'}, {why}")
+        if passes.device in TRIED_ON:
+            console.say(f"compile: {'on' if on else 'off'}, {why}")
         return wanted | {"tokens": passes.tokens, "on": on, "why": why}, passes.compiled
     found = known if is_known else wanted | {"tokens": passes.tokens, "on": hardware.compile == "on", "why": "the recipe says so"}
     if found["on"] and (problem := passes.compile()):
@@ -106,6 +108,8 @@ def uncompiled() -> AbstractContextManager[Any]:
 
 def _try(passes: _Passes, *, first: int, total: int, seconds: float | None) -> tuple[bool, str]:
     """Whether compiled layers pay back, and the reason for the user; they stay compiled if so."""
+    if passes.device not in TRIED_ON:
+        return False, f"on a {passes.device} it is not tried: a resumed run would no longer be the uninterrupted one bit for bit"
     if passes.is_sharded:
         return False, "the weights are in parts, and layers that gather them are not tried"
     if total - first < FEWEST_STEPS:
@@ -145,7 +149,7 @@ class _Passes:
     ):
         self.batches, self.tokens, self.compiled = batches, tokens, ExitStack()
         self._model, self._task, self._accelerator, self._packing = model, task, accelerator, packing
-        self.is_sharded = is_sharded(model)
+        self.is_sharded, self.device = is_sharded(model), accelerator.device.type
 
     def rounds(self, micro: list[Batch], steps: int) -> float:
         """How many times these micro-batches make the steps of the run, by their tokens."""

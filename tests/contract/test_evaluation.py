@@ -104,9 +104,9 @@ def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str
     expected = one_by_one(found.model, found.task, found.encoded)
     for rows, budget in found.budgets.items():
         assert mean_loss(found.model, found.task, found.encoded, tiny.accelerator, budget=budget) == pytest.approx(
-            expected, abs=1e-6
+            expected, rel=1e-6
         )
-        assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(expected, abs=1e-6)
+        assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(expected, rel=1e-6)
 
 
 def one_by_one(model: Any, task: Any, encoded: Any) -> float:

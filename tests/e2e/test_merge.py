@@ -17,6 +17,12 @@ from lmkit.commands.train import train
 TEXTS = ["a good day", "bad and awful", "the ship sailed nice days and saw a poor whale"]
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers in fp32 on any chip: what is compared is weights, not the roundings of bf16."""
+    monkeypatch.setattr("lmkit.train.device.native_bf16", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of our own, with a language model."""

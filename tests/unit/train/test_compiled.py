@@ -26,6 +26,7 @@ class Pretended:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, compiled_seconds: float = 0.0, eager_seconds: float = 0.0):
         self.made = self.calls = 0
         self.is_eager = False
+        monkeypatch.setattr(compiled, "TRIED_ON", ("cpu",))
         pretended = self
 
         def compile_(function: Any, *, dynamic: bool) -> Any:
@@ -78,6 +79,13 @@ def is_compiled(model: Any) -> bool:
 # ---------------------------------------------------------------------------------- the decision
 
 
+def test_on_a_cpu_nothing_is_tried(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = Pretended(monkeypatch, eager_seconds=0.02)
+    monkeypatch.setattr(compiled, "TRIED_ON", ("cuda",))
+    found, _, model = choose(tiny)
+    assert (found["on"], pretended.made, is_compiled(model)) == (False, 0, False)
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [({"total": 499}, "499 steps are too few"), ({"total": 500}, "minutes"), ({"seconds": 60.0}, "about 1 minutes")],
@@ -117,6 +125,7 @@ def test_a_decision_is_kept_for_the_same_wish_and_its_kernels_made_anew(tiny: An
 
 
 def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_why(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "TRIED_ON", ("cpu",))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     found, _, model = choose(tiny)
@@ -135,6 +144,7 @@ def test_a_layer_that_fails_to_compile_is_left_as_it_was(tiny: Any, monkeypatch:
         return run
 
     monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(compiled, "TRIED_ON", ("cpu",))
     found, _, model = choose(tiny)
     assert (found["on"], is_compiled(model)) == (False, False)
     assert found["why"].endswith("no kernel for this")
@@ -190,7 +200,7 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_run_that_was_killed_goes_on_as_if_it_were_not(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run_that_was_killed_goes_on_up_to_rounding(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny.fit(recipe_of(tiny))
     recipe, append = recipe_of(tiny), Run.append_log
 
@@ -209,7 +219,7 @@ def test_a_compiled_run_that_was_killed_goes_on_as_if_it_were_not(tiny: Any, mon
     for run in (whole, resumed):
         assert run.manifest["compiled"]["on"] is True
     ours, theirs = ([line.get("loss") for line in run.log_lines()] for run in (whole, resumed))
-    assert ours == theirs
+    assert ours == pytest.approx(theirs, rel=1e-5)
     with safe_open(whole.model / "model.safetensors", "pt") as one, safe_open(resumed.model / "model.safetensors", "pt") as other:
-        assert list(one.keys()) == list(other.keys())
-        assert all(torch.equal(one.get_tensor(name), other.get_tensor(name)) for name in one.keys())  # noqa: SIM118
+        for name in one.keys():  # noqa: SIM118
+            torch.testing.assert_close(one.get_tensor(name), other.get_tensor(name), atol=1e-5, rtol=1e-4)
