@@ -44,8 +44,8 @@ def test_each_side_of_a_translator_reads_half_of_the_tokens() -> None:
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:
-    rounds = [{"lmkit": {"rate": a}, "best": {"rate": b}} for a, b in ((8.0, 2.0), (6.0, 3.0), (9.0, 3.0))]
-    assert speed.ratios(rounds, "best") == (3.0, 2.0, 4.0)
+    rounds = [{"lmkit": {"rate": a}, "best": {"rate": b}} for a, b in ((20.0, 2.0), (6.0, 3.0), (9.0, 3.0))]
+    assert speed.ratios(rounds, "best") == (3.0, 2.0, 10.0)
 
 
 def test_the_page_keeps_what_stands_around_the_section() -> None:
