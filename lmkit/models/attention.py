@@ -22,6 +22,7 @@ def use_cpu_attention(*, in_fp32: bool) -> None:
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, **options: Any
     ) -> tuple[torch.Tensor, None]:
+        # checkpointed layers are computed twice and have to draw alike: both times with gradients, as use_reentrant=False does
         plain = value.device.type != "cpu" or not torch.is_grad_enabled() or options.get("position_bias") is not None
         if plain or (not dropout and not (in_fp32 and value.dtype == torch.bfloat16)):
             found: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **options)[0]

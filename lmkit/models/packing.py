@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 TOLERANCE = (
     2e-5  # of the largest logit, in fp32: rounding makes 1e-6, a document that sees another at least 1e-4, even at random weights
 )
-TRIAL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError)  # of a model that is tried
+TRIAL_ERRORS = (
+    AssertionError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    IndexError,
+    AttributeError,
+    KeyError,
+)  # of a model that is tried
 LONGEST_TRIAL = 1100  # tokens of a document that is run to see whether a sliding window is kept
 
 
@@ -96,6 +104,8 @@ def trial_length(config: Any, longest: int) -> int | None:
     """Tokens of the documents to try a model with; None: it cannot be tried."""
     if getattr(config, "is_encoder_decoder", False):
         return None
+    if getattr(config, "attention_type", None) == "block_sparse":
+        return None  # BigBird turns to full attention for good once it has read a short text
     window = _window(config, longest)
     length = 12 if window is None else window + 8
     return length if length <= LONGEST_TRIAL else None

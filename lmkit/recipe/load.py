@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"),
     list("-+0123456789."),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either loader would read as something else than text: a label 08, a revision 1e5."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
 
 
 def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -173,8 +184,9 @@ def dump_recipe(recipe: Recipe) -> str:
     values = recipe.model_dump()
     for section, key in PATH_KEYS:
         if holder := _holder(values, section):
-            holder[key] = _each(holder.get(key), lambda entry: str(Path(entry).resolve()) if _is_local(entry) else entry)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+            holder[key] = _each(holder.get(key), lambda entry: os.path.realpath(_home(entry)) if _is_local(entry) else entry)
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return text
 
 
 # where a recipe names things on disk
@@ -202,7 +214,12 @@ def _each(value: Any, change: Any) -> Any:
 
 
 def _is_local(entry: str) -> bool:
-    return bool(entry) and (Path(entry).expanduser().exists() or bool(glob.glob(entry, recursive=True)))
+    return bool(entry) and (os.path.exists(_home(entry)) or bool(glob.glob(entry, recursive=True)))
+
+
+def _home(entry: str) -> str:
+    """With ``~`` replaced; of an unknown user it stays, where ``Path.expanduser`` would raise."""
+    return os.path.expanduser(entry)
 
 
 def _anchor(values: dict[str, Any], folder: Path) -> None:
@@ -218,7 +235,14 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
+    """Plain values of what a Python caller has: numbers and texts of NumPy, views and sets."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, Set)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, str):
+        return str.__str__(value)
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _apply(values: dict[str, Any], override: str) -> str:

@@ -21,7 +21,12 @@ def _as_text(value: Any) -> Any:
 
 
 def _as_interval(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r"(\d+|\d*\.\d+)\s*min", value):
+    is_minutes = isinstance(value, str) and re.fullmatch(r"(\d+|\d*\.\d+)\s*min", value)
+    if (
+        not is_minutes
+        and value is not None
+        and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < 1 or value % 1)
+    ):
         raise ValueError('a number of steps, or minutes as "10min"')
     return value
 

@@ -6,6 +6,7 @@ about a mistake in a recipe.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ class Section:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{name}: a recipe is frozen")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: a recipe is frozen")
+
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
@@ -115,8 +119,8 @@ def checked(kind: type[S], values: Any, mistakes: list[Mistake], path: tuple[str
 
     A section given as null (``tokenizer:`` with nothing, or only comments, below it) stands for its default.
     """
-    if isinstance(values, kind):
-        return values
+    if isinstance(values, Section):
+        values = values.model_dump()
     if not isinstance(values, dict):
         mistakes.append(Mistake(path, "a mapping of keys to values", values))
         return None
@@ -132,15 +136,27 @@ def checked(kind: type[S], values: Any, mistakes: list[Mistake], path: tuple[str
         else:
             try:
                 found[name] = _as(key.annotation, value)
-            except _Unfit:
-                mistakes.append(Mistake(here, _described(key.annotation), value))
+            except _Unfit as error:
+                inside, expected, value = error.entry or ((), key.annotation, value)
+                mistakes.append(Mistake((*here, *inside), _described(expected), value))
             except ValueError as error:
                 mistakes.append(Mistake(here, str(error), value))
     return kind(**found) if len(mistakes) == before else None
 
 
 class _Unfit(Exception):
-    """A value is not of a type."""
+    """A value is not of a type; ``entry``: of a list or mapping its path, the type that was expected there, and what it is."""
+
+    entry: tuple[tuple[str, ...], Any, Any] | None = None
+
+
+def _entry(kind: Any, value: Any, name: Any, *, exact: bool) -> Any:
+    try:
+        return _as(kind, value, exact=exact)
+    except _Unfit as error:
+        inside, expected, found = error.entry or ((), kind, value)
+        error.entry = ((str(name), *inside), expected, found)
+        raise
 
 
 def _as(kind: Any, value: Any, *, exact: bool = False) -> Any:
@@ -157,20 +173,28 @@ def _as(kind: Any, value: Any, *, exact: bool = False) -> Any:
         if all(_keeps(value, each.limits) for each in inner[1:] if isinstance(each, Key)):
             return value
     elif origin in (Union, UnionType):
+        entry = None
         for how in (True, exact):  # a type that the value has comes before one that it can be made to have
             for branch in inner:
-                with suppress(_Unfit):
+                try:
                     return _as(branch, value, exact=how)
+                except _Unfit as error:
+                    entry = error.entry or entry
+        unfit = _Unfit()
+        unfit.entry = entry
+        raise unfit
     elif origin is Literal:
         if any(type(value) is type(known) and value == known for known in inner):
             return value
     elif origin is list:
         if isinstance(value, (list, tuple)):
-            return [_as(inner[0], entry, exact=exact) for entry in value]
+            return [_entry(inner[0], entry, number, exact=exact) for number, entry in enumerate(value)]
     elif origin is dict:
         if isinstance(value, dict):
-            return {_as(inner[0], key, exact=exact): _as(inner[1], entry, exact=exact) for key, entry in value.items()}
-    elif kind is Any or type(value) is kind:
+            return {
+                _entry(inner[0], key, key, exact=exact): _entry(inner[1], entry, key, exact=exact) for key, entry in value.items()
+            }
+    elif kind is Any or (type(value) is kind and _is_finite(value)):
         return value
     elif not exact:
         return _made(kind, value)
@@ -184,9 +208,13 @@ def _made(kind: type, value: Any) -> Any:
     if kind in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             number = kind(value)
-            if isinstance(value, str) or number == value:
+            if _is_finite(number) and (isinstance(value, str) or number == value):
                 return number
     raise _Unfit
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 # limit -> what it is called, and whether a value keeps it

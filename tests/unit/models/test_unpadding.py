@@ -46,6 +46,21 @@ def test_a_model_that_takes_no_positions_does_not_share_rows() -> None:
     assert find_unpadding(tiny_model("deberta-v2"), longest=60) is None
 
 
+def test_a_pooler_that_is_not_called_on_all_states_does_not_share_rows() -> None:
+    assert find_unpadding(tiny_model("albert", embedding_size=16), longest=60) is None
+
+
+def test_a_model_that_asserts_the_shape_of_its_mask_does_not_share_rows() -> None:
+    assert find_unpadding(tiny_model("flaubert", emb_dim=32, n_layers=1, n_heads=2, n_words=90), longest=60) is None
+
+
+def test_a_model_that_a_short_text_would_change_is_not_tried() -> None:
+    assert (
+        find_unpadding(tiny_model("big_bird", attention_type="block_sparse", block_size=4, num_random_blocks=1), longest=60)
+        is None
+    )
+
+
 def test_an_encoder_decoder_does_not_share_rows() -> None:
     assert find_unpadding(tiny_model("bart", d_model=32, encoder_layers=1, decoder_layers=1), longest=60) is None
 

@@ -307,3 +307,44 @@ def test_shipped_recipe_is_right(name: str) -> None:
     recipe = load_recipe(name)
     assert isinstance(recipe, Recipe)
     assert recipe.task
+
+
+def test_what_is_dumped_is_what_is_loaded(tmp_path: Path) -> None:
+    """Texts that look like numbers to one of two YAML readers stay texts."""
+    recipe = load_recipe({"data": {"labels": ["08", "1e5", ".5e1", "no"]}, "name": "08", "model": {"revision": "1e5"}})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert (again.data.labels, again.name, again.model.revision) == (["08", "1e5", ".5e1", "no"], "08", "1e5")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"classification": {"class_weights": {"a": -1}}}, "classification.class_weights.a: expected a number greater than 0"),
+        ({"data": {"columns": {"text": 1.5}}}, "data.columns.text: expected text"),
+        ({"data": {"labels": ["a", 1.5]}}, "data.labels.1: expected text"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate: expected a number"),
+        ({"train": {"epochs": float("nan")}}, "train.epochs: expected a number"),
+        ({"hardware": {"checkpoint_every": 0}}, "hardware.checkpoint_every: expected a number of steps, or minutes"),
+    ],
+)
+def test_a_wrong_value_is_named_where_it_stands(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(values)
+    assert said in str(error.value)
+
+
+def test_a_home_that_is_not_there_is_a_path_like_others() -> None:
+    assert "~nosuchuser/x.jsonl" in dump_recipe(load_recipe({"data": {"train": "~nosuchuser/x.jsonl"}}))
+
+
+def test_numbers_and_texts_of_numpy_are_taken() -> None:
+    import numpy as np
+
+    values = {
+        "train": {"batch_size": np.int64(3), "learning_rate": np.float32(0.5)},
+        "data": {"labels": list(np.array(["a", "b"]))},
+    }
+    recipe = load_recipe(values)
+    assert (recipe.train.batch_size, recipe.train.learning_rate, recipe.data.labels) == (3, 0.5, ["a", "b"])
+    assert {type(recipe.train.batch_size), type(recipe.train.learning_rate), type(recipe.data.labels[0])} == {int, float, str}
