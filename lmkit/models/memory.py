@@ -28,22 +28,6 @@ def free_cached_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep memory that is freed, where it is glibc.
-
-    It gives blocks of many megabytes back to the system, and gets them anew, page by page, at the next step: to fill the
-    gradient of an embedding with zeros so takes ten times as long.
-    """
-    import ctypes
-    import platform
-
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_max = -1, -4  # malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
 def in_parts(compute: Callable[[Sequence[int]], list[T]], numbers: Sequence[int]) -> list[T]:
     """The results of all numbers, in order: at once, or where memory ends in halves.
 

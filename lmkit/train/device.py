@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError
-from lmkit.models.memory import keep_freed_memory
 from lmkit.recipe.schema import Hardware
 
 if TYPE_CHECKING:
@@ -120,7 +119,6 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
         ) from None
     _limit_threads()  # after Accelerate, which has a number of its own
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
         from lmkit.models.attention import use_cpu_attention
 
         use_cpu_attention(in_fp32=not torch.cpu._is_amx_tile_supported())
