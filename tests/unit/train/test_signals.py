@@ -10,6 +10,7 @@ from lmkit.train.signals import signals
 
 
 def test_the_first_signal_is_noted_and_a_second_one_leaves_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     received: list[int] = []
 
