@@ -166,8 +166,8 @@ def _compare(case: Case, own: _Process, asked: list[Setting], turn: float, *, st
         "flops_per_token": round(flops) if flops is not None else None,
         "share_of_peak": round(speed * flops / max(peaks), 4) if flops is not None else None,
         "data_wait": round(total["waited_seconds"] / total["seconds"], 4),
-        "seconds_per_epoch": round(an_example * facts["examples"], 1),
-        "seconds_in_all": round(an_example * steps_of * steps, 1) if steps else (train.max_minutes or 0) * 60,
+        "seconds_per_epoch": round(an_example * facts["examples"], 3),
+        "seconds_in_all": round(an_example * steps_of * steps, 3) if steps else (train.max_minutes or 0) * 60,
         "settings": rows,
         "faster": [f"{key}={_as_value(value)}" for key, value in chosen.items()],
     }
