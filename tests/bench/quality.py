@@ -1,15 +1,18 @@
-"""How good fine-tuned models are: every line of "Quality" in docs/benchmarks.md.
+"""How good fine-tuned models are: every line of "Quality" and "Decoding" in docs/benchmarks.md.
 
-    python tests/bench/quality.py --data DIR --model DIR [--only banking77,wnut17] [--variants full,lora,crf] [--seeds 3]
+    python tests/bench/quality.py --data DIR --model DIR [--only banking77,wnut17] [--variants full,lora,crf,viterbi] [--seeds 3]
+    python tests/bench/quality.py --docs      # the page from what was measured; nothing is run
 
 DIR of ``--data`` has a folder for each data set: train, validation and test files. ``--model`` is a BERT-like encoder
-(all-MiniLM-L6-v2 for the page). Every run is the real command; what is there already is not run again, so the script
-can be stopped and started. It ends with the table, which ``--table`` prints alone.
+(all-MiniLM-L6-v2 for the page). Every run is the real command. What it found goes to docs/quality.json, one entry a run
+with date and machine, and is not run again while its recipe here stays the same: the measurements take many hours on two
+cores, and can be stopped, and gone on with elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -18,9 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from page import PAGE, between, processor
+
+RESULTS = PAGE.with_name("quality.json")
 LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}, "train": {"learning_rate": 2e-3}}
 CRF: dict[str, Any] = {"tagging": {"crf": True}}
-TRAINED = {"full": "all weights", "lora": "LoRA", "crf": "all weights and a CRF layer"}
+VITERBI: dict[str, Any] = {"tagging": {"decoding": "viterbi"}}  # of the run with all weights: nothing is trained
+TRAINED = {"full": "all weights", "lora": "LoRA"}
+DECODED = {"viterbi": "Viterbi", "crf": "CRF layer"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ LINES = {
         ("f1",),
         {"data": {**files("wnut17", "conll"), "max_length": 128}, "train": encoder(6)},
         "16.35 (linear-chain CRF on words); 41.1 (plain fine-tuning of the same model)",
-        {"lora": LORA, "crf": CRF},
+        {"lora": LORA, "crf": CRF, "viterbi": VITERBI},
     ),
     "wikigold": Line(
         "wikigold",
@@ -96,7 +105,7 @@ LINES = {
         ("f1",),
         {"data": {**files("wikigold", "conll"), "max_length": 128}, "train": encoder(8)},
         "54.05 (linear-chain CRF on words)",
-        {"lora": LORA, "crf": CRF},
+        {"lora": LORA, "crf": CRF, "viterbi": VITERBI},
     ),
     "ud_ewt_pos": Line(
         "ud_ewt_pos",
@@ -142,47 +151,137 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return base | {key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}
 
 
+def key_of(line: Line, variant: str) -> str:
+    """Of everything that decides the outcome but the seed, so that what an older recipe gave is measured anew."""
+    recipe = [line.task, merged(line.recipe, line.variants.get(variant, {}))]
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def run(line: Line, variant: str, seed: int, arguments: argparse.Namespace) -> None:
-    """Train and evaluate one run, unless its result is there."""
-    output = arguments.out / f"{line.data}-{variant}-{seed}"
-    if (output / "eval" / "test" / "metrics.json").is_file():
+    """Train and evaluate one run, and note what it found; unless that is noted."""
+    entry = {"data": line.data, "variant": variant, "seed": seed, "recipe": key_of(line, variant)}
+    if any(entry.items() <= found.items() for found in measured()):
         return
+    output, plain = (arguments.out / f"{line.data}-{name}-{seed}" for name in (variant, "full"))
+    if variant == "viterbi":
+        run(line, "full", seed, arguments)
+        if not plain.is_dir():
+            print(f"{output.name}: the run with all weights was elsewhere; left out")
+            return
+        lmkit("eval", str(plain), "tagging.decoding=viterbi", "-o", str(output))
+        manifest = json.loads((plain / "manifest.json").read_text(encoding="utf-8"))
+    else:
+        lmkit("finetune", str(recipe_file(line, variant, seed, output, arguments)), "--resume")
+        lmkit("eval", str(output))
+        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    (found,) = output.glob("**/eval/test/metrics.json")
+    metrics = json.loads(found.read_text(encoding="utf-8"))["metrics"]
+    entry |= {name: round(metrics[name]["value"], 6) for name in line.metrics}
+    if variant in DECODED and plain.is_dir():
+        told = lmkit("compare", str(plain), str(output), "--json")
+        entry["against_full"] = {name: told[name] for name in ("difference", "low", "high", "p_value", "verdict")}
+    entry |= {"minutes": round(manifest["seconds"] / 60, 2), "date": manifest["finished"][:10], "machine": processor()}
+    entry |= {"threads": manifest["hardware"]["threads"], "precision": manifest["hardware"]["precision"]}
+    kept = [
+        other for other in measured() if not entry.items() >= {key: other[key] for key in ("data", "variant", "seed")}.items()
+    ]
+    kept = sorted([*kept, entry], key=lambda one: (list(LINES).index(one["data"]), one["variant"], one["seed"]))
+    lines = ",\n".join(json.dumps(one) for one in kept)
+    RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def lmkit(*command: str) -> Any:
+    """Run lmkit; what it printed as JSON."""
+    print("lmkit", *command, flush=True)
+    wants = "--json" in command
+    done = subprocess.run([sys.executable, "-m", "lmkit", *command, "-q"], check=True, stdout=subprocess.PIPE if wants else None)
+    return json.loads(done.stdout) if wants else None
+
+
+def measured() -> list[dict[str, Any]]:
+    """What is noted, of the recipes as they are here."""
+    noted = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    return [one for one in noted if one["data"] in LINES and one["recipe"] == key_of(LINES[one["data"]], one["variant"])]
+
+
+def recipe_file(line: Line, variant: str, seed: int, output: Path, arguments: argparse.Namespace) -> Path:
     recipe = merged(line.recipe, line.variants.get(variant, {}))
     recipe |= {"task": line.task, "name": output.name, "seed": seed, "output": str(output)}
     if "model" not in recipe:
         recipe["model"] = {"base": str(arguments.model.resolve())}
-    file = arguments.out / "recipes" / f"{output.name}.json"  # JSON is YAML
-    file.parent.mkdir(parents=True, exist_ok=True)
     for split in ("train", "validation", "test"):
         if split in recipe["data"]:
             recipe["data"] = recipe["data"] | {split: placed(recipe["data"][split], arguments.data.resolve())}
-    yaml = file.with_suffix(".yaml")
-    yaml.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
-    for command in (["finetune", str(yaml), "--resume"], ["eval", str(output)]):
-        print("lmkit", *command, flush=True)
-        subprocess.run([sys.executable, "-m", "lmkit", *command, "-q"], check=True)
+    file: Path = arguments.out / "recipes" / f"{output.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(recipe, indent=1), encoding="utf-8")  # JSON is YAML
+    return file
 
 
 def placed(source: Any, folder: Path) -> Any:
     return {role: placed(name, folder) for role, name in source.items()} if isinstance(source, dict) else str(folder / source)
 
 
-def table(out: Path) -> str:
-    """Markdown: mean and spread (sample standard deviation) over the seeds that are there, in percent."""
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: mean and spread (sample standard deviation) over the seeds that are there."""
     rows = ["| data | task | trained | metric | test | seeds | minutes a run | to beat |", "|---|---|---|---|---|---|---|---|"]
     for name, line in LINES.items():
         for variant, trained in TRAINED.items():
-            runs = sorted(out.glob(f"{name}-{variant}-*/eval/test/metrics.json"))
-            if not runs:
-                continue
-            found = [json.loads(path.read_text(encoding="utf-8"))["metrics"] for path in runs]
-            minutes = [json.loads((path.parents[2] / "manifest.json").read_text())["seconds"] / 60 for path in runs]
-            for metric in line.metrics:
-                values = [metrics[metric]["value"] * (1 if line.task == "translation" else 100) for metrics in found]
-                spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                cells = [name, line.task, trained, metric, f"{statistics.mean(values):.2f}{spread}", len(values)]
-                rows.append("| " + " | ".join(map(str, [*cells, f"{statistics.mean(minutes):.1f}", line.floor])) + " |")
+            runs = [one for one in found if (one["data"], one["variant"]) == (name, variant)]
+            for metric in line.metrics if runs else ():
+                minutes = statistics.mean(one["minutes"] for one in runs)
+                cells = [name, line.task, trained, metric, mean_of(runs, metric, line), len(runs), f"{minutes:.1f}", line.floor]
+                rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
+
+
+def mean_of(runs: list[dict[str, Any]], metric: str, line: Line) -> str:
+    values = [one[metric] * (1 if line.task == "translation" else 100) for one in runs]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def decoding_table(found: list[dict[str, Any]]) -> str:
+    """Markdown: Viterbi and a CRF layer beside plain argmax, each seed's difference with its interval and verdict."""
+    rows = [
+        "| data | decoding | F1 | argmax F1 | seeds | difference (95 % interval, p) and verdict by seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, line in LINES.items():
+        for variant, shown in DECODED.items():
+            runs = [one for one in found if (one["data"], one["variant"]) == (name, variant) and "against_full" in one]
+            seeds = {one["seed"] for one in runs}
+            plain = [one for one in found if (one["data"], one["variant"]) == (name, "full") and one["seed"] in seeds]
+            verdicts = []
+            for against in (one["against_full"] for one in runs):
+                low, high = 100 * against["low"], 100 * against["high"]
+                difference = f"{100 * against['difference']:+.2f} ({low:+.2f} ... {high:+.2f}, p = {against['p_value']:.4g})"
+                verdicts.append(f"{difference}: {against['verdict'].replace('b is', f'{shown} is').replace('a is', 'argmax is')}")
+            if runs:
+                cells = [name, shown, mean_of(runs, "f1", line), mean_of(plain, "f1", line), len(runs), "; ".join(verdicts)]
+                rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def where(found: list[dict[str, Any]]) -> str:
+    """Dates and machines of the runs."""
+    dates = sorted({one["date"] for one in found})
+    machines = sorted({f"{one['machine']}, {one['precision']}, {one['threads']} thread(s)" for one in found})
+    return f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {'; '.join(machines)}."
+
+
+def section() -> str:
+    found = measured()
+    return f"""{table(found)}
+
+## Decoding of word tags
+
+`tagging.decoding: viterbi` at evaluation alone (nothing is trained; it forbids only sequences that IOB2 forbids), and
+`tagging.crf: true` in training, beside argmax of the run with all weights and the same seed: paired bootstrap over the same rows.
+
+{decoding_table(found)}
+
+Both tables: {where(found)}"""
 
 
 def main() -> None:
@@ -191,17 +290,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("."))
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--only", default=",".join(LINES))
-    parser.add_argument("--variants", default=",".join(TRAINED))
+    parser.add_argument("--variants", default=",".join([*TRAINED, *DECODED]))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--docs", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.table:
+    if not arguments.docs:
         for seed in range(13, 13 + arguments.seeds):
             for variant in arguments.variants.split(","):
                 for name in arguments.only.split(","):
                     if variant in ("full", *LINES[name].variants):
                         run(LINES[name], variant, seed, arguments)
-    print(table(arguments.out))
+    PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), "quality", section()), encoding="utf-8")
 
 
 if __name__ == "__main__":
