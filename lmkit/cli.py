@@ -204,7 +204,7 @@ def evaluate(
     if strict and not fail_under:
         raise LmkitError("--strict has no effect without --fail-under", remedy="for example --fail-under f1=0.42 --strict")
     limits = thresholds(fail_under or ())
-    found = run_evaluation(source, overrides or (), output=output)
+    found = run_evaluation(source, overrides or (), output=output, limited=limits)
     console.emit(found)
     if found and (reasons := failures(found, limits, strict=strict)):
         console.fail("; ".join(reasons))
@@ -413,6 +413,29 @@ def recipe_check(recipe: RecipeArgument, overrides: Overrides = None, as_json: J
     rows = ", ".join(f"{split} {count} rows" for split, count in found["rows"].items())
     console.say(f"{found['recipe']}: {found['task']}; {rows}; nothing wrong")
     console.emit(found)
+
+
+@recipes.command("explain")
+def recipe_explain(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A dotted key, or a section: train.warmup, lora.")],
+    as_json: Json = False,
+) -> None:
+    """What a key of a recipe does, what it expects, its default."""
+    _start(as_json, False, False)
+    from lmkit.commands.recipes import explain_key
+
+    found, shown = explain_key(key)
+    console.say(shown)
+    console.emit(found)
+
+
+@recipes.command("schema")
+def recipe_schema() -> None:
+    """The JSON Schema of recipes, by which editors complete and check."""
+    _start(True, False, False)
+    from lmkit.recipe.explain import json_schema
+
+    console.emit(json_schema())
 
 
 def main() -> None:

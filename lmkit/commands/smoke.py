@@ -43,7 +43,6 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
         source = find_model(tiny.model.base) if tiny.model.base else None
         check_model_keys(tiny, source)
         run = Run(Path(folder) / "run")
-        run.start(resume=False, overwrite=False)
         trained = {split: rows for split, rows in splits.rows.items() if split != "test"}
         summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
         found = evaluate(str(run.path), splits=splits)  # on the training rows, where there are no others

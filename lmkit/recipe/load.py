@@ -198,6 +198,16 @@ PATH_KEYS = [(("data",), key) for key in ("train", "validation", "test")] + [
 ]
 
 
+def local_paths(recipe: Recipe) -> list[tuple[str, str]]:
+    """The files and folders that a recipe names and that are there, each with its dotted key."""
+    found: list[tuple[str, str]] = []
+    values = recipe.model_dump()
+    for section, key in PATH_KEYS:
+        dotted = ".".join([*section, key])
+        _each((_holder(values, section) or {}).get(key), lambda entry, at=dotted: found.append((at, entry)))
+    return [(key, _home(entry)) for key, entry in found if _is_local(entry)]
+
+
 def _holder(values: Mapping[str, Any], section: tuple[str, ...]) -> dict[str, Any] | None:
     found: Any = values
     for key in section:
@@ -307,11 +317,12 @@ def _explain(mistake: Mistake) -> str:
     """The dotted key, and what to say of it."""
     key = ".".join(mistake.path)
     if mistake.expected is None:
-        return f"{key}: {_explain_unknown(mistake.path)}"
+        return f"{key}: {explain_unknown(mistake.path)}"
     return f"{key}: expected {mistake.expected}{EXAMPLES.get(key, '')}, found {mistake.found!r}"
 
 
-def _explain_unknown(path: Sequence[str]) -> str:
+def explain_unknown(path: Sequence[str]) -> str:
+    """What to say of a key that is not known: its name here, or the nearest ones."""
     name, dotted, siblings = path[-1], ".".join(path), _section(path[:-1]).model_fields
     if name in FOREIGN and dotted != FOREIGN[name]:
         return f"unknown key; here it is {FOREIGN[name]}"

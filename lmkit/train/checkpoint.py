@@ -45,12 +45,17 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def checkpoint_steps(run: Run) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first."""
+def checkpoint_steps(run: Run, *, until: int | None = None) -> list[int]:
+    """Steps of the checkpoints that are there, oldest first.
+
+    Args:
+        until: the step a run stands at; what comes after it is damaged, and was passed over when the run was resumed.
+    """
     if not run.checkpoints.is_dir():
         return []
-    names = [re.fullmatch(r"step-(\d{8})", path.name) for path in run.checkpoints.iterdir()]
-    return sorted(int(name[1]) for name in names if name)
+    names = [re.fullmatch(r"step-(\d{8,})", path.name) for path in run.checkpoints.iterdir()]
+    steps = sorted(int(name[1]) for name in names if name)
+    return steps if until is None else [step for step in steps if step <= until]
 
 
 def newest_whole(run: Run) -> int | None:
@@ -326,9 +331,9 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     return load_state(run, step)
 
 
-def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = ()) -> None:
-    """Remove all but the newest ``keep`` checkpoints, the best one, and those that are ``also`` needed."""
-    steps = checkpoint_steps(run)
+def drop_old(run: Run, *, newest: int, keep: int, best: int | None, also: Collection[int] = ()) -> None:
+    """Of the checkpoints up to the ``newest``, remove all but the last ``keep``, the best one, and those ``also`` needed."""
+    steps = checkpoint_steps(run, until=newest)
     for step in steps[: max(0, len(steps) - keep)]:
         if step != best and step not in also:
             shutil.rmtree(run.checkpoints / name_of(step))
@@ -336,7 +341,7 @@ def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = (
 
 def drop_unfinished(run: Run) -> None:
     """Remove what a process that was killed left half-written."""
-    for path in run.checkpoints.glob(".step-*"):
+    for path in [*run.checkpoints.glob(".step-*"), *run.path.glob(f".{run.model.name}.*")]:
         shutil.rmtree(path)
 
 

@@ -48,8 +48,13 @@ if TYPE_CHECKING:
 RELOAD_TOLERANCE = 1e-4  # largest difference of logits after a fresh load, fp32
 
 
-def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool) -> dict[str, Any]:
+def fit(
+    recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool, overwrite: bool = False
+) -> dict[str, Any]:
     """Train what the recipe says into the run directory.
+
+    Args:
+        overwrite: a run that is there is removed, once it is known that this one can begin.
 
     Returns:
         A summary for ``--json``: run, steps, seconds, the metric that chose the model, validation metrics.
@@ -77,6 +82,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
     manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded)
     if accelerator.is_main_process:
+        run.start(resume=resume, overwrite=overwrite)
         write_text(run.recipe_file, dump_recipe(recipe))  # resumed, too: it may have more steps now
         if prepared.splits.rejected:
             write_text(run.rejects_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prepared.splits.rejected))
@@ -95,7 +101,7 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
-        run.cut_log(progress.step)
+        run.cut_log(progress.step, progress.evaluated_step)
     if recipe.logging.to:
         accelerator.init_trackers(recipe.name)
     run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
@@ -192,7 +198,8 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
 def _choose(run: Run, recipe: Recipe, plan: Plan, progress: Progress, model: Any) -> list[int]:
     """Give the model the best weights, or the mean of the last ones up to them; returns the steps of a mean."""
     every, number = evaluation_interval(recipe, plan), recipe.train.average_checkpoints
-    steps = averaged(checkpoint_steps(run), number, every=every, last=progress.step, best=progress.best_step)
+    there = checkpoint_steps(run, until=progress.step)
+    steps = averaged(there, number, every=every, last=progress.step, best=progress.best_step)
     if number and len(steps) < number:
         console.warn(
             f"train.average_checkpoints: {number}, but there were only {len(steps)} evaluations; train.eval_every makes more"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.build import Built, build_model, count_parameters, load_trained, save_model
-from lmkit.models.load import new_modules
+from lmkit.models.load import new_modules, position_limit
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import TASKS
 
@@ -166,6 +166,51 @@ def test_lora_that_finds_no_layer_names_those_there_are(tiny: Any) -> None:
 def test_lora_needs_trained_weights(tiny: Any) -> None:
     with pytest.raises(RecipeError, match="this model starts from random ones"):
         built(tiny, tiny.recipe("ner", lora={"rank": 2}))
+
+
+def test_a_field_that_tokenizer_or_task_decide_is_refused_where_it_would_have_no_effect(tiny: Any) -> None:
+    with pytest.raises(RecipeError, match=r"model\.config\.vocab_size: 50, but tokenizer and task make it 320"):
+        built(tiny, tiny.recipe("mlm", model={"config": {"vocab_size": 50}}))
+    with pytest.raises(RecipeError, match=r"model\.config\.pad_token_id: 7, but"):
+        built(tiny, tiny.recipe("mlm", model={"config": {"pad_token_id": 7}}))
+
+
+def test_there_may_be_more_embeddings_than_tokens(tiny: Any) -> None:
+    model = built(tiny, tiny.recipe("mlm", model={"config": {"vocab_size": 512}})).model
+    assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 512
+
+
+def test_a_field_that_only_the_architectures_code_knows_may_be_set(tiny: Any) -> None:
+    """DeBERTa-v3's ``position_buckets`` is no attribute of the config class."""
+    recipe = tiny.recipe("mlm", "deberta-v2", model={"config": {"relative_attention": True, "position_buckets": 16}})
+    assert built(tiny, recipe).model.config.position_buckets == 16
+    with pytest.raises(RecipeError, match="deberta-v2 has no field 'position_bukets'"):
+        built(tiny, tiny.recipe("mlm", "deberta-v2", model={"config": {"position_bukets": 16}}))
+
+
+def test_positions_that_begin_behind_the_padding_are_not_counted(tiny: Any) -> None:
+    """RoBERTa's 514 positions are 512 tokens; one more would be an IndexError in the first step."""
+    for positions in (34, 33):
+        recipe = tiny.recipe("mlm", "roberta", model={"config": {"max_position_embeddings": positions}})
+        first = tiny.prepared(recipe).task.tokenizer.pad_token_id + 1
+        if positions - first >= recipe.data.max_length:
+            assert built(tiny, recipe)
+        else:
+            with pytest.raises(RecipeError, match=rf"32 tokens, but this model reads {positions - first}"):
+                built(tiny, recipe)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"model_type": "xlnet"}, None),
+        ({"model_type": "t5"}, None),
+        ({"model_type": "mpt", "max_seq_len": 99}, 99),
+        ({"model_type": "gpt2", "n_positions": 98}, 98),
+    ],
+)
+def test_how_much_a_model_reads_is_told_by_whatever_its_config_calls_it(config: dict[str, Any], limit: int | None) -> None:
+    assert position_limit(transformers.AutoConfig.for_model(**config)) == limit
 
 
 def test_new_modules_are_named_by_the_topmost() -> None:

@@ -78,7 +78,10 @@ def test_a_line_of_the_log_tells_speed_padding_and_the_share_of_waiting() -> Non
         Step(number, zero, zero, 0.1, items=1, tokens=tokens, slots=40, waited_seconds=waited, share=None, interrupted=False)
         for number, tokens, waited in ((1, 30, 1.0), (2, 34, 0.5))
     ]
-    line = session._log_line(steps, Plan(4, 2, 13), seconds=2.0)
+    tally = session.Tally()
+    for step in steps:
+        tally.add(step)
+    line = session._log_line(steps[-1], tally, Plan(4, 2, 13), seconds=2.0)
     assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (64, 32.0, 0.2, 0.75)
 
 
