@@ -17,7 +17,7 @@ import typer  # noqa: E402
 import typer.core  # noqa: E402
 
 from lmkit import __version__, console  # noqa: E402
-from lmkit.errors import LmkitError, ProofFailed, TrainingStopped  # noqa: E402
+from lmkit.errors import LmkitError, ProofFailed, TrainingStopped, is_full  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -433,9 +433,9 @@ def recipe_explain(
 def recipe_schema() -> None:
     """The JSON Schema of recipes, by which editors complete and check."""
     _start(True, False, False)
-    from lmkit.recipe.explain import json_schema
+    from lmkit.commands.recipes import schema
 
-    console.emit(json_schema())
+    console.emit(schema())
 
 
 def main() -> None:
@@ -469,8 +469,8 @@ def _other(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        console.fail(f"{error.filename or 'output'}: {error.strerror}")
+    if is_full(error) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        console.fail(f"{getattr(error, 'filename', None) or 'output'}: {getattr(error, 'strerror', None) or error}")
         return 1
     status = getattr(error, "status", None)
     if isinstance(status, int):  # Interrupted, ProcessFailed: said already

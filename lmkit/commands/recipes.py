@@ -58,6 +58,13 @@ def explain_key(key: str) -> tuple[dict[str, Any], str]:
     return found, console.table([key, ""], [row for row in rows if row[1]])
 
 
+def schema() -> dict[str, Any]:
+    """The JSON Schema of recipes."""
+    from lmkit.recipe.explain import json_schema
+
+    return json_schema()
+
+
 def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
     """Keys, values, model and data files of a recipe, without torch.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError, RecipeError, suggest
 from lmkit.models.adapters import add_lora, load_adapter
+from lmkit.models.causal import check_causal, decoder_fields
 from lmkit.models.crf import FILE as CRF_FILE
 from lmkit.models.crf import add_crf, load_crf, save_crf
 from lmkit.models.heads import crf_of, unwrap
@@ -87,6 +88,8 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
         model, new = _from_source(recipe, task, source)
         origin = source.location
     _check_length(model, recipe, task)
+    if task.causal:
+        check_causal(model)
     task.configure(model)
     added = grow_embeddings(model, task.tokenizer, recipe.tokenizer.add_tokens)
     if recipe.hardware.gradient_checkpointing:
@@ -172,6 +175,10 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str,
         ids |= {"decoder_vocab_size": num_tokens(target)}
         if target is not tokenizer:
             ids |= {"share_encoder_decoder_embeddings": False}
+    fields = getattr(_config_class(model_type), "__dataclass_fields__", {})
+    for name, value in ids.items():
+        if value is None and name in fields and not re.search("None|Optional", str(fields[name].type)):
+            ids[name] = ids["pad_token_id"]  # a number has to stand there (ModernBERT's decoder), and none of another vocabulary
     return {"vocab_size": num_tokens(tokenizer)} | ids
 
 
@@ -182,6 +189,7 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
     values = dict(values)
     cls = _config_class(values.pop("model_type"))
     _check_fields(recipe.model.config, cls())
+    values |= decoder_fields(cls()) if task.causal else {}
     try:
         config = cls(**_with_dropout(values, cls().to_dict() | values, recipe.train.dropout))
         _check_kind(config, task)
@@ -221,7 +229,8 @@ def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTr
     base = load_config(source, recipe)
     _check_fields(recipe.model.config, base)
     _check_kind(base, task)
-    changes = _with_dropout(recipe.model.config | task.model_config(), base.to_dict(), recipe.train.dropout)
+    decided = task.model_config() | (decoder_fields(base) if task.causal else {})
+    changes = _with_dropout(recipe.model.config | decided, base.to_dict(), recipe.train.dropout)
     if recipe.lora is not None and recipe.lora.quantize is not None:
         changes |= quantization(recipe.lora.quantize, task.model_class, base, recipe.hardware.precision)
     model, info = from_pretrained(task.model_class, source.location, recipe.model, changes)
@@ -355,6 +364,8 @@ def load_trained(source: ModelSource, task: Task) -> Any:
         model = load_adapter(source, task.model_class, recipe)
     else:
         model = _load_whole(source, task)
+    if task.causal:
+        check_causal(model)
     task.configure(unwrap(model))
     if recipe.tagging.crf:
         weights = load_crf(location, recipe.model.revision)

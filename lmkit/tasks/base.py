@@ -59,6 +59,7 @@ class Task(ABC):
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
     cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
     generates: ClassVar[bool] = False  # needs an encoder-decoder
+    causal: ClassVar[bool] = False  # a token is predicted from those before it
     predicts_tokens: ClassVar[bool] = False  # the classes are the vocabulary, too many for logits that nobody reads
     reading: tuple[Any, ...] = ()  # options besides the data's that decide ``encode``; part of the cache key
 

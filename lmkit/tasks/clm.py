@@ -17,6 +17,7 @@ class CausalLanguageModeling(LanguageModeling):
     model_class = "AutoModelForCausalLM"
     family = "llama"
     counts_bytes = True
+    causal = True
 
     def for_evaluation(self) -> Task:
         stride = self.recipe.eval.stride

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmkit import console
-from lmkit.errors import ModelError
+from lmkit.errors import ModelError, is_full
 from lmkit.run import Run, atomic_directory, sync
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 SUMS = "SHA256SUMS"  # in the form that ``sha256sum --check`` reads
 Tensors = dict[str, Any]
 T = TypeVar("T")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def part_of(name: str, rank: int, ranks: int) -> str:
@@ -206,14 +205,6 @@ def _together(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
         if told is not None:
             raise OSError(errno.ENOSPC if told[0] else errno.EIO, told[1])
     return [each for each, _ in outcomes]
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a disk had no room, also as safetensors tells it, which hands on the text of the error alone."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in FULL
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return told is not None and int(told[1]) in FULL
 
 
 def _sha256(path: Path) -> str:

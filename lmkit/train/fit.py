@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.data.encode import encode
 from lmkit.data.plan import Plan
-from lmkit.data.splits import Splits, provenance
+from lmkit.data.splits import Splits, cache_folder, provenance
 from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
@@ -45,6 +48,7 @@ from lmkit.train.sharding import check_sharding, gather_into
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LOCKED_SECONDS = 10  # to wait for a process before that is just ending
 RELOAD_TOLERANCE = 1e-4  # largest difference of logits after a fresh load, fp32
 
 
@@ -62,6 +66,41 @@ def fit(
     Raises:
         LmkitError: a mistake of the user's. TrainingStopped: the loss is not finite. Interrupted: by a signal.
     """
+    with _alone_in(run) if console.is_first_process() else nullcontext():
+        return _fit(recipe, splits, source, run, resume=resume, overwrite=overwrite)
+
+
+@contextmanager
+def _alone_in(run: Run) -> Iterator[None]:
+    """Keep a second process out of the run: each would cut the other's log and remove its checkpoints.
+
+    The system frees the lock when a process ends, however it ends; loader workers may outlive theirs by seconds.
+
+    Raises:
+        RunError: one is training there.
+    """
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:32]
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_folder() / f"run-{name}.lock")
+    try:
+        lock.acquire(timeout=LOCKED_SECONDS)
+    except Timeout:
+        raise RunError(
+            "another process is training into this directory",
+            place=str(run.path),
+            remedy="wait for it or end it; or give another -o/--output",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fit(
+    recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool, overwrite: bool
+) -> dict[str, Any]:
     started = time.perf_counter()
     prepared = prepare(recipe, splits, source)
     task, train = prepared.task, recipe.train

@@ -202,7 +202,7 @@ def test_overwrite_removes_nothing_where_the_new_run_cannot_begin(
     assert ended.status == 2
     assert (tmp_path / "run/model/model.safetensors").is_file()
     data = tmp_path / "run/mine.txt"
-    data.write_text("the whale\n")
+    data.write_text("".join(f"the whale {number}\n" for number in range(99)))
     ended = command("pretrain", "language.yaml", *options, f"data.train={data}", cwd=project)
     assert (ended.status, data.is_file()) == (2, True)
     assert "data.train: lies in the run that --overwrite would remove" in ended.err

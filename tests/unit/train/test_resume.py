@@ -329,3 +329,19 @@ def test_the_hardware_may_change(tiny: Any, uninterrupted: Any) -> None:
     run = uninterrupted("mlm")
     other = {"hardware": {"workers": 2, "micro_batch_tokens": 999}, "logging": {"every": 5}}
     tiny.fit(tiny.merged(recipe_of(tiny, "mlm"), output=str(run.path), **other), resume=True)
+
+
+def test_a_second_process_is_kept_out_of_the_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first was killed, and the processes that it had started go on."""
+    recipe = recipe_of(tiny, "mlm")
+    steps = session.train_steps
+
+    def beside(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(session, "train_steps", steps)
+        with pytest.raises(RunError, match="another process is training into this directory"):
+            tiny.fit(recipe, resume=True)
+        return steps(*arguments, **options)
+
+    monkeypatch.setattr(fit, "LOCKED_SECONDS", 0)
+    monkeypatch.setattr(session, "train_steps", beside)
+    assert tiny.fit(recipe).is_finished
