@@ -289,6 +289,19 @@ def merge(
 
 
 @app.command()
+def data(
+    recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
+    """What a recipe's data looks like, before anything is trained: rows, lengths, labels, repetitions."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.data import look, tables
+
+    found = look(recipe, overrides or ())
+    console.say(tables(found))
+    console.emit(found)
+
+
+@app.command()
 def doctor(
     recipe: Annotated[
         str | None, typer.Argument(metavar="[RECIPE]", help="Prove on this recipe, in small, that the hardware changes nothing.")

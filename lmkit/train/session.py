@@ -264,10 +264,14 @@ def run_steps(
                 line = _log_line(step, tally, plan, seconds=max(now - logged_at, 1e-9))
                 if spikes is not None:
                     line["skipped"] = tally.skipped
-                bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False)
+                bar.set_postfix_str(
+                    f"loss {line['loss'] or math.nan:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False
+                )
                 if accelerator.is_main_process:
                     run.append_log(line | {"seconds": round(progress.seconds, 3)})
-                accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step.number)
+                accelerator.log(
+                    {key: value for key, value in line.items() if key != "step" and value is not None}, step=step.number
+                )
                 tally, logged_at = Tally(), now
             bar.update()
             if evaluating:
@@ -311,7 +315,7 @@ def _log_line(last: Step, tally: Tally, plan: Plan, *, seconds: float) -> dict[s
     return {
         "step": last.number,
         "epoch": _epoch(plan, last.number),
-        "loss": float(tally.loss) / max(tally.items, 1),
+        "loss": float(tally.loss) / tally.items if tally.items else None,  # nothing was masked: 0 would say all was known
         "learning_rate": last.learning_rate,
         "grad_norm": finite(last.grad_norm.item()),
         "tokens": tally.tokens,

@@ -33,6 +33,7 @@ COMMANDS = [
     "eval",
     "predict",
     "merge",
+    "data",
     "doctor",
     "bench",
     "demo",

@@ -194,6 +194,7 @@ OPTIONS = {
     "compare": "RUN_A RUN_B --metric --split --method --format --confidence --resamples --seed --json -q -v",
     "predict": "RUN TEXT --file --set -q -v",
     "doctor": "--json -q -v",
+    "data": "RECIPE KEY=VALUE --json -q -v",
     "bench": "RECIPE KEY=VALUE --seconds --try --json -q -v",
     "demo": "-o --overwrite --json -q -v",
     "recipe list": "--json",

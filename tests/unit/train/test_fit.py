@@ -85,6 +85,14 @@ def test_a_line_of_the_log_tells_speed_padding_and_the_share_of_waiting() -> Non
     assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (64, 32.0, 0.2, 0.75)
 
 
+def test_a_line_of_steps_in_which_no_label_counted_has_no_loss() -> None:
+    zero = torch.zeros(())
+    step = Step(1, zero, zero, 0.1, items=0, tokens=3, slots=3, waited_seconds=0.0, share=None, interrupted=False)
+    tally = session.Tally()
+    tally.add(step)
+    assert session._log_line(step, tally, Plan(4, 2, 13), seconds=1.0)["loss"] is None
+
+
 def test_the_manifest_says_what_the_run_was_made_of(run: Run) -> None:
     manifest = run.manifest
     assert (manifest["task"], manifest["seed"], manifest["steps"], manifest["planned_steps"]) == ("classification", 13, 6, 6)
