@@ -81,10 +81,8 @@ def _texts(rows: Rows) -> Iterator[str]:
 
 def _labels(rows: Rows) -> dict[str, int]:
     """How often each label occurs, of tagged words each entity by its first tag; the commonest first. Not of numbers."""
-    import pyarrow as pa
-
     name = next((name for name in ("label", "tags") if name in rows.names), None)
-    if name is None or pa.types.is_floating(rows.column(name).type):
+    if name is None or isinstance(rows[0][name], float):
         return {}
     values = (row[name] for row in rows)
     flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
