@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from lmkit import console
 from lmkit.data.plan import fill
-from lmkit.data.rows import Rows
+from lmkit.data.rows import Rows, is_whole
 from lmkit.data.splits import cache_folder
 from lmkit.errors import DataError
 from lmkit.models.tokenizer import tokenizer_hash
@@ -96,7 +96,7 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
     path.parent.mkdir(parents=True, exist_ok=True)
     left_out = path.with_suffix(".json")
     with FileLock(f"{path}.lock"):
-        if not (path.is_file() and left_out.is_file()):
+        if not (is_whole(path) and left_out.is_file()):
             rejected: list[dict[str, Any]] = []
             aside = path.with_suffix(".tmp")
             _write(aside, _encoded_batches(rows, task, rejected))

@@ -285,6 +285,10 @@ def _backward(
                     accelerator.backward(loss / max(items, 1))
                 loss_sum += loss.detach()
         except RuntimeError as error:
+            if "without overflow" in str(error):  # code that masks with a number which only fp32 has (DeBERTa v1)
+                raise TrainingStopped(
+                    f"{model.config.model_type} cannot be computed in half precision: {error}\n  hardware.precision=fp32"
+                ) from None
             if not is_out_of_memory(error):
                 raise
             if is_sharded(model):
