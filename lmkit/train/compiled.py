@@ -21,6 +21,7 @@ from lmkit.models.packing import Packing
 from lmkit.models.unpadding import shared_rows
 from lmkit.recipe.schema import Hardware
 from lmkit.tasks.base import Batch, Task
+from lmkit.train.deepspeed import is_partitioned
 from lmkit.train.loop import StepBatches
 from lmkit.train.parallel import largest
 from lmkit.train.sharding import is_sharded
@@ -149,7 +150,7 @@ class _Passes:
     ):
         self.batches, self.tokens, self.compiled = batches, tokens, ExitStack()
         self._model, self._task, self._accelerator, self._packing = model, task, accelerator, packing
-        self.is_sharded, self.device = is_sharded(model), accelerator.device.type
+        self.is_sharded, self.device = is_sharded(model) or is_partitioned(model), accelerator.device.type
 
     def rounds(self, micro: list[Batch], steps: int) -> float:
         """How many times these micro-batches make the steps of the run, by their tokens."""
