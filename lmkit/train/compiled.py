@@ -112,7 +112,7 @@ def _try(passes: _Passes, *, first: int, total: int, seconds: float | None) -> t
     if passes.device not in TRIED_ON:
         return False, f"on a {passes.device} it is not tried: a resumed run would no longer be the uninterrupted one bit for bit"
     if passes.is_sharded:
-        return False, "the weights are in parts, and layers that gather them are not tried"
+        return False, "processes exchange weights or gradients within their passes, which are not tried"
     if total - first < FEWEST_STEPS:
         return False, f"{total - first} steps are too few to pay back"
     micro = passes.batches[first][:TRIED]

@@ -20,6 +20,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError, TrainingStopped
+from lmkit.models.heads import unwrap
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Batch, Task
 from lmkit.train.device import choose_precision
@@ -35,10 +36,8 @@ BUCKET_NUMBERS = 2**25  # summed, and fetched, at once; DeepSpeed's own 5e8 woul
 
 def check_deepspeed(recipe: Recipe, model: Any) -> None:
     """Refuse what does not go with ZeRO, or what nobody has shown to (RecipeError)."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise RecipeError("deepspeed is not installed", place=WHERE, remedy=INSTALL)
     train, fsdp = recipe.train, "recipes/accelerate/fsdp.yaml"
-    config = model.config.to_dict()
+    config = unwrap(model).config.to_dict()
     dropped = [name for name, value in config.items() if "layerdrop" in name and isinstance(value, float) and value > 0]
     problems = [
         (train.optimizer != "adamw", "train.optimizer", f"{train.optimizer} is not shared out by DeepSpeed", f"adamw; or {fsdp}"),
@@ -61,6 +60,8 @@ def check_deepspeed(recipe: Recipe, model: Any) -> None:
     for is_there, place, problem, remedy in problems:
         if is_there:
             raise RecipeError(f"{problem} ({WHERE} asks for it)", place=place, remedy=remedy)
+    if importlib.util.find_spec("deepspeed") is None:
+        raise RecipeError("deepspeed is not installed", place=WHERE, remedy=INSTALL)
 
 
 def is_partitioned(model: Any) -> bool:

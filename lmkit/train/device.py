@@ -184,11 +184,12 @@ def _refuse_of_deepspeed() -> None:
             remedy="recipes/accelerate/fsdp.yaml shards the weights, too" if stage == 3 else "2",
         )
     for key, remedy in (
-        ("config_file", "leave it out: lmkit reads zero_stage beside it"),
-        ("offload_optimizer_device", "none; train.optimizer, lora and hardware.gradient_checkpointing save memory too"),
+        ("deepspeed_config_file", "zero_stage in its place"),
+        ("offload_optimizer_device", "none; lora and hardware.gradient_checkpointing save memory too"),
         ("offload_param_device", "none"),
     ):
-        if (found := os.environ.get(f"ACCELERATE_DEEPSPEED_{key.upper()}", "none").lower()) != "none":
+        found = os.environ.get(f"ACCELERATE_DEEPSPEED_{key.removeprefix('deepspeed_').upper()}", "none").lower()
+        if found != "none":
             raise RecipeError(f"lmkit does not do this ({found})", place=f"deepspeed_config.{key}", remedy=remedy)
 
 
