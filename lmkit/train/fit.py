@@ -36,7 +36,8 @@ from lmkit.train.checkpoint import (
     load_weights,
     newest_whole,
 )
-from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes
+from lmkit.train.deepspeed import ZeroOptimizer, check_deepspeed
+from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes, zero_stage
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer, set_group_values
 from lmkit.train.parallel import prepare_parallel
@@ -109,17 +110,21 @@ def _fit(
     if newest is not None:
         _refuse_another(run, newest, progress.fingerprint)
     accelerator = build_accelerator(recipe.hardware, trackers=recipe.logging.to, folder=str(run.path))
+    stage = zero_stage() if accelerator.num_processes > 1 else None
     sharded = asks_to_shard() and accelerator.num_processes > 1
     if accelerator.num_processes > 1:
-        console.say(f"processes: {accelerator.num_processes}{', each with a part of the weights (FSDP2)' if sharded else ''}")
+        parts = "weights (FSDP2)" if sharded else f"optimizer's state (DeepSpeed, ZeRO stage {stage})"
+        console.say(f"processes: {accelerator.num_processes}{f', each with a part of the {parts}' if sharded or stage else ''}")
     built = build_model(recipe, task, source)
     if sharded:
         check_sharding(recipe, built.model)
+    if stage is not None:
+        check_deepspeed(recipe, built.model)
     packing = choose_packing(recipe, task, built.model)
     plan = Plan(len(prepared.encoded["train"]), train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded)
+    manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded, zero_stage=stage)
     if accelerator.is_main_process:
         run.start(resume=resume, overwrite=overwrite)
         write_text(run.recipe_file, dump_recipe(recipe))  # resumed, too: it may have more steps now
@@ -129,14 +134,16 @@ def _fit(
     announce(manifest, total, metric)
 
     model = prepare_parallel(accelerator, built.model, sharded=sharded)
-    optimizer = accelerator.prepare_optimizer(
-        build_optimizer(
-            model,
-            train,
-            lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
-            crf_rate=recipe.tagging.crf_learning_rate,
-        )
+    optimizer = build_optimizer(
+        model,
+        train,
+        lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
+        crf_rate=recipe.tagging.crf_learning_rate,
     )
+    if stage is None:
+        optimizer = accelerator.prepare_optimizer(optimizer)
+    else:
+        optimizer = ZeroOptimizer(model, optimizer, task, accelerator, stage=stage, max_grad_norm=train.max_grad_norm)
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
@@ -145,6 +152,8 @@ def _fit(
         accelerator.init_trackers(recipe.name)
     run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
     use_average(optimizer)
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.close()
 
     mean_of = _choose(run, recipe, plan, progress, model)
     del optimizer
@@ -229,6 +238,8 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
     state = load_checkpoint(run, step, model, optimizer)
     console.say(f"resume: going on from step {step}")
     progress = Progress(**state)
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.take_weights()
     set_group_values(optimizer, progress.groups)
     use_trained(optimizer)
     return progress
