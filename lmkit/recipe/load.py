@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from lmkit.recipe.schema import Recipe
 from lmkit.recipe.section import Mistake, Section, checked
 
 SUFFIXES = (".yaml", ".yml")
-SECTIONS_OF = {
-    "masking": ("mlm",),
+SECTIONS_OF = {  # sections, and keys of them, that not every task reads
+    "masking": ("mlm", "denoise"),
+    "masking.whole_words": ("mlm",),
+    "masking.span": ("denoise",),
     "classification": ("classification",),
     "tagging": ("ner",),
-    "translation": ("translation",),
-    "generation": ("translation", "clm"),
+    "translation": ("translation", "denoise"),
+    "translation.target_language": ("translation",),
+    "translation.prefix": ("translation",),
+    "generation": ("translation", "clm", "denoise"),
 }
 
 
@@ -163,11 +168,13 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         here = FOREIGN_TASKS.get(recipe.task.lower().replace("_", "-"))
         remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
         raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
-    for section, tasks in SECTIONS_OF.items():
-        if recipe.task and recipe.task not in tasks and getattr(recipe, section) != Recipe.model_fields[section].value():
-            raise RecipeError(
-                f"has no effect on {recipe.task}", place=section, remedy=f"leave it out: it is for {', '.join(tasks)}"
-            )
+    for key, tasks in SECTIONS_OF.items():
+        section, *names = key.split(".")
+        given_here, default = (
+            reduce(getattr, names, held) for held in (getattr(recipe, section), Recipe.model_fields[section].value())
+        )
+        if recipe.task and recipe.task not in tasks and given_here != default:
+            raise RecipeError(f"has no effect on {recipe.task}", place=key, remedy=f"leave it out: it is for {', '.join(tasks)}")
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
