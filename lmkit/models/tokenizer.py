@@ -60,11 +60,7 @@ def train_tokenizer(
     sentinels = list(gaps.values())[1:] if role == "encoder-decoder with sentinels" else []
     special = {name: gaps.get(token, token) for name, token in SPECIAL[role].items()}
     marks = [*special.values(), *sentinels]
-    trainer_options: dict[str, Any] = {
-        "vocab_size": options.vocab_size,
-        "special_tokens": marks,
-        "show_progress": False,
-    }
+    trainer_options: dict[str, Any] = {"vocab_size": options.vocab_size, "special_tokens": list(marks), "show_progress": False}
     unknown = SPECIAL[role]["unk_token"]
     if options.algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown, max_input_chars_per_word=100))

@@ -242,7 +242,9 @@ class Hardware(Section):
 
 
 class Translation(Section):
-    source_language: str | None = Field(None, description="the model's code for it: en_XX (mBART), eng_Latn (NLLB), en (M2M-100); denoise: of the text")
+    source_language: str | None = Field(
+        None, description="the model's code for it: en_XX (mBART), eng_Latn (NLLB), en (M2M-100); denoise: of the text"
+    )
     target_language: str | None = Field(None, description="likewise; of a Marian model with several targets: deu")
     prefix: str | None = Field(None, description="text before each source, as T5's 'translate English to German: '")
 

@@ -177,7 +177,7 @@ class Denoising(LanguageModeling):
 
 def sentinels_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens ``<extra_id_0>``, ``<extra_id_1>``, ... by number; none where the tokenizer has none."""
-    found = {int(match[1]): id for token, id in tokenizer.get_vocab().items() if (match := SENTINEL.fullmatch(token))}
+    found = {int(match[1]): number for token, number in tokenizer.get_vocab().items() if (match := SENTINEL.fullmatch(token))}
     return [found[number] for number in sorted(found)]
 
 

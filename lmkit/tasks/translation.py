@@ -172,9 +172,7 @@ def check_beams(options: Generation) -> None:
     """Refuse a length penalty that has no effect (RecipeError)."""
     if options.num_beams == 1 and options.length_penalty != 1:
         raise RecipeError(
-            "has no effect with one beam",
-            place="generation.length_penalty",
-            remedy="leave it out, or raise generation.num_beams",
+            "has no effect with one beam", place="generation.length_penalty", remedy="leave it out, or raise generation.num_beams"
         )
 
 

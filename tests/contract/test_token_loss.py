@@ -87,7 +87,9 @@ def test_loss_and_gradients_are_those_of_the_logits(tiny: Any, losses: Any, task
     assert_same(*losses(learned, model, batch))
 
 
-@pytest.mark.parametrize(("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")])
+@pytest.mark.parametrize(
+    ("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")]
+)
 def test_evaluation_has_the_loss_of_the_logits(tiny: Any, monkeypatch: Any, task: str, architecture: str) -> None:
     recipe = tiny.recipe(task, architecture, train={"label_smoothing": 0.1})
     model = tiny.model(recipe)
@@ -100,7 +102,9 @@ def test_evaluation_has_the_loss_of_the_logits(tiny: Any, monkeypatch: Any, task
     learned.loss(model.train(), batch).backward()  # the trial was made in inference mode, and training goes on
 
 
-@pytest.mark.parametrize(("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")])
+@pytest.mark.parametrize(
+    ("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")]
+)
 def test_a_batch_without_a_label_that_counts_has_no_loss(tiny: Any, task: str, architecture: str) -> None:
     recipe = tiny.recipe(task, architecture)
     model = tiny.model(recipe)
