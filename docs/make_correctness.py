@@ -25,19 +25,21 @@ ENCODERS = ("bert", "modernbert", "roberta", "electra", "distilbert", "deberta-v
 FAMILIES = {
     "mlm": ENCODERS,
     "clm": ("llama", "gpt2", "qwen3"),
+    "denoise": ("t5", "bart"),
     "classification": (*ENCODERS, "gpt2"),
     "ner": ENCODERS,
     "translation": ("marian", "t5", "bart"),
 }
 PRESETS = ("bert", "modernbert", "llama", "marian", "t5")
-ALGORITHM = {"clm": "bpe", "translation": "unigram"}
+ALGORITHM = {"clm": "bpe", "denoise": "unigram", "translation": "unigram"}
 
 
 def recipe_of(task: str, family: str) -> Any:
-    """The demo's recipe of a task, on random weights of the family."""
+    """The demo's recipe of a task, or the one that ships for it, on random weights of the family."""
     import transformers
 
-    recipe = load_recipe(str(shipped_recipes()[f"demo/{task}"])).model_dump()
+    shipped = shipped_recipes()
+    recipe = load_recipe(str(shipped.get(f"demo/{task}") or shipped[f"pretrain/{task}"])).model_dump()
     if family in PRESETS:
         model: dict[str, Any] = {"preset": f"{family}-nano"}
     else:

@@ -133,7 +133,7 @@ def pretrain(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Raw text -> a language model (task: mlm | clm)."""
+    """Raw text -> a language model (task: mlm | clm | denoise)."""
     _train("pretrain", recipe, overrides, output, resume, overwrite, smoke, dry_run, as_json, quiet, verbose)
 
 

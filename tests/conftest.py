@@ -46,6 +46,7 @@ TEXTS = {
 RECIPES: dict[str, dict[str, Any]] = {
     "mlm": {"tokenizer": {"train": {"algorithm": "wordpiece"}}, "data": TEXTS},
     "clm": {"tokenizer": {"train": {"algorithm": "bpe"}}, "data": TEXTS},
+    "denoise": {"tokenizer": {"train": {"algorithm": "unigram"}}, "data": TEXTS},
     "classification": {
         "tokenizer": {"train": {"algorithm": "wordpiece"}},
         "data": {
@@ -132,7 +133,7 @@ class Tiny:
         name = architecture or task_class(task).family
         model = {"config": {"model_type": name, **ARCHITECTURES[name]}} if name in ARCHITECTURES else {"preset": f"{name}-nano"}
         values = merge(merge(SHARED, {"task": task, "name": task, "model": model}), RECIPES[kind])
-        if task in ("translation", "clm"):
+        if task in ("translation", "clm", "denoise"):
             values["generation"] = {"num_beams": 2, "max_new_tokens": 4}
         if base is not None:
             values |= {"model": {"base": base}, "tokenizer": {}}

@@ -316,16 +316,24 @@ def ibm_model_1(pairs: Sequence[tuple[str, str]], *, rounds: int = 5) -> dict[st
 def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
     """The n-gram model over the model's tokens, asked for the tokens that the model is asked for.
 
-    For a masked model these are the hidden ones, from what is to be seen on their left.
+    For a masked model these are the hidden ones, from what is to be seen on their left; for a decoder that fills gaps
+    those that it writes, from what it wrote before.
     """
-    causal, vocabulary = task.name == "clm", len(task.tokenizer)
+    vocabulary = len(task.tokenizer)
+
+    def asked(seen: Sequence[int], labels: Sequence[int], *, causal: bool = task.name == "clm") -> Any:
+        return grams(seen, labels, order=ORDER, causal=causal, pad=vocabulary)
+
+    def written(labels: Sequence[int]) -> Any:
+        return asked([vocabulary, *labels[:-1]], labels, causal=True)
+
     learned = encode(train, task)
     parts, tokens = [], 0
-    for piece in learned.pieces:
-        seen, labels = piece["input_ids"], piece.get("labels")
-        if labels is None:  # every token but the first is one to learn from
-            labels = [-100, *seen[1:]]
-        parts.append(grams(seen, labels, order=ORDER, causal=causal, pad=vocabulary))
+    for number, piece in enumerate(learned.pieces):
+        if task.generates:
+            parts.append(written(task.collate([[piece | {"piece": number}]], epoch=0)["labels"][0].tolist()))
+        else:  # every token but the first is one to learn from
+            parts.append(asked(piece["input_ids"], piece.get("labels") or [-100, *piece["input_ids"][1:]]))
         tokens += len(parts[-1])
         if tokens > MOST_TOKENS:
             console.say(f"baselines: learned from the first {tokens:,} of about {learned.tokens:,} training tokens")
@@ -334,12 +342,8 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Re
     answers: list[Record] = []
     for number, record in enumerate(records):
         batches = [task.collate([[piece]]) for piece in test.example(number)]
-        wanted = np.concatenate(
-            [
-                grams(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), order=ORDER, causal=causal, pad=vocabulary)
-                for batch in batches
-            ]
-        )
+        lines = [(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in batches]
+        wanted = np.concatenate([written(labels) if task.generates else asked(seen, labels) for seen, labels in lines])
         probability, likeliest = model.predict(wanted)
         sums = {
             "nll": float(-np.log(probability).sum()),
@@ -356,4 +360,5 @@ BASELINES: dict[str, Callable[[Task, Rows, Encoded, Sequence[Record]], Answers]]
     "translation": _translation,
     "mlm": _language_model,
     "clm": _language_model,
+    "denoise": _language_model,
 }

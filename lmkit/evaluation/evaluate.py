@@ -118,7 +118,8 @@ def forward_tokens(budget: int, task: Task, device: Any) -> int:
     """
     import torch
 
-    return min(budget, THREAD_TOKENS * torch.get_num_threads()) if device.type == "cpu" and not task.generates else budget
+    generates = task.generates and task.stage == "finetune"
+    return min(budget, THREAD_TOKENS * torch.get_num_threads()) if device.type == "cpu" and not generates else budget
 
 
 def _numbers(count: int) -> Any:

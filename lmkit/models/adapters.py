@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-TASK_TYPES = {"classification": "SEQ_CLS", "ner": "TOKEN_CLS", "translation": "SEQ_2_SEQ_LM", "clm": "CAUSAL_LM"}
+TASK_TYPES = {
+    "classification": "SEQ_CLS",
+    "ner": "TOKEN_CLS",
+    "translation": "SEQ_2_SEQ_LM",
+    "clm": "CAUSAL_LM",
+    "denoise": "SEQ_2_SEQ_LM",
+}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

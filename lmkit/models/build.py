@@ -285,7 +285,7 @@ def _check_kind(config: PretrainedConfig, task: Task) -> None:
         raise ModelError(
             f"{config.model_type} is no encoder-decoder, and {task.name} needs one",
             place="model",
-            remedy="take a marian, t5, bart, mbart or m2m_100 model, or the preset marian-mini",
+            remedy=f"take a marian, t5, bart, mbart or m2m_100 model, or the preset {task.family}-mini",
         )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from lmkit.tasks.base import MODEL_INPUTS, Batch
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +59,14 @@ def only_at(model: Any, chosen: torch.Tensor) -> Iterator[Selection]:
         handle.remove()
 
 
-def logits_at(model: Any, batch: Batch, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ``(1, chosen, vocabulary)`` and labels ``(1, chosen)`` at the chosen positions."""
-    inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
+def logits_at(
+    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits ``(1, chosen, vocabulary)`` and labels ``(1, chosen)`` at the chosen positions.
+
+    Args:
+        inputs: of the model. labels, chosen: ``(batch, length)``, aligned with the logits.
+    """
     with only_at(model, chosen) as selection:
         logits = model(**inputs).logits
-    return logits if selection.happened else logits[chosen][None], batch["labels"][chosen][None]
+    return logits if selection.happened else logits[chosen][None], labels[chosen][None]

@@ -88,6 +88,22 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, options: Translation) -> L
     return Languages(f"{codes[code]} ")
 
 
+def set_source(tokenizer: PreTrainedTokenizerBase, options: Translation) -> None:
+    """Set the language of texts that are read and written alike, in place.
+
+    Raises:
+        RecipeError: the code is unknown, missing, or has no effect with this tokenizer.
+    """
+    code = options.source_language
+    if hasattr(tokenizer, "src_lang"):
+        _check(code, language_codes(tokenizer), "source_language", "this model reads many languages, and has to be told which")
+        tokenizer.src_lang = code
+    elif code is not None:
+        raise RecipeError(
+            "has no effect: the tokenizer has no codes of languages", place="translation.source_language", remedy="leave it out"
+        )
+
+
 def language_codes(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Language code -> its token; empty where the tokenizer has none."""
     if not hasattr(tokenizer, "src_lang"):

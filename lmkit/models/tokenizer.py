@@ -17,14 +17,18 @@ from lmkit.errors import ModelError, RecipeError
 from lmkit.recipe.schema import TokenizerTraining
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerBase
 
-Role = Literal["encoder", "decoder", "encoder-decoder"]
+Role = Literal["encoder", "decoder", "encoder-decoder", "encoder-decoder with sentinels", "encoder-decoder with a mask"]
 SPECIAL: dict[Role, dict[str, str]] = {
     "encoder": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
     "decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "encoder-decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
+    "encoder-decoder with sentinels": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
+    "encoder-decoder with a mask": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "mask_token": "<mask>"},
 }
+NUM_SENTINELS = 100  # as T5 has them
 # What a unigram piece cannot cross: letters, ideographs and kana, single digits, the rest; each with the space before it.
 # (tokenizers' UnicodeScripts would part the space from the word: a third more tokens.)
 _EASTERN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
@@ -39,21 +43,25 @@ def train_tokenizer(
     Args:
         texts: gives the texts from the beginning, each time it is called.
         role: which special tokens it gets: [CLS] ... [SEP] around the texts of encoders, </s> after
-            those of encoder-decoders, none around those of decoders (documents get <s> and </s> as blocks are cut).
+            those of encoder-decoders, none around those of decoders (documents get <s> and </s> as blocks are cut);
+            encoder-decoders that learn by denoising, besides, marks of gaps: <extra_id_0> ... (T5), or <mask> (BART).
 
     Raises:
         ModelError: the texts hold too little to reach more than the single characters.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = SPECIAL[role]
-    trainer_options: dict[str, Any] = {
-        "vocab_size": options.vocab_size,
-        "special_tokens": list(special.values()),
-        "show_progress": False,
+    # a gap takes the space before it along, which is written with what fills it
+    gaps = {
+        token: AddedToken(token, special=True, normalized=False, lstrip=True)
+        for token in ("<mask>", *(f"<extra_id_{number}>" for number in range(NUM_SENTINELS)))
     }
-    unknown = special["unk_token"]
+    sentinels = list(gaps.values())[1:] if role == "encoder-decoder with sentinels" else []
+    special = {name: gaps.get(token, token) for name, token in SPECIAL[role].items()}
+    marks = [*special.values(), *sentinels]
+    trainer_options: dict[str, Any] = {"vocab_size": options.vocab_size, "special_tokens": list(marks), "show_progress": False}
+    unknown = SPECIAL[role]["unk_token"]
     if options.algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown, max_input_chars_per_word=100))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=options.lowercase, strip_accents=options.lowercase or None)
@@ -91,23 +99,25 @@ def train_tokenizer(
             remedy="raise it, or take algorithm: bpe, which writes rare letters as bytes",
         ) from None
     if options.algorithm != "bpe":
-        tokenizer = _settled(tokenizer, special)
-    if tokenizer.get_vocab_size() <= len(special):
+        tokenizer = _settled(tokenizer, marks)
+    if tokenizer.get_vocab_size() <= len(marks):
         raise ModelError(
             "the texts are too few to learn a tokenizer from", place="tokenizer.train", remedy="give more text, or tokenizer.base"
         )
-    identity = {name: (token, tokenizer.token_to_id(token)) for name, token in special.items()}
+    identity = {name: (token, tokenizer.token_to_id(token)) for name, token in SPECIAL[role].items()}
     if role == "encoder":
         cls, sep = identity["cls_token"], identity["sep_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{cls[0]} $A {sep[0]}", pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1", special_tokens=[cls, sep]
         )
-    elif role == "encoder-decoder":
+    elif role != "decoder":
         end = identity["eos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
         )
-    extra = {"add_prefix_space": True} if options.algorithm == "bpe" else {}
+    extra: dict[str, Any] = {"add_prefix_space": True} if options.algorithm == "bpe" else {}
+    if sentinels:
+        extra["extra_special_tokens"] = sentinels
     names = ["input_ids", "token_type_ids", "attention_mask"] if role == "encoder" else ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -132,7 +142,7 @@ def _continuing(texts: Iterable[str], normalizer: Any) -> list[str]:
     return sorted({second for first, second in pairs if not parts(first) and not parts(second)})
 
 
-def _settled(tokenizer: Any, special: dict[str, str]) -> Any:
+def _settled(tokenizer: Any, marks: Sequence[str | AddedToken]) -> Any:
     """The same tokenizer without what the trainer leaves to chance.
 
     WordPiece: the letters that were named to the trainer are not special. Unigram: scores are sums in the order of
@@ -144,15 +154,15 @@ def _settled(tokenizer: Any, special: dict[str, str]) -> Any:
     if model["type"] == "WordPiece":
         settled = Tokenizer(models.WordPiece(model["vocab"], unk_token=model["unk_token"], max_input_chars_per_word=100))
     else:
-        scores = {token: round(score, 6) for token, score in model["vocab"][len(special) :]}
+        scores = {token: round(score, 6) for token, score in model["vocab"][len(marks) :]}
         lowest = min(scores.values(), default=0.0)
         steps = {token: (score - lowest) * 1e4 for token, score in scores.items() if len(token) == 1}
         made_up = sorted(token for token, step in steps.items() if abs(step - round(step)) < 0.02)
         scores |= dict(zip(made_up, sorted((scores[token] for token in made_up), reverse=True), strict=True))
         learned = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
-        settled = Tokenizer(models.Unigram([(token, 0.0) for token in special.values()] + learned, model["unk_id"], False))
+        settled = Tokenizer(models.Unigram([(str(token), 0.0) for token in marks] + learned, model["unk_id"], False))
     settled.normalizer, settled.pre_tokenizer, settled.decoder = tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder
-    settled.add_special_tokens(list(special.values()))
+    settled.add_special_tokens(list(marks))
     return settled
 
 

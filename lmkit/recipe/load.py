@@ -22,11 +22,15 @@ TASKS_OF = {  # key -> the tasks it has an effect on
     "data.labels": ("classification", "ner"),
     "data.long_text": ("classification", "ner", "translation"),
     "data.overlap": ("classification", "ner"),
-    "masking": ("mlm",),
+    "masking": ("mlm", "denoise"),
+    "masking.whole_words": ("mlm",),
+    "masking.span": ("denoise",),
     "classification": ("classification",),
     "tagging": ("ner",),
-    "translation": ("translation",),
-    "generation": ("translation", "clm"),
+    "translation": ("translation", "denoise"),
+    "translation.target_language": ("translation",),
+    "translation.prefix": ("translation",),
+    "generation": ("translation", "clm", "denoise"),
 }
 
 

@@ -104,7 +104,8 @@ class Data(Section):
 
 class Masking(Section):
     share: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of the tokens to predict")
-    whole_words: bool = Field(False, description="mask all tokens of a word together")
+    whole_words: bool = Field(False, description="mlm: mask all tokens of a word together")
+    span: Annotated[float, Field(ge=1)] = Field(3.0, description="denoise: mean length of what is hidden, in tokens")
 
 
 class Classification(Section):
@@ -241,7 +242,9 @@ class Hardware(Section):
 
 
 class Translation(Section):
-    source_language: str | None = Field(None, description="the model's code for it: en_XX (mBART), eng_Latn (NLLB), en (M2M-100)")
+    source_language: str | None = Field(
+        None, description="the model's code for it: en_XX (mBART), eng_Latn (NLLB), en (M2M-100); denoise: of the text"
+    )
     target_language: str | None = Field(None, description="likewise; of a Marian model with several targets: deu")
     prefix: str | None = Field(None, description="text before each source, as T5's 'translate English to German: '")
 
@@ -287,19 +290,19 @@ class Recipe(Section):
     """Everything lmkit is told about one run."""
 
     name: Name = Field("", description="default: the name of the file")
-    task: str = Field("", description="mlm, clm; classification, ner, translation")
+    task: str = Field("", description="mlm, clm, denoise; classification, ner, translation")
     seed: Annotated[int, Field(ge=0)] = Field(13, description="of the weights, the order and the masks")
     seeds: Positive = Field(1, description="train and evaluate so many runs, with seed, seed + 1, ...")
     model: Model = Field(default_factory=Model)
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
     data: Data = Field(default_factory=Data)
-    masking: Masking = Field(default_factory=Masking, description="mlm only")
+    masking: Masking = Field(default_factory=Masking, description="mlm and denoise")
     classification: Classification = Field(default_factory=Classification, description="classification only")
     tagging: Tagging = Field(default_factory=Tagging, description="ner only")
     lora: Lora | None = Field(None, description="train low-rank updates only; null: all weights")
     train: Train = Field(default_factory=Train)
     hardware: Hardware = Field(default_factory=Hardware)
-    translation: Translation = Field(default_factory=Translation, description="translation only")
+    translation: Translation = Field(default_factory=Translation, description="translation; of it denoise knows source_language")
     generation: Generation = Field(default_factory=Generation)
     eval: Eval = Field(default_factory=Eval)
     logging: Logging = Field(default_factory=Logging)

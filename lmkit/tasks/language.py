@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from lmkit.metrics.statistics import Statistics
 
+EVALUATION_EPOCH = 1_000_000_007  # what is hidden is the same at every evaluation, and unlike any training epoch's
+
 
 class LanguageModeling(Task):
     """Predict tokens of the text itself; the unit of the statistics is the document."""
@@ -33,7 +35,7 @@ class LanguageModeling(Task):
         """Those of the tokens to predict alone: ``(1, tokens, vocabulary)`` and ``(1, tokens)``."""
         from lmkit.models.heads import logits_at
 
-        return logits_at(model, batch, batch["labels"] != IGNORE)
+        return logits_at(model, self.inputs(model, batch), batch["labels"], batch["labels"] != IGNORE)
 
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         import torch

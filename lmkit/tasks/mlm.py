@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import DataError, ModelError
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, flat, keyed_rng, lay_out
-from lmkit.tasks.language import LanguageModeling
+from lmkit.tasks.language import EVALUATION_EPOCH, LanguageModeling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 IDEOGRAPH = re.compile(r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 FIRST_IDEOGRAPH, LAST_CODE = 0x3005, 0xFFFF
-EVALUATION_EPOCH = 1_000_000_007  # evaluation masks are the same at every evaluation, and unlike any training epoch's
 
 
 class MaskedLanguageModeling(LanguageModeling):

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lmkit.tasks.base import IGNORE, Batch, Piece, Row, flat, pad
-from lmkit.tasks.mlm import EVALUATION_EPOCH, MaskedLanguageModeling
+from lmkit.tasks.language import EVALUATION_EPOCH
+from lmkit.tasks.mlm import MaskedLanguageModeling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

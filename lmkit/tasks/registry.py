@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 TASKS = {
     "mlm": "lmkit.tasks.mlm:MaskedLanguageModeling",
     "clm": "lmkit.tasks.clm:CausalLanguageModeling",
+    "denoise": "lmkit.tasks.denoise:Denoising",
     "classification": "lmkit.tasks.classification:Classification",
     "ner": "lmkit.tasks.ner:WordTagging",
     "translation": "lmkit.tasks.translation:Translation",

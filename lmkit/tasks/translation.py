@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.metrics.statistics import Statistics
-    from lmkit.recipe.schema import Recipe
+    from lmkit.recipe.schema import Generation, Recipe
 
 # what a base model's generation config may keep: special tokens, and what its makers found necessary
 KEPT = (
@@ -42,12 +42,7 @@ class Translation(Task):
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
         super().__init__(recipe, facts, tokenizer)
-        if recipe.generation.num_beams == 1 and recipe.generation.length_penalty != 1:
-            raise RecipeError(
-                "has no effect with one beam",
-                place="generation.length_penalty",
-                remedy="leave it out, or raise generation.num_beams",
-            )
+        check_beams(recipe.generation)
         if tokenizer is None:  # what can be said before there is one
             return
         from lmkit.models.languages import set_languages
@@ -65,20 +60,10 @@ class Translation(Task):
 
         The end mark is not forced on the last token (``forced_eos_token_id``): that would hide what was cut off.
         """
-        from transformers import GenerationConfig
-
         from lmkit.models.heads import unwrap
 
-        inner, options = unwrap(model), self.recipe.generation
-        kept = {name: getattr(inner.generation_config, name, None) for name in KEPT}
-        inner.generation_config = GenerationConfig(
-            **{name: value for name, value in kept.items() if value is not None},
-            do_sample=False,
-            num_beams=options.num_beams,
-            max_new_tokens=options.max_new_tokens,
-        )
-        if options.num_beams > 1:
-            inner.generation_config.length_penalty = options.length_penalty
+        inner = unwrap(model)
+        set_generation(inner, self.recipe.generation)
         self.languages.tell(inner.generation_config)
         if inner.generation_config.decoder_start_token_id is None:
             inner.generation_config.decoder_start_token_id = inner.generation_config.eos_token_id  # mBART wraps the labels around
@@ -182,6 +167,29 @@ class Translation(Task):
 
     def show(self, record: dict[str, Any]) -> dict[str, Any]:
         return {"id": record["id"], "text": record["source"], "translation": record["prediction"], "score": record["score"]}
+
+
+def check_beams(options: Generation) -> None:
+    """Refuse a length penalty that has no effect (RecipeError)."""
+    if options.num_beams == 1 and options.length_penalty != 1:
+        raise RecipeError(
+            "has no effect with one beam", place="generation.length_penalty", remedy="leave it out, or raise generation.num_beams"
+        )
+
+
+def set_generation(model: Any, options: Generation) -> None:
+    """The options become the model's generation config; of its own only what is in ``KEPT`` stays."""
+    from transformers import GenerationConfig
+
+    kept = {name: getattr(model.generation_config, name, None) for name in KEPT}
+    model.generation_config = GenerationConfig(
+        **{name: value for name, value in kept.items() if value is not None},
+        do_sample=False,
+        num_beams=options.num_beams,
+        max_new_tokens=options.max_new_tokens,
+    )
+    if options.num_beams > 1:
+        model.generation_config.length_penalty = options.length_penalty
 
 
 def shift(model: Any, labels: torch.Tensor) -> torch.Tensor:

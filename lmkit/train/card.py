@@ -9,10 +9,12 @@ from typing import Any
 from lmkit.evaluation.evaluate import metrics_table
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
+from lmkit.tasks.denoise import gap_token
 
 USE = {
     "mlm": 'lmkit predict RUN "a text with one {mask}"',
     "clm": 'lmkit predict RUN "the beginning of a text"',
+    "denoise": 'lmkit predict RUN "a text with one {mask}"',
     "classification": 'lmkit predict RUN "a text"',
     "ner": 'lmkit predict RUN "a text"',
     "translation": 'lmkit predict RUN "a sentence"',
@@ -66,7 +68,8 @@ def _short(place: str) -> str:
 
 
 def _use(task: str, tokenizer: Any, where: str, opened: str) -> str:
-    command = USE.get(task, "lmkit predict RUN").replace("RUN", where).format(mask=getattr(tokenizer, "mask_token", ""))
+    mask = gap_token(tokenizer) if task == "denoise" else getattr(tokenizer, "mask_token", "")
+    command = USE.get(task, "lmkit predict RUN").replace("RUN", where).format(mask=mask)
     return f"## Use\n```\n{command}\n```\n```python\n{opened}\n```"
 
 

@@ -86,7 +86,9 @@ def _tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> Pr
     if options.train is not None and options.base is not None:
         raise RecipeError("given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two")
     kind, is_encoder_decoder = architecture(recipe, source)
-    role: Role = "encoder-decoder" if is_encoder_decoder else "decoder" if _is_decoder(recipe, kind) else "encoder"
+    role: Role = "decoder" if _is_decoder(recipe, kind) else "encoder"
+    if is_encoder_decoder:
+        role = _with_gaps(kind) if recipe.task == "denoise" else "encoder-decoder"
     if options.train is not None:
         if source is not None:
             raise RecipeError(
@@ -150,6 +152,11 @@ def _is_decoder(recipe: Recipe, kind: str) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return recipe.task == "clm" or (kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+
+
+def _with_gaps(kind: str) -> Role:
+    """Which marks of gaps an architecture is known by: T5 and its descendants have sentinels."""
+    return "encoder-decoder with sentinels" if "t5" in kind or kind == "switch_transformers" else "encoder-decoder with a mask"
 
 
 def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:

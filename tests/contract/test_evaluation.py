@@ -24,6 +24,7 @@ ROWS = 16
 METRICS = {
     "mlm": {"loss", "perplexity", "accuracy"},
     "clm": {"loss", "perplexity", "accuracy", "bits_per_byte"},
+    "denoise": {"loss", "perplexity", "accuracy"},
     "classification": {"accuracy", "f1_macro", "mcc"},
     "multi_label": {"accuracy", "f1_macro", "mcc", "f1_micro", "f1_samples"},
     "regression": {"pearson", "spearman", "mse"},
@@ -33,6 +34,7 @@ METRICS = {
 RECORDS = {
     "mlm": {"text"},
     "clm": {"text"},
+    "denoise": {"text"},
     "classification": {"text", "gold", "prediction", "probabilities"},
     "multi_label": {"text", "gold", "prediction", "probabilities"},
     "pairs": {"text", "text_pair", "gold", "prediction", "probabilities"},
@@ -132,7 +134,7 @@ def one_by_one(model: Any, task: Any, encoded: Any) -> float:
     return total / items
 
 
-@pytest.mark.parametrize("task", ["mlm", "clm"])
+@pytest.mark.parametrize("task", ["mlm", "clm", "denoise"])
 def test_perplexity_and_bits_per_byte_follow_from_the_loss(subject: Any, task: str) -> None:
     found = subject(task)
     loss = one_by_one(found.model, found.task, found.encoded)

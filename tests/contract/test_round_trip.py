@@ -18,13 +18,15 @@ from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import TASKS
 
-BASES = {"mlm": "mlm", "clm": "clm", "translation": "translation"}  # the others start from an mlm
+BASES = {"mlm": "mlm", "clm": "clm", "denoise": "denoise", "translation": "translation"}  # the others start from an mlm
 ENCODERS = ("bert", "modernbert", "roberta", "distilbert", "electra", "deberta-v2")
 ADAPTED = [
     *(("classification", architecture) for architecture in (*ENCODERS, "gpt2")),
     *(("ner", architecture) for architecture in ENCODERS),
     ("translation", "marian"),
     ("translation", "t5"),
+    ("denoise", "t5"),
+    ("denoise", "bart"),
     ("clm", "llama"),
     ("clm", "gpt2"),
     ("mlm", "bert"),

@@ -16,6 +16,7 @@ from lmkit.tasks.base import IGNORE
 FUSED = [
     *(("mlm", name) for name in ("bert", "roberta", "modernbert", "distilbert", "deberta-v2", "electra")),
     *(("clm", name) for name in ("gpt2", "llama", "qwen3", "granite", "cohere")),
+    *(("denoise", name) for name in ("t5", "bart")),
     *(("translation", name) for name in ("t5", "marian", "bart", "mbart")),
 ]
 
@@ -80,13 +81,15 @@ def test_loss_and_gradients_are_those_of_the_logits(tiny: Any, losses: Any, task
                 buffer.normal_()  # as a trained Marian has it
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.3)  # one half of an adapter begins at zero
+                parameter.normal_(std=0.1)  # one half of an adapter begins at zero; steep models differ by rounding
     learned, batch = batch_of(tiny, recipe)
     assert (batch["labels"] == IGNORE).any()
     assert_same(*losses(learned, model, batch))
 
 
-@pytest.mark.parametrize(("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("translation", "marian")])
+@pytest.mark.parametrize(
+    ("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")]
+)
 def test_evaluation_has_the_loss_of_the_logits(tiny: Any, monkeypatch: Any, task: str, architecture: str) -> None:
     recipe = tiny.recipe(task, architecture, train={"label_smoothing": 0.1})
     model = tiny.model(recipe)
@@ -99,7 +102,9 @@ def test_evaluation_has_the_loss_of_the_logits(tiny: Any, monkeypatch: Any, task
     learned.loss(model.train(), batch).backward()  # the trial was made in inference mode, and training goes on
 
 
-@pytest.mark.parametrize(("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("translation", "marian")])
+@pytest.mark.parametrize(
+    ("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")]
+)
 def test_a_batch_without_a_label_that_counts_has_no_loss(tiny: Any, task: str, architecture: str) -> None:
     recipe = tiny.recipe(task, architecture)
     model = tiny.model(recipe)

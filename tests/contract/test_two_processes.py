@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("as_one_of_several.py")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANDLERS = [signal.getsignal(number) for number in SIGNALS]  # before any launch
 STEPS = 4
-KINDS = ("mlm", "classification by LoRA", "ner with a CRF", "translation")
+KINDS = ("mlm", "classification by LoRA", "ner with a CRF", "denoise", "translation")
 
 
 def recipe_of(tiny: Any, kind: str, *, processes: int) -> Any:

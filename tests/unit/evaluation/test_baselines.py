@@ -32,6 +32,7 @@ NAMES = {
     "translation": {"source_copy", "nearest_training_pair", "word_by_word"},
     "mlm": {"kneser_ney_4_gram"},
     "clm": {"kneser_ney_4_gram"},
+    "denoise": {"kneser_ney_4_gram"},
 }
 
 

@@ -22,11 +22,11 @@ def test_chosen_logits_are_those_of_all(tiny: Any, task: str, architecture: str)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     labels = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     chosen = torch.tensor([[False, True, True, False], [True, False, False, False]])
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode():
-        some, their_labels = logits_at(model, batch, chosen)
-        all_of_them = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits
-        none, no_labels = logits_at(model, batch, torch.zeros_like(chosen))
+        some, their_labels = logits_at(model, inputs, labels, chosen)
+        all_of_them = model(**inputs).logits
+        none, no_labels = logits_at(model, inputs, labels, torch.zeros_like(chosen))
     assert their_labels.tolist() == [[2, 3, 5]]
     torch.testing.assert_close(some[0], all_of_them[chosen], atol=1e-6, rtol=0)
     assert (none.shape[1], no_labels.numel()) == (0, 0)
@@ -40,5 +40,5 @@ def test_a_model_that_is_all_backbone_gives_all_logits_and_they_are_chosen_then(
             return type("Output", (), {"logits": torch.nn.functional.one_hot(input_ids, 5).float()})
 
     ids = torch.tensor([[1, 2, 3]])
-    logits, labels = logits_at(Plain(), {"input_ids": ids, "labels": ids}, ids > 1)
+    logits, labels = logits_at(Plain(), {"input_ids": ids}, ids, ids > 1)
     assert logits.argmax(-1).tolist() == labels.tolist() == [[2, 3]]

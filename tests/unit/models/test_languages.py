@@ -171,6 +171,27 @@ def test_the_decoder_reads_in_training_what_it_starts_with_in_generation(tiny: A
     assert written[:, :start].tolist() == read[:, :start].tolist() == [[target] if start == 1 else [2, target]] * 2
 
 
+@pytest.mark.parametrize("family", ["mbart50", "mbart25"])
+def test_denoising_marks_both_sides_with_the_language_of_the_text(tiny: Any, base: Any, family: str) -> None:
+    run = tiny.fit(tiny.recipe("denoise", base=base(family), translation={"source_language": "es_XX"}))
+    prepared = tiny.prepared(tiny.recipe("denoise", base=base(family), translation={"source_language": "es_XX"}))
+    batch = prepared.task.collate([prepared.encoded["train"].example(i) for i in range(3)])
+    code, place = prepared.task.tokenizer.convert_tokens_to_ids("es_XX"), 0 if family == "mbart50" else -1
+    for ids in (*batch["input_ids"].tolist(), *batch["labels"].tolist()):
+        assert [token for token in ids if token not in (1, -100)][place] == code
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(run.model).eval()
+    with torch.inference_mode():
+        theirs = model(**batch).loss.item()
+        assert prepared.task.loss(model, batch).item() / prepared.task.items(batch) == pytest.approx(theirs, rel=1e-5)
+    (answer,) = prepared.task.respond(model, prepared.task.text_rows(["Lo <mask>."]))
+    assert len(answer["fills"]) == 1
+
+
+def test_denoising_a_model_of_many_languages_needs_to_know_which(tiny: Any, base: Any) -> None:
+    with pytest.raises(RecipeError, match=r"translation\.source_language: this model reads many languages"):
+        tiny.prepared(tiny.recipe("denoise", base=base("mbart50")))
+
+
 def test_the_prefix_counts_as_tokens_of_the_source(tiny: Any, base: Any) -> None:
     row = {"id": 0, "source": "I know.", "target": "Lo sé."}
     plain, with_prefix = (tiny.prepared(recipe_of(tiny, base("t5"), options)).task.encode([row]) for options in ({}, CODES["t5"]))

@@ -14,7 +14,9 @@ from lmkit.models.tokenizer import add_tokens, for_words, load_tokenizer, pieces
 from lmkit.recipe.schema import TokenizerTraining
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
-ROLES = ("encoder", "decoder", "encoder-decoder")
+ROLES = (
+    "encoder", "decoder", "encoder-decoder", "encoder-decoder with sentinels", "encoder-decoder with a mask",
+)  # fmt: skip
 ENGLISH = "Call me Ishmael. Some years ago—never mind how long precisely—having 25 dollars, I thought I would sail."
 SPANISH = "El café estará listo; ¿dónde está el ñandú?"
 CHINESE = "烛影摇红：吾菊山翁，鹤骖来自蓬云界。"
@@ -81,10 +83,11 @@ def test_each_role_has_its_marks(texts: list[str], algorithm: str, role: Any) ->
     tokenizer = learned(texts, algorithm, role)
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])
     body = [token for token in tokens if token not in tokenizer.all_special_tokens]
-    assert tokens == {"encoder": ["[CLS]", *body, "[SEP]"], "decoder": body, "encoder-decoder": [*body, "</s>"]}[role]
+    assert tokens == {"encoder": ["[CLS]", *body, "[SEP]"], "decoder": body}.get(role, [*body, "</s>"])
     assert "".join(body).strip("Ġ▁") == "a"
     assert tokenizer.pad_token_id == 0
-    assert (tokenizer.mask_token_id is not None) == (role == "encoder")
+    assert (tokenizer.mask_token_id is not None) == (role in ("encoder", "encoder-decoder with a mask"))
+    assert ("<extra_id_99>" in tokenizer.get_vocab()) == (role == "encoder-decoder with sentinels")
     assert len(tokenizer) <= 1500
 
 
@@ -93,6 +96,21 @@ def test_pairs_are_told_apart(texts: list[str]) -> None:
     pair = tokenizer("a", "b")
     assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
     assert pair["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("role", "mark"), [(ROLES[3], "<extra_id_7>"), (ROLES[4], "<mask>")])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_gap_is_one_token_and_no_stray_space_stays_beside_it(
+    texts: list[str], algorithm: str, role: Any, mark: str, tmp_path: Path
+) -> None:
+    learned(texts, algorithm, role).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    ids, call, ishmael = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f"Call {mark} Ishmael. {mark}", "Call", "Ishmael.")
+    )
+    gap = tokenizer.convert_tokens_to_ids(mark)
+    assert ids == [*call, gap, *ishmael, gap]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "Call Ishmael."
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

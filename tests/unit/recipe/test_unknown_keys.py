@@ -150,3 +150,17 @@ def test_misspelt_task_is_refused_with_the_nearest() -> None:
 def test_a_section_of_another_task_is_refused(task: str, key: str) -> None:
     with pytest.raises(RecipeError, match=f"^{key.split('.')[0]}: has no effect on {task}"):
         load_recipe({"task": task, "name": "x"}, [key])
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        ("mlm", "masking.span=5"),
+        ("denoise", "masking.whole_words=true"),
+        ("denoise", "translation.prefix=x"),
+        ("denoise", "translation.target_language=en_XX"),
+    ],
+)
+def test_a_key_that_is_another_tasks_is_refused_though_its_section_is_not(task: str, key: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{key.split('=')[0]}: has no effect on {task}"):
+        load_recipe({"task": task, "name": "x"}, [key])
