@@ -20,6 +20,7 @@ from lmkit import console
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches, rows_to_share
 from lmkit.errors import TrainingStopped
+from lmkit.models.dropout import drawn_faster
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.packing import Packing
 from lmkit.models.unpadding import shared_rows
@@ -286,7 +287,7 @@ def _backward(
         try:
             for number, batch in enumerate(micro, 1):
                 batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
-                with shared_rows(model, packing, batch) as given:
+                with shared_rows(model, packing, batch) as given, drawn_faster(accelerator.device):
                     if zero is not None:
                         loss = zero.backward(given, items=items, last=number == len(micro))
                     else:
