@@ -61,7 +61,9 @@ def test_every_optimizer_resumes_bit_for_bit(tiny: Any, train: dict[str, Any], m
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), place
     states = [json.loads((run.path / "checkpoints/step-00000006/state.json").read_text()) for run in (whole, broken)]
-    assert states[0] | {"seconds": 0} == states[1] | {"seconds": 0}
+    for state in states:  # times differ
+        del state["seconds"], state["since_line"]["seconds"], state["since_line"]["waited"]
+    assert states[0] == states[1]
     start = load_file(whole.path / "checkpoints/step-00000002/model.safetensors")
     assert all(
         not torch.equal(start[name], weight)
