@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-all lint reference bench clean
+.PHONY: install demo test test-all lint reference bench growth clean
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,9 +34,14 @@ lint: install
 reference: install
 	$(BIN)/python docs/make_reference.py
 
-# lmkit beside transformers.Trainer: hours in all, minutes with BENCH=startup; the machine should do nothing else
+# lmkit beside transformers.Trainer: hours in all, minutes with BENCH=startup; the machine should do nothing else. BENCH is one of
+# mlm clm classification ner translation eval generate startup tokenize time growth gpu, or several with commas
 bench: install
 	$(BIN)/python tests/bench/speed.py
+
+# how seconds and memory grow with rows, model and length: minutes
+growth: install
+	$(BIN)/python tests/bench/growth.py
 
 clean:
 	rm -rf $(VENV) runs build dist

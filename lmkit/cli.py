@@ -17,7 +17,7 @@ import typer  # noqa: E402
 import typer.core  # noqa: E402
 
 from lmkit import __version__, console  # noqa: E402
-from lmkit.errors import LmkitError, ProofFailed, TrainingStopped  # noqa: E402
+from lmkit.errors import LmkitError, ProofFailed, TrainingStopped, is_full  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def evaluate(
     if strict and not fail_under:
         raise LmkitError("--strict has no effect without --fail-under", remedy="for example --fail-under f1=0.42 --strict")
     limits = thresholds(fail_under or ())
-    found = run_evaluation(source, overrides or (), output=output)
+    found = run_evaluation(source, overrides or (), output=output, limited=limits)
     console.emit(found)
     if found and (reasons := failures(found, limits, strict=strict)):
         console.fail("; ".join(reasons))
@@ -286,6 +286,19 @@ def merge(
     from lmkit.commands.merge import merge as merge_adapter
 
     console.emit(merge_adapter(run, output, overwrite=overwrite))
+
+
+@app.command()
+def data(
+    recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
+    """What a recipe's data looks like, before anything is trained: rows, lengths, labels, repetitions."""
+    _start(as_json, quiet, verbose)
+    from lmkit.commands.data import look, tables
+
+    found = look(recipe, overrides or ())
+    console.say(tables(found))
+    console.emit(found)
 
 
 @app.command()
@@ -415,6 +428,29 @@ def recipe_check(recipe: RecipeArgument, overrides: Overrides = None, as_json: J
     console.emit(found)
 
 
+@recipes.command("explain")
+def recipe_explain(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A dotted key, or a section: train.warmup, lora.")],
+    as_json: Json = False,
+) -> None:
+    """What a key of a recipe does, what it expects, its default."""
+    _start(as_json, False, False)
+    from lmkit.commands.recipes import explain_key
+
+    found, shown = explain_key(key)
+    console.say(shown)
+    console.emit(found)
+
+
+@recipes.command("schema")
+def recipe_schema() -> None:
+    """The JSON Schema of recipes, by which editors complete and check."""
+    _start(True, False, False)
+    from lmkit.commands.recipes import schema
+
+    console.emit(schema())
+
+
 def main() -> None:
     """Run the command line and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
     sys.exit(_status())
@@ -446,8 +482,8 @@ def _other(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        console.fail(f"{error.filename or 'output'}: {error.strerror}")
+    if is_full(error) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        console.fail(f"{getattr(error, 'filename', None) or 'output'}: {getattr(error, 'strerror', None) or error}")
         return 1
     status = getattr(error, "status", None)
     if isinstance(status, int):  # Interrupted, ProcessFailed: said already

@@ -14,7 +14,11 @@ Mistakes of the programmer are assertions and ordinary exceptions; they keep the
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LmkitError(Exception):
@@ -57,6 +61,14 @@ class TrainingStopped(Exception):
 
 class ProofFailed(Exception):
     """A promise does not hold on the user's recipe."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk had no room, also as safetensors tells it, which hands on the text of the error alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return told is not None and int(told[1]) in FULL
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -137,10 +137,13 @@ class Run:
             raise RunError(f"no permission to write in {existing}", place=str(self.path), remedy="give another -o/--output")
 
     def start(self, *, resume: bool, overwrite: bool) -> None:
-        """Claim the directory for a training command; see ``check_start``."""
+        """Claim the directory for a training command; see ``check_start``. What it holds is removed, it itself may be a link."""
         self.check_start(resume=resume, overwrite=overwrite)
-        if overwrite and self.path.is_dir():
-            shutil.rmtree(self.path)
+        for entry in self.path.iterdir() if overwrite and self.path.is_dir() else ():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -163,8 +166,8 @@ class Run:
             else []
         )
 
-    def cut_log(self, step: int) -> None:
-        """Drop the lines after ``step``, and a half-written last one: what a resumed run will write again.
+    def cut_log(self, step: int, evaluated: int) -> None:
+        """Drop the lines after ``step``, evaluations after ``evaluated``, and a half-written line: what will be written again.
 
         Only these are read, from the end, so a long log costs no more than a short one; and the others are not written anew,
         so that a process which is killed here loses none of them.
@@ -174,7 +177,7 @@ class Run:
         with self.log_file.open("r+b", buffering=0) as log:
             end = log.seek(0, os.SEEK_END)
             for start, line in _lines_from_the_end(log):
-                if _is_until(step, line):
+                if _is_until(step, evaluated, line):
                     break
                 end = start
             log.truncate(end)
@@ -183,12 +186,13 @@ class Run:
                 log.write(b"\n")
 
 
-def _is_until(step: int, line: bytes) -> bool:
-    """Whether a line of the log is whole, and of this step or one before."""
+def _is_until(step: int, evaluated: int, line: bytes) -> bool:
+    """Whether a line of the log is whole, and of this step or one before; an evaluation, of ``evaluated`` or before."""
     try:
-        return bool(json.loads(line)["step"] <= step)
+        found = json.loads(line)
     except ValueError:
         return False
+    return bool(found["step"] <= (step if "loss" in found else evaluated))
 
 
 def _lines_from_the_end(file: FileIO, block: int = 8192) -> Iterator[tuple[int, bytes]]:

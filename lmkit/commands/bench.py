@@ -28,7 +28,8 @@ ROUNDS = 5  # turns of the recipe and of a setting: equals have all five ratios 
 NOISE = 0.03  # and a median this far from 1 besides
 WAITING = 0.01  # share of the time from which on loader workers could gain something
 PEAK_SECONDS = 0.3
-KEYS = tuple(f"hardware.{key}" for key in ("precision", "micro_batch_tokens", "packing", "workers", "gradient_checkpointing"))
+TRIED = ("precision", "micro_batch_tokens", "packing", "workers", "gradient_checkpointing", "compile")
+KEYS = tuple(f"hardware.{key}" for key in TRIED)
 ENDS_SECONDS = 5  # before it is ended, in the middle of a step if need be
 READ_AHEAD = 2  # steps that torch's loader lets each worker prepare
 
@@ -225,6 +226,8 @@ def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Set
         found.append({"hardware.packing": "off" if facts["packing"] else "auto"})
     if hardware.gradient_checkpointing:
         found.append({"hardware.gradient_checkpointing": False})
+    if hardware.compile == "on" or facts["device"] != "cpu":  # where auto decides in the run itself, which is longer
+        found.append({"hardware.compile": "off" if hardware.compile == "on" else "on"})
     if facts["workers"] not in (0, "auto") or data_wait >= WAITING:
         found += [{"hardware.workers": number} for number in (0, 1, 2) if number != facts["workers"]]
     return found

@@ -63,9 +63,9 @@ def compare(
     Raises:
         RunError: not evaluated, another task, or other examples.
     """
-    from lmkit.evaluation.compare import Test, compare_all, headline, score_together
+    from lmkit.evaluation.compare import Test, compare_all, headline, score_by_module, score_together
+    from lmkit.metrics.custom import MOST_RESAMPLES, Module
 
-    test = Test(method, confidence, resamples, seed)
     if len(names) < 2:
         raise RunError("nothing to compare with", place=names[0], remedy="name two runs or more: lmkit compare RUN_A RUN_B")
     systems = [find_system(name) for name in names]
@@ -86,7 +86,14 @@ def compare(
         [(str(run[0]), found) for side, runs in zip(places, records, strict=True) for run, found in zip(side, runs, strict=True)],
     )
     _check_tokens(task, chosen, places, records)
-    pairs = compare_all(score_together(task, records, chosen), chosen, test)
+    module = next((found for _, about in described if (found := about.get("modules", {}).get(chosen))), None)
+    if module is None:
+        scored = score_together(task, records, chosen)
+    elif method == "permutation":
+        raise RunError("not for metrics of eval.metrics", place="--method permutation", remedy="use --method bootstrap")
+    else:
+        scored, resamples = score_by_module(task, records, chosen, Module(**module)), min(resamples, MOST_RESAMPLES)
+    pairs = compare_all(scored, chosen, Test(method, confidence, resamples, seed))
     about = {
         "task": name,
         "split": described[0][1]["split"],
@@ -203,7 +210,8 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, 
     if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
         values = [record[key] for side in records for found in side for record in found for key in ("gold", "prediction")]
         facts["labels"] = sorted({label for value in values for label in (value if isinstance(value, list) else [value])})
-    return cls(recipe, facts, None)  # scoring reads no tokens
+    task = cls(recipe, facts, None)  # scoring reads no tokens
+    return task.as_measured([record for side in records for run in side for record in run])
 
 
 def check_examples(task: Task, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ def evaluate(
     *,
     output: str | None = None,
     splits: Splits | None = None,
+    limited: Collection[str] = (),
 ) -> dict[str, Any]:
     """Evaluate on ``data.test``, or where there is none on ``data.validation``, and say which.
 
@@ -39,6 +40,7 @@ def evaluate(
         source: a run, a model directory, a hub id; or a recipe, whose run is evaluated where it exists
             and whose ``model.base`` as it stands otherwise.
         splits: rows that were read already.
+        limited: the metrics that ``--fail-under`` names.
 
     Returns:
         The content of metrics.json.
@@ -61,6 +63,9 @@ def evaluate(
         splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
     elif split not in splits.rows:
         split = next(iter(splits.rows))
+    if not recipe.eval.metrics:  # whose names nobody knows before
+        task_alone = cls(recipe, splits.facts, None).for_evaluation()  # metrics need no tokens
+        _check_limited(limited, {"loss", *task_alone.metrics, *task_alone.further})
     train = baseline_rows(recipe, splits) if recipe.eval.baseline else None
     console.say(f"evaluating on data.{split}: {len(splits.rows[split])} rows")
     others = other_rows(recipe, cls, splits, split)
@@ -146,9 +151,8 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
 
     metrics = {"loss": {"value": found["loss"], "low": None, "high": None}} | dict(found["metrics"])
     said = []
+    _check_limited(limits, metrics)
     for name, limit in limits.items():
-        if name not in metrics:
-            raise LmkitError(f"no metric {name!r} in this evaluation", place="--fail-under", remedy=suggest(name, metrics))
         is_loss = name in LOWER_IS_BETTER
         value = metrics[name][("high" if is_loss else "low") if strict else "value"]
         if value is None and strict and metrics[name]["value"] is not None:
@@ -158,6 +162,12 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
             shown = "undefined" if value is None else f"{value:.4f}"
             said.append(f"{name} is {shown}{end}, {'over' if is_loss else 'under'} {limit:g}")
     return said
+
+
+def _check_limited(names: Collection[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise LmkitError(f"no metric {name!r} in this evaluation", place="--fail-under", remedy=suggest(name, known))
 
 
 def other_rows(recipe: Recipe, cls: type[Task], splits: Splits, split: str) -> dict[str, Rows | str]:

@@ -1,11 +1,13 @@
-"""``lmkit recipe``: list, show, copy and check recipes."""
+"""``lmkit recipe``: list, show, copy, check and explain recipes."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe, shipped_recipes
 from lmkit.recipe.load import dump_recipe, find_recipe
@@ -43,6 +45,24 @@ def copy_recipe(name: str, target: str | None) -> Path:
     except OSError as error:
         raise RecipeError(f"cannot be written: {error.strerror}", place=str(path), remedy="give another place") from None
     return path
+
+
+def explain_key(key: str) -> tuple[dict[str, Any], str]:
+    """What a key is for: as it is printed with ``--json``, and as a table."""
+    from lmkit.recipe.explain import explain
+
+    found = explain(key)
+    default = "none" if found["default"] is None else json.dumps(found["default"], ensure_ascii=False)
+    rows = [["about", found["about"]], ["default", default]]
+    rows += [["expected", found["expected"]]] if "expected" in found else [["key", name] for name in found["keys"]]
+    return found, console.table([key, ""], [row for row in rows if row[1]])
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of recipes."""
+    from lmkit.recipe.explain import json_schema
+
+    return json_schema()
 
 
 def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lmkit.errors import ModelError
 from lmkit.models.presets import preset_config, shrink
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.recipe.load import SECTIONS_OF
+from lmkit.recipe.load import TASKS_OF
 from lmkit.recipe.schema import TokenizerTraining
 from lmkit.run import Run
 from lmkit.tasks.registry import task_class
@@ -43,7 +43,6 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
         source = find_model(tiny.model.base) if tiny.model.base else None
         check_model_keys(tiny, source)
         run = Run(Path(folder) / "run")
-        run.start(resume=False, overwrite=False)
         trained = {split: rows for split, rows in splits.rows.items() if split != "test"}
         summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
         found = evaluate(str(run.path), splits=splits)  # on the training rows, where there are no others
@@ -69,7 +68,7 @@ def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
     }
     values["train"]["freeze_layers"] = min(1, recipe.train.freeze_layers)
     values["hardware"] |= {"processes": "auto", "checkpoint_every": None}
-    if recipe.task in SECTIONS_OF["generation"]:
+    if recipe.task in TASKS_OF["generation"]:
         values["generation"] |= {"max_new_tokens": 8, "num_beams": min(2, recipe.generation.num_beams)}
     values["eval"] |= {"resamples": min(50, recipe.eval.resamples)}
     values["logging"] |= {"every": 1, "to": []}

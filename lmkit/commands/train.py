@@ -12,7 +12,7 @@ from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.recipe.load import dump_recipe
+from lmkit.recipe.load import dump_recipe, local_paths
 from lmkit.run import Run, command_line, write_text
 from lmkit.tasks.registry import TASKS, task_class
 
@@ -81,17 +81,16 @@ def train(
 
         return dry_run_plan(recipe, splits, found)
     processes = 1 if launched else number_of_processes(recipe)
-    if owns_run:
-        for key, used in (("model.base", recipe.model.base), ("tokenizer.base", recipe.tokenizer.base)):
-            if overwrite and used and Path(used).expanduser().resolve().is_relative_to(run.path.resolve()):
+    if owns_run and overwrite:
+        for key, used in local_paths(recipe):
+            if Path(used).resolve().is_relative_to(run.path.resolve()):
                 raise RecipeError("lies in the run that --overwrite would remove", place=key, remedy="give another -o/--output")
-        run.start(resume=resume, overwrite=overwrite)
     if processes > 1:
-        summary = _train_in_processes(stage, recipe, splits, found, run, processes)
+        summary = _train_in_processes(stage, recipe, splits, found, run, processes, resume=resume, overwrite=overwrite)
     else:
         from lmkit.train.fit import fit
 
-        summary = fit(recipe, splits, found, run, resume=resume)
+        summary = fit(recipe, splits, found, run, resume=resume, overwrite=overwrite)
     if not console.is_started_by_lmkit():
         missing = (
             ""
@@ -186,7 +185,15 @@ def number_of_processes(recipe: Recipe) -> int:
 
 
 def _train_in_processes(
-    stage: str, recipe: Recipe, splits: Splits, found: ModelSource | None, run: Run, processes: int
+    stage: str,
+    recipe: Recipe,
+    splits: Splits,
+    found: ModelSource | None,
+    run: Run,
+    processes: int,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe."""
     import tempfile
@@ -195,6 +202,7 @@ def _train_in_processes(
     from lmkit.train.prepare import prepare
 
     prepare(recipe, splits, found)
+    run.start(resume=resume, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
         file = Path(folder) / f"{recipe.name}.yaml"
         values = recipe.model_copy(update={"output": str(run.path.resolve())})

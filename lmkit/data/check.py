@@ -81,7 +81,7 @@ def load_rows(
         found = [path for files in found.values() for path in files]
     from filelock import FileLock  # files that are not there are said at once
 
-    from lmkit.data.rows import Rows, schema_of, write_rows
+    from lmkit.data.rows import Rows, is_whole, schema_of, write_rows
 
     paths = sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
     shown = [f"{found}/{path.name}" if isinstance(found, HubId) else sources.shown(path) for path in paths]
@@ -99,7 +99,7 @@ def load_rows(
     cached = cache_dir / f"rows-{(hash_of([fingerprint, list(slices)]) if slices else fingerprint)[:32]}.arrow"
     summary_path = cached.with_suffix(".json")
     with FileLock(f"{cached}.lock"):
-        if not (cached.is_file() and summary_path.is_file()):
+        if not (is_whole(cached) and summary_path.is_file()):
             kind = _ParallelReader if by_role else _Reader
             reader = kind(paths, shown, suited, columns, on_bad_row, document, key, sliced)
             rows_read = itertools.islice(reader.rows(), max_rows)

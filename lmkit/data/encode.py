@@ -13,8 +13,8 @@ import pyarrow as pa
 from filelock import FileLock
 
 from lmkit import console
-from lmkit.data.plan import fill
-from lmkit.data.rows import Rows
+from lmkit.data.plan import Groups, by_row, fill
+from lmkit.data.rows import Rows, is_whole
 from lmkit.data.splits import cache_folder
 from lmkit.errors import DataError
 from lmkit.models.tokenizer import tokenizer_hash
@@ -38,7 +38,7 @@ class Encoded:
 
     rows: Rows
     pieces: Any
-    groups: Sequence[Sequence[int]]
+    groups: Groups
     lengths: np.ndarray
     cut: int
 
@@ -50,9 +50,7 @@ class Encoded:
         if packed:
             return self.lengths
         pieces = np.asarray(self.pieces.data.column("length").to_numpy(), dtype=np.int64)
-        sizes = np.array([len(group) for group in self.groups], dtype=np.int64)
-        order = np.fromiter((piece for group in self.groups for piece in group), np.int64, int(sizes.sum()))
-        return np.asarray(np.maximum.reduceat(pieces[order], np.cumsum(sizes) - sizes) * sizes)
+        return self.groups.largest(pieces) * self.groups.sizes
 
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
@@ -96,7 +94,7 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
     path.parent.mkdir(parents=True, exist_ok=True)
     left_out = path.with_suffix(".json")
     with FileLock(f"{path}.lock"):
-        if not (path.is_file() and left_out.is_file()):
+        if not (is_whole(path) and left_out.is_file()):
             rejected: list[dict[str, Any]] = []
             aside = path.with_suffix(".tmp")
             _write(aside, _encoded_batches(rows, task, rejected))
@@ -111,24 +109,8 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
     lengths = np.asarray(pieces.data.column("length").to_numpy(), dtype=np.int64)
     owners = np.asarray(pieces.data.column("row").to_numpy(), dtype=np.int64)
     cut = int(np.asarray(pieces.data.column("cut").to_numpy()).sum()) if "cut" in pieces.column_names else 0
-    groups = fill(lengths, task.max_length) if pack else _ByRow(owners)
-    return Encoded(rows, pieces, groups, np.array([lengths[group].sum() for group in groups], dtype=np.int64), cut)
-
-
-class _ByRow(Sequence[Sequence[int]]):
-    """The pieces of each row, which follow one another; 8 bytes a row."""
-
-    def __init__(self, owners: np.ndarray):
-        self._ends = np.flatnonzero(np.diff(owners, append=-1)) + 1
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        end = int(self._ends[row])
-        return range(int(self._ends[row - 1]) if row % len(self) else 0, end)
+    groups = fill(lengths, task.max_length) if pack else by_row(owners)
+    return Encoded(rows, pieces, groups, groups.sums(lengths), cut)
 
 
 def _encoded_batches(rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> Iterator[dict[str, list[Any]]]:

@@ -13,7 +13,7 @@ from filelock import FileLock
 from lmkit import console
 from lmkit.data import tags
 from lmkit.data.row import FORMAT, LEAVE_OUT, OnBadRow, Row, hash_of
-from lmkit.data.rows import Rows, write_rows
+from lmkit.data.rows import Rows, is_whole, write_rows
 from lmkit.errors import DataError, RecipeError, suggest
 
 
@@ -135,7 +135,7 @@ def _in_iob2(rows: Rows, field: str, scheme: tags.Scheme) -> Rows:
     fingerprint = hash_of([rows.fingerprint, "iob2", scheme, FORMAT])
     path = rows.path.with_name(f"rows-{hash_of([rows.path.stem, fingerprint])[:32]}.arrow")  # slice columns have other paths
     with FileLock(f"{path}.lock"):
-        if not path.is_file():
+        if not is_whole(path):
             schema = rows.schema
             everything = itertools.chain.from_iterable(rows.batches(names=schema.names))
             write_rows(path, schema, ({**row, field: tags.to_iob2(row[field], scheme)} for row in everything))

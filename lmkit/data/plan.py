@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,50 @@ def micro_batches(examples: Index, lengths: np.ndarray, budget: int) -> list[Ind
     return [np.array(part, dtype=np.int64) for part in parts]
 
 
-def fill(lengths: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
+class Groups(Sequence[list[int]]):
+    """Which pieces make each example: numbers in two arrays, about 16 bytes a piece, however many there are.
+
+    Args:
+        pieces: ``(pieces,)`` the numbers, group after group. sizes: ``(groups,)`` how many each group has, at least one.
+
+    >>> groups = Groups(np.array([0, 3, 1, 2]), np.array([2, 2]))
+    >>> list(groups), groups.sums(np.array([4, 2, 3, 1])).tolist(), groups.largest(np.array([4, 2, 3, 1])).tolist()
+    ([[0, 3], [1, 2]], [5, 5], [4, 3])
+    """
+
+    def __init__(self, pieces: Index, sizes: Index):
+        self.pieces, self.sizes = pieces, sizes
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        end = int(self._ends[number])
+        return self.pieces[end - int(self.sizes[number]) : end].tolist()
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """The sum of the pieces' values by group."""
+        return np.add.reduceat(values[self.pieces], self._ends - self.sizes)
+
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """The largest of the pieces' values by group."""
+        return np.maximum.reduceat(values[self.pieces], self._ends - self.sizes)
+
+
+def by_row(owners: np.ndarray) -> Groups:
+    """The pieces of each row, which follow one another.
+
+    >>> list(by_row(np.array([0, 0, 1])))
+    [[0, 1], [2]]
+    """
+    ends = np.flatnonzero(np.diff(owners, append=-1)) + 1
+    return Groups(np.arange(len(owners)), np.diff(ends, prepend=0))
+
+
+def fill(lengths: Sequence[int] | np.ndarray, size: int) -> Groups:
     """Group pieces so that each group has at most ``size`` tokens: first fit, longest pieces first.
 
     Args:
@@ -94,24 +138,37 @@ def fill(lengths: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
     Returns:
         Groups of piece numbers, each group in the order of the data; deterministic.
 
-    >>> fill([4, 2, 3, 1], 5)
+    >>> list(fill([4, 2, 3, 1], 5))
     [[0, 3], [1, 2]]
     """
-    lengths = np.asarray(lengths)
-    groups: list[list[int]] = []
-    # groups by the room that is left, so that a fitting one is found in O(size)
-    by_room: list[list[int]] = [[] for _ in range(size + 1)]
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[piece])
-        room = next((room for room in range(length, size + 1) if by_room[room]), None)
-        if room is None:
-            groups.append([piece])
-            by_room[size - length].append(len(groups) - 1)
+    lengths = np.asarray(lengths, dtype=np.int64)
+    owners, below = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)
+    # Views give and take plain numbers: a list of as many would take five times the memory.
+    length_of, owner_of, under = memoryview(lengths), memoryview(owners), memoryview(below)
+    top = [-1] * (size + 1)  # of the pile of groups with so much room; the pile goes on in ``below``
+    rooms = 0  # a bit for every room that some group has
+    count = 0
+    for piece in memoryview(np.argsort(-lengths, kind="stable")):
+        length = length_of[piece]
+        fitting = rooms >> length
+        if fitting:  # the least room that is enough
+            room = length + (fitting & -fitting).bit_length() - 1
+            group = top[room]
+            top[room] = under[group]
+            if top[room] < 0:
+                rooms ^= 1 << room
         else:
-            group = by_room[room].pop()
-            groups[group].append(piece)
-            by_room[room - length].append(group)
-    return sorted(sorted(group) for group in groups)
+            room, group, count = size, count, count + 1
+        owner_of[piece] = group
+        room -= length
+        under[group], top[room] = top[room], group
+        rooms |= 1 << room
+    first = np.full(count, len(lengths))
+    np.minimum.at(first, owners, np.arange(len(lengths)))
+    rank = np.empty(count, np.int64)
+    rank[np.argsort(first)] = np.arange(count)
+    owners = rank[owners]
+    return Groups(np.argsort(owners, kind="stable"), np.bincount(owners, minlength=count))
 
 
 def rows_to_share(lengths: Sequence[int]) -> np.ndarray | None:

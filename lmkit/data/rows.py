@@ -127,6 +127,18 @@ def schema_of(fields: list[Field]) -> pa.Schema:
     return pa.schema([("id", pa.int64()), *((f.name, kinds[f.kind]) for f in fields), *places])
 
 
+ENDS = (b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0")  # of Arrow's files and streams
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a cached Arrow file is there to its end: a machine that went down may have left a part, or zeros."""
+    try:
+        with path.open("rb") as file:
+            return file.seek(-8, os.SEEK_END) > 8 and file.read().endswith(ENDS)  # not the mark at its beginning
+    except OSError:  # not there, or shorter
+        return False
+
+
 def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> None:
     """Write rows to an Arrow file that is whole or absent."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -13,6 +13,7 @@ import numpy as np
 from lmkit.errors import LmkitError, suggest
 from lmkit.evaluation.evaluate import finite, is_better
 from lmkit.metrics.comparison import Difference, holm, mcnemar, paired_bootstrap, permutation_test
+from lmkit.metrics.custom import Module, custom_statistics
 from lmkit.metrics.statistics import Statistics, ratio
 from lmkit.tasks.base import Task
 
@@ -59,6 +60,22 @@ def score_together(task: Task, systems: Sequence[Sequence[Records]], metric: str
         together = loss_statistics(records)
     parts = iter([together.select(np.arange(start, start + examples)) for start in range(0, len(records), examples)])
     return [[next(parts) for _ in system] for system in systems]
+
+
+def score_by_module(task: Task, systems: Sequence[Sequence[Records]], metric: str, chosen: Module) -> list[list[Statistics]]:
+    """The same of a metric that ``eval.metrics`` brought along."""
+
+    def score(run: Records) -> Statistics:
+        return custom_statistics(
+            metric,
+            chosen,
+            [record["prediction"] for record in run],
+            [record["gold"] for record in run],
+            labels=task.facts.get("labels", ()),
+            trust_remote_code=task.recipe.model.trust_remote_code,
+        )
+
+    return [[score(run) for run in system] for system in systems]
 
 
 def loss_statistics(records: Records) -> Statistics:

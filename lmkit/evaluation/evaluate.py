@@ -214,8 +214,10 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
     return found
 
 
-def further_metrics(records: Sequence[Record], task: Task, options: Eval, *, taken: list[str]) -> dict[str, Any]:
-    """What ``eval.metrics`` names, as it stands in metrics.json."""
+def further_metrics(
+    records: Sequence[Record], task: Task, options: Eval, *, taken: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ``eval.metrics`` names, and the module behind each, as they stand in metrics.json."""
     from lmkit.metrics.custom import custom_metrics
 
     found = custom_metrics(
@@ -229,7 +231,8 @@ def further_metrics(records: Sequence[Record], task: Task, options: Eval, *, tak
         resamples=options.resamples,
         seed=task.recipe.seed,
     )
-    return {name: _interval(interval) for name, interval in found.items()}
+    intervals = {name: _interval(interval) for name, (interval, _) in found.items()}
+    return intervals, {name: vars(module) for name, (_, module) in found.items()}
 
 
 def _interval(interval: Interval) -> dict[str, float | None]:
@@ -274,7 +277,8 @@ def evaluate_split(
         evaluated = measure(records, task, seconds=time.perf_counter() - started)
         found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
         if options.metrics:
-            found["metrics"] |= further_metrics(records, task, options, taken=list(found["metrics"]))
+            further, found["modules"] = further_metrics(records, task, options, taken=list(found["metrics"]))
+            found["metrics"] |= further
         if beside is not None:
             found["baselines"] = beside(records)
         (aside / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,19 @@ import numpy as np
 from lmkit import console
 from lmkit.errors import RecipeError, nearest
 from lmkit.metrics.intervals import Interval, percentiles
-from lmkit.metrics.statistics import FloatArray
+from lmkit.metrics.statistics import FloatArray, Statistics
 
 SHIPPED = Path(__file__).with_name("modules")
 MOST_RESAMPLES, MOST_SECONDS = 200, 60  # every resample calls the module anew
+MOST_EXAMPLES = 5000  # that are compared: each has a column of its own
+
+
+@dataclass(frozen=True)
+class Module:
+    """Where a number comes from: a module of the evaluate library, and the key of what it returns."""
+
+    module: str
+    key: str
 
 
 def find_module(name: str, *, trust_remote_code: bool) -> str:
@@ -61,7 +71,7 @@ def custom_metrics(
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 13,
-) -> dict[str, Interval]:
+) -> dict[str, tuple[Interval, Module]]:
     """The numbers that modules of the evaluate library give, by their keys (``module.key`` where a key is taken).
 
     Intervals come from at most ``MOST_RESAMPLES`` percentile-bootstrap resamples of the examples; there are none for a
@@ -73,9 +83,10 @@ def custom_metrics(
     Raises:
         RecipeError: a module cannot be loaded, or refuses these predictions.
     """
-    found: dict[str, Interval] = {}
+    found: dict[str, tuple[Interval, Module]] = {}
     for name in names:
-        module = _load(find_module(name, trust_remote_code=trust_remote_code), name)
+        place = find_module(name, trust_remote_code=trust_remote_code)
+        module = _load(place, name)
         inputs = [
             _fitted(values, module, key, labels) for key, values in (("predictions", predictions), ("references", references))
         ]
@@ -84,8 +95,43 @@ def custom_metrics(
         resampled = _resampled(module, inputs, name, values, min(resamples, MOST_RESAMPLES), seed, time.perf_counter() - begun)
         for key, value in values.items():
             bounds = percentiles(resampled[key], confidence) if key in resampled else (None, None)
-            found[key if key not in found and key not in taken else f"{Path(name).stem}.{key}"] = Interval(value, *bounds)
+            shown = key if key not in found and key not in taken else f"{Path(name).stem}.{key}"
+            found[shown] = Interval(value, *bounds), Module(str(Path(place).resolve()) if Path(place).exists() else name, key)
     return found
+
+
+def custom_statistics(
+    metric: str,
+    chosen: Module,
+    predictions: Sequence[Any],
+    references: Sequence[Any],
+    *,
+    labels: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> Statistics:
+    """A module's number as statistics: an example's are how often it was drawn, and the module is called for every resample.
+
+    Raises:
+        RecipeError: the module is not there, refuses these predictions, or there are more than ``MOST_EXAMPLES``.
+    """
+    examples = len(predictions)
+    if examples > MOST_EXAMPLES:
+        raise RecipeError(
+            f"{examples} examples, and a module's numbers are compared on {MOST_EXAMPLES} at most",
+            place=f"--metric {metric}",
+            remedy="compare one of lmkit's own metrics",
+        )
+    module = _load(find_module(chosen.module, trust_remote_code=trust_remote_code), chosen.module)
+    columns = [_fitted(values, module, key, labels) for key, values in (("predictions", predictions), ("references", references))]
+
+    def metrics(sums: FloatArray) -> dict[str, FloatArray]:
+        values = []
+        for times in sums.reshape(-1, examples):
+            drawn = np.repeat(np.arange(examples), times.astype(int)).tolist()
+            values.append(_compute(module, [[column[i] for i in drawn] for column in columns], chosen.module).get(chosen.key))
+        return {metric: np.array(values, np.float64).reshape(sums.shape[:-1])}
+
+    return Statistics(np.eye(examples), metrics)
 
 
 def _load(place: str, name: str) -> Any:

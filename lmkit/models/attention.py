@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from lmkit.models.dropout import dropout as drop
+
+_added = WeakTensorKeyDictionary()  # by mask: what _backwards_only made of it
 
 
 def use_cpu_attention(*, in_fp32: bool) -> None:
@@ -24,20 +27,61 @@ def use_cpu_attention(*, in_fp32: bool) -> None:
     ) -> tuple[torch.Tensor, None]:
         # checkpointed layers are computed twice and have to draw alike: both times with gradients, as use_reentrant=False does
         plain = value.device.type != "cpu" or not torch.is_grad_enabled() or options.get("position_bias") is not None
-        if plain or (not dropout and not (in_fp32 and value.dtype == torch.bfloat16)):
+        if plain:
             found: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **options)[0]
         elif dropout and query.shape[1] == key.shape[1]:
             found = _with_dropout(module, query.to(value.dtype), key.to(value.dtype), value, attention_mask, dropout, **options)
-        else:
+        elif in_fp32 and value.dtype == torch.bfloat16:
             floats = attention_mask is not None and attention_mask.is_floating_point()
             mask = attention_mask.float() if floats else attention_mask
             with torch.autocast("cpu", enabled=False):
-                found = sdpa_attention_forward(
-                    module, query.float(), key.float(), value.float(), mask, dropout=dropout, **options
-                )[0].to(value.dtype)
+                found = _fused(module, query.float(), key.float(), value.float(), mask, dropout, **options).to(value.dtype)
+        else:
+            found = _fused(module, query, key, value, attention_mask, dropout, **options)
         return found, None
 
     AttentionInterface.register("sdpa", attend)
+
+
+def _fused(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    **options: Any,
+) -> torch.Tensor:
+    """PyTorch's attention; where a mask hides all keys after a query, as of packed texts, its kernel is told and skips them.
+
+    The public function takes a mask or ``is_causal``, its kernel both: a third of the work less at 256 tokens, no other bit.
+    """
+    groups = query.shape[1] // key.shape[1]
+    is_plain = (
+        torch.compiler.is_compiling()
+        or dropout
+        or mask is None
+        or key.shape != value.shape
+        or not query.dtype == key.dtype == value.dtype
+    )
+    if is_plain or (added := _backwards_only(mask, query)) is None:
+        found: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, **options)[0]
+        return found
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attended: torch.Tensor = kernel(query, key, value, 0.0, True, attn_mask=added, scale=options.get("scaling"))[0]
+    return attended.transpose(1, 2).contiguous()
+
+
+def _backwards_only(mask: Any, query: torch.Tensor) -> torch.Tensor | None:
+    """What is added to the scores in place of the mask, if it lets no query see a key after it; once for all layers."""
+    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[-2:] != (query.shape[2], query.shape[2]):
+        return None
+    if mask not in _added:
+        hides = not mask.triu(1).any()
+        _added[mask] = torch.where(mask, 0.0, float("-inf")).to(query.dtype) if hides else None
+    added: torch.Tensor | None = _added[mask]
+    return None if added is None else added.to(query.dtype)
 
 
 def _with_dropout(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -11,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError, RecipeError, suggest
 from lmkit.models.adapters import add_lora, load_adapter
+from lmkit.models.causal import check_causal, decoder_fields
 from lmkit.models.crf import FILE as CRF_FILE
 from lmkit.models.crf import add_crf, load_crf, save_crf
 from lmkit.models.heads import crf_of, unwrap
 from lmkit.models.layers import freeze
-from lmkit.models.load import from_pretrained, load_config, new_modules
+from lmkit.models.load import from_pretrained, load_config, new_modules, position_limit
 from lmkit.models.presets import preset_config
 from lmkit.models.quantized import quantization
 from lmkit.models.source import DESCRIPTION, ModelSource
@@ -73,7 +76,7 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
     new: list[str] = []
     if source is None:
         values = _described(recipe)
-        values |= _token_ids(task.tokenizer, values["model_type"]) | task.model_config()
+        values |= _decided(recipe, _token_ids(task.tokenizer, values["model_type"]) | task.model_config())
         model, origin = _from_config(values, recipe, task), f"random {values['model_type']}"
     elif source.is_adapter:
         raise ModelError(
@@ -84,7 +87,9 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
     else:
         model, new = _from_source(recipe, task, source)
         origin = source.location
-    _check_length(model.config, recipe, task)
+    _check_length(model, recipe, task)
+    if task.causal:
+        check_causal(model)
     task.configure(model)
     added = grow_embeddings(model, task.tokenizer, recipe.tokenizer.add_tokens)
     if recipe.hardware.gradient_checkpointing:
@@ -128,10 +133,37 @@ def _check_fields(changes: Mapping[str, Any], config: PretrainedConfig) -> None:
     """Refuse a field that the architecture does not have: transformers would keep it and never read it."""
     known = {*config.to_dict(), *config.attribute_map, "model_type", "attn_implementation"}
     for name in changes:
-        if name not in known and not hasattr(config, name):
+        if name not in known and not hasattr(config, name) and not _reads(config, name):
             raise RecipeError(
                 f"{config.model_type} has no field {name!r}", place=f"model.config.{name}", remedy=suggest(name, known)
             )
+
+
+def _reads(config: PretrainedConfig, name: str) -> bool:
+    """Whether the architecture's code asks for a field that its config class does not declare (DeBERTa's position_buckets)."""
+    module = importlib.util.find_spec(type(config).__module__.replace(".configuration_", ".modeling_"))
+    code = Path(module.origin).read_text(encoding="utf-8") if module is not None and module.origin else ""
+    return re.search(rf"\bconfig\.{re.escape(name)}\b|config, [\"']{re.escape(name)}[\"']", code) is not None
+
+
+def _decided(recipe: Recipe, decided: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the config that follow from tokenizer and task; more embeddings than tokens may be asked for.
+
+    Raises:
+        RecipeError: ``model.config`` says otherwise, which would have no effect.
+    """
+    asked = recipe.model.config
+    rows = asked.get("vocab_size")
+    if isinstance(rows, int) and rows > decided["vocab_size"]:
+        decided = decided | {"vocab_size": rows}
+    for name, value in asked.items():
+        if name in decided and value != decided[name]:
+            raise RecipeError(
+                f"{value!r}, but tokenizer and task make it {decided[name]!r}",
+                place=f"model.config.{name}",
+                remedy="leave it out",
+            )
+    return decided
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str, Any]:
@@ -143,6 +175,10 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str,
         ids |= {"decoder_vocab_size": num_tokens(target)}
         if target is not tokenizer:
             ids |= {"share_encoder_decoder_embeddings": False}
+    fields = getattr(_config_class(model_type), "__dataclass_fields__", {})
+    for name, value in ids.items():
+        if value is None and name in fields and not re.search("None|Optional", str(fields[name].type)):
+            ids[name] = ids["pad_token_id"]  # a number has to stand there (ModernBERT's decoder), and none of another vocabulary
     return {"vocab_size": num_tokens(tokenizer)} | ids
 
 
@@ -153,6 +189,7 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
     values = dict(values)
     cls = _config_class(values.pop("model_type"))
     _check_fields(recipe.model.config, cls())
+    values |= decoder_fields(cls()) if task.causal else {}
     try:
         config = cls(**_with_dropout(values, cls().to_dict() | values, recipe.train.dropout))
         _check_kind(config, task)
@@ -168,7 +205,7 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
         StrictDataclassError,
     ) as error:
         if recipe.model.config or "Unrecognized configuration class" in str(error):
-            message = str(error).strip().split("\n")[0]
+            message = " ".join(str(error).split())[:300]
             raise RecipeError(
                 f"no {task.model_class} can be made of this: {message}",
                 place="model.config" if recipe.model.config else "model",
@@ -192,7 +229,8 @@ def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTr
     base = load_config(source, recipe)
     _check_fields(recipe.model.config, base)
     _check_kind(base, task)
-    changes = _with_dropout(recipe.model.config | task.model_config(), base.to_dict(), recipe.train.dropout)
+    decided = task.model_config() | (decoder_fields(base) if task.causal else {})
+    changes = _with_dropout(recipe.model.config | decided, base.to_dict(), recipe.train.dropout)
     if recipe.lora is not None and recipe.lora.quantize is not None:
         changes |= quantization(recipe.lora.quantize, task.model_class, base, recipe.hardware.precision)
     model, info = from_pretrained(task.model_class, source.location, recipe.model, changes)
@@ -251,10 +289,24 @@ def _check_kind(config: PretrainedConfig, task: Task) -> None:
         )
 
 
-def _check_length(config: PretrainedConfig, recipe: Recipe, task: Task) -> None:
-    limits = [getattr(config, "max_position_embeddings", None), task.tokenizer.model_max_length]
+def _learned_positions(model: Any) -> int | None:
+    """Positions that embeddings were made for, where they begin behind the padding token's (RoBERTa: 514 for 512 tokens)."""
+    import torch
+
+    tables = [
+        module
+        for name, module in unwrap(model).named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
+    ]
+    return min((table.num_embeddings - (table.padding_idx or 0) - 1 for table in tables), default=None)
+
+
+def _check_length(model: Any, recipe: Recipe, task: Task) -> None:
+    config = model.config
+    limits = [position_limit(config), _learned_positions(model)]
+    limits += [task.tokenizer.model_max_length] if config.model_type != "t5" else []
     limit = min((int(value) for value in limits if value and value < 10**9), default=None)
-    if limit is not None and recipe.data.max_length > limit and config.model_type != "t5":
+    if limit is not None and recipe.data.max_length > limit:
         raise RecipeError(
             f"{recipe.data.max_length} tokens, but this model reads {limit}",
             place="data.max_length",
@@ -312,6 +364,8 @@ def load_trained(source: ModelSource, task: Task) -> Any:
         model = load_adapter(source, task.model_class, recipe)
     else:
         model = _load_whole(source, task)
+    if task.causal:
+        check_causal(model)
     task.configure(unwrap(model))
     if recipe.tagging.crf:
         weights = load_crf(location, recipe.model.revision)
@@ -333,5 +387,5 @@ def _load_whole(source: ModelSource, task: Task) -> Any:
             place=location,
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
-    _check_length(model.config, recipe, task)
+    _check_length(model, recipe, task)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,8 +21,15 @@ def crf_of(model: Any) -> Any:
     return getattr(unwrap(model), "crf", None)
 
 
+@dataclass
+class Selection:
+    """Whether positions were selected in the last forward pass; else its logits are whole."""
+
+    happened: bool = False
+
+
 @contextmanager
-def only_at(model: Any, chosen: torch.Tensor) -> Iterator[bool]:
+def only_at(model: Any, chosen: torch.Tensor) -> Iterator[Selection]:
     """While active, the backbone passes on the hidden states of the chosen positions only.
 
     A forward hook on ``base_model`` replaces ``last_hidden_state`` ``(batch, length, width)`` by
@@ -31,21 +39,22 @@ def only_at(model: Any, chosen: torch.Tensor) -> Iterator[bool]:
         chosen: ``(batch, length)`` booleans.
 
     Yields:
-        False where the model has no backbone of its own, so that logits come out whole.
+        What is only known after the pass: a model may have no backbone of its own, or not call it (BART's decoder alone).
     """
-    inner = unwrap(model)
+    inner, selection = unwrap(model), Selection()
     backbone = inner.base_model
     if backbone is inner:
-        yield False
+        yield selection
         return
 
     def keep(module: Any, arguments: Any, output: Any) -> Any:
         output["last_hidden_state"] = output["last_hidden_state"][chosen][None]
+        selection.happened = True
         return output
 
     handle = backbone.register_forward_hook(keep)
     try:
-        yield True
+        yield selection
     finally:
         handle.remove()
 
@@ -58,6 +67,6 @@ def logits_at(
     Args:
         inputs: of the model. labels, chosen: ``(batch, length)``, aligned with the logits.
     """
-    with only_at(model, chosen) as selected:
+    with only_at(model, chosen) as selection:
         logits = model(**inputs).logits
-    return logits if selected else logits[chosen][None], labels[chosen][None]
+    return logits if selection.happened else logits[chosen][None], labels[chosen][None]

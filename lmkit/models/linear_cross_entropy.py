@@ -15,6 +15,10 @@ from lmkit.tasks.base import IGNORE
 
 CHUNK = 256  # tokens: on a CPU their logits, probabilities and gradient pass through its caches
 GPU_NUMBERS = 2**26  # logits at a time on a GPU: enough to fill it
+GROUP = (
+    2  # chunks whose rounded gradients make one product for the weight: the passes over its sum are as long as a quarter of one
+)
+SLAB = 2048  # rows of the weight whose product is added at a time: it stays in a core's cache
 
 
 def linear_cross_entropy(
@@ -79,22 +83,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # fp16 holds gradients only after the loss is scaled, and here it is not yet
             back = exact if dtype == torch.float16 else dtype
             back_given, back_projection = given.to(back), projection.to(back)
+            # written anew by every chunk: fresh memory costs the system more time than the passes that fill it
+            group = chunk * (GROUP if back != exact and hidden.device.type == "cpu" else 1)
+            wide = torch.empty(min(chunk, len(labels)), vocabulary, dtype=exact, device=hidden.device)
+            narrow = wide if dtype == exact else wide.new_empty(min(group, len(labels)), vocabulary, dtype=dtype)
             for start in range(0, len(labels), chunk):
                 here = slice(start, start + chunk)
                 states, target = given[here], labels[here, None]
-                logits = (states @ projection.T).to(exact)
+                behind = start % group if back != exact else 0
+                logits, rounded = wide[: len(states)], narrow[behind : behind + len(states)]
+                torch.mm(states, projection.T, out=rounded)
+                if narrow is not wide:
+                    logits.copy_(rounded)
                 if scale != 1:
                     logits *= scale
                 if bias is not None:
                     logits += bias
-                logs = torch.log_softmax(logits, -1, out=logits)
-                losses[here] = -(1 - smoothing) * logs.gather(1, target)[:, 0]
+                largest = logits.amax(-1, keepdim=True)
+                losses[here] = (1 - smoothing) * (largest - logits.gather(1, target))[:, 0]
                 if smoothing:
-                    losses[here] -= smoothing * logs.mean(-1)
+                    losses[here] += smoothing * (largest[:, 0] - logits.mean(-1))
+                probabilities = torch.softmax(logits, -1, out=logits)
+                losses[here] -= probabilities.amax(-1).log()  # the largest is 1 over the sum of what was exponentiated
                 if not (needs_hidden or needs_weight or needs_bias):
                     continue
                 # the gradient of the logits: probabilities less the target
-                gradient = logs.exp_()
+                gradient = probabilities
                 gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
                 if smoothing:
                     gradient -= smoothing / vocabulary
@@ -102,14 +116,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_bias += gradient.sum(0)
                 if scale != 1:
                     gradient *= scale
-                rounded = gradient.to(back)
+                if back != exact:
+                    gradient = rounded.copy_(gradient)
                 if d_hidden is not None:
-                    d_hidden[here] = rounded @ back_projection
-                if d_weight is not None:
-                    if back == exact:
-                        d_weight.addmm_(rounded.T, back_given[here])
-                    else:
-                        d_weight += rounded.T @ back_given[here]
+                    d_hidden[here] = gradient @ back_projection
+                if d_weight is None:
+                    continue
+                if back == exact:
+                    d_weight.addmm_(gradient.T, back_given[here])
+                elif (end := start + len(states)) % group == 0 or end == len(labels):
+                    _add_products(d_weight, narrow[: behind + len(states)], given[start - behind : end])
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.types = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return losses.sum()
@@ -122,3 +138,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for made, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
         )
         return (*scaled, None, None, None, None, None, None)
+
+
+def _add_products(total: torch.Tensor, gradients: torch.Tensor, states: torch.Tensor) -> None:
+    """``total += gradients.T @ states``, whose products are rounded to their own type; without a second matrix of that size."""
+    rows = SLAB if total.device.type == "cpu" else len(total)
+    for start in range(0, len(total), rows):
+        total[start : start + rows] += gradients[:, start : start + rows].T @ states

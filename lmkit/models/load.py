@@ -32,6 +32,12 @@ def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
         raise ModelError(f"no model could be loaded: {message}", place=place, remedy=remedy) from None
 
 
+def position_limit(config: Any) -> int | None:
+    """How many tokens a model reads at once; None where its positions have no end (T5's buckets; XLNet's config says -1)."""
+    found = next((getattr(config, name) for name in ("max_position_embeddings", "max_seq_len") if hasattr(config, name)), None)
+    return found if found and found > 0 and config.model_type != "t5" else None
+
+
 def from_pretrained(
     model_class: str, location: str, options: Model, changes: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -82,12 +82,12 @@ def _run(
     Returns:
         The hidden states ``(chosen, width)`` that were to be projected; what the model made of the stand-in.
     """
-    with only_at(model, chosen) as selected, _capturing(head, stand_in) as captured:
+    with only_at(model, chosen) as selection, _capturing(head, stand_in) as captured:
         output = model(**inputs).logits
     assert captured.times == 1, "the head runs once in a forward pass"
     hidden = captured.hidden
     assert hidden is not None
-    captured.hidden = hidden[0] if selected else hidden[chosen]
+    captured.hidden = hidden[0] if selection.happened else hidden[chosen]
     return captured, output
 
 

@@ -18,7 +18,10 @@ from lmkit.recipe.schema import Recipe
 from lmkit.recipe.section import Mistake, Section, checked
 
 SUFFIXES = (".yaml", ".yml")
-SECTIONS_OF = {  # sections, and keys of them, that not every task reads
+TASKS_OF = {  # key -> the tasks it has an effect on
+    "data.labels": ("classification", "ner"),
+    "data.long_text": ("classification", "ner", "translation"),
+    "data.overlap": ("classification", "ner"),
     "masking": ("mlm", "denoise"),
     "masking.whole_words": ("mlm",),
     "masking.span": ("denoise",),
@@ -168,12 +171,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         here = FOREIGN_TASKS.get(recipe.task.lower().replace("_", "-"))
         remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
         raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
-    for key, tasks in SECTIONS_OF.items():
-        section, *names = key.split(".")
-        given_here, default = (
-            reduce(getattr, names, held) for held in (getattr(recipe, section), Recipe.model_fields[section].value())
-        )
-        if recipe.task and recipe.task not in tasks and given_here != default:
+    for key, tasks in TASKS_OF.items():
+        if recipe.task and recipe.task not in tasks and _value(recipe, key) != _value(Recipe(), key):
             raise RecipeError(f"has no effect on {recipe.task}", place=key, remedy=f"leave it out: it is for {', '.join(tasks)}")
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
@@ -184,6 +183,10 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         raise RecipeError(f"unknown {unknown[0]}", place=f"{place}: output", remedy="only {name} stands for something here")
     output = str(Path(recipe.output.replace("{name}", name)).expanduser())
     return recipe.model_copy(update={"name": name, "output": output})
+
+
+def _value(recipe: Recipe, dotted: str) -> Any:
+    return reduce(getattr, dotted.split("."), recipe)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -203,6 +206,16 @@ PATH_KEYS = [(("data",), key) for key in ("train", "validation", "test")] + [
     (("model",), "base"),
     (("eval",), "metrics"),
 ]
+
+
+def local_paths(recipe: Recipe) -> list[tuple[str, str]]:
+    """The files and folders that a recipe names and that are there, each with its dotted key."""
+    found: list[tuple[str, str]] = []
+    values = recipe.model_dump()
+    for section, key in PATH_KEYS:
+        dotted = ".".join([*section, key])
+        _each((_holder(values, section) or {}).get(key), lambda entry, at=dotted: found.append((at, entry)))
+    return [(key, _home(entry)) for key, entry in found if _is_local(entry)]
 
 
 def _holder(values: Mapping[str, Any], section: tuple[str, ...]) -> dict[str, Any] | None:
@@ -314,11 +327,12 @@ def _explain(mistake: Mistake) -> str:
     """The dotted key, and what to say of it."""
     key = ".".join(mistake.path)
     if mistake.expected is None:
-        return f"{key}: {_explain_unknown(mistake.path)}"
+        return f"{key}: {explain_unknown(mistake.path)}"
     return f"{key}: expected {mistake.expected}{EXAMPLES.get(key, '')}, found {mistake.found!r}"
 
 
-def _explain_unknown(path: Sequence[str]) -> str:
+def explain_unknown(path: Sequence[str]) -> str:
+    """What to say of a key that is not known: its name here, or the nearest ones."""
     name, dotted, siblings = path[-1], ".".join(path), _section(path[:-1]).model_fields
     if name in FOREIGN and dotted != FOREIGN[name]:
         return f"unknown key; here it is {FOREIGN[name]}"

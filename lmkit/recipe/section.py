@@ -138,7 +138,7 @@ def checked(kind: type[S], values: Any, mistakes: list[Mistake], path: tuple[str
                 found[name] = _as(key.annotation, value)
             except _Unfit as error:
                 inside, expected, value = error.entry or ((), key.annotation, value)
-                mistakes.append(Mistake((*here, *inside), _described(expected), value))
+                mistakes.append(Mistake((*here, *inside), described(expected), value))
             except ValueError as error:
                 mistakes.append(Mistake(here, str(error), value))
     return kind(**found) if len(mistakes) == before else None
@@ -232,21 +232,21 @@ def _keeps(value: Any, limits: Mapping[str, Any]) -> bool:
     return all(LIMITS[name][1](value, limit) for name, limit in limits.items())
 
 
-def _described(kind: Any) -> str:
+def described(kind: Any) -> str:
     """What a type's values are, in words.
 
-    >>> _described(Annotated[int, Field(ge=1)] | Literal["auto"] | None)
+    >>> described(Annotated[int, Field(ge=1)] | Literal["auto"] | None)
     "a whole number greater than or equal to 1 or 'auto'"
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         limits = [(name, limit) for each in inner[1:] if isinstance(each, Key) for name, limit in each.limits.items()]
-        return " ".join([_described(inner[0]), " and ".join(LIMITS[name][0].format(limit) for name, limit in limits)]).rstrip()
+        return " ".join([described(inner[0]), " and ".join(LIMITS[name][0].format(limit) for name, limit in limits)]).rstrip()
     if origin in (Union, UnionType, Literal):
-        choices = [repr(each) if origin is Literal else _described(each) for each in _flat(inner)]
+        choices = [repr(each) if origin is Literal else described(each) for each in _flat(inner)]
         return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
     if origin is list:
-        return f"a list of {_described(inner[0]).removeprefix('a ')}"
+        return f"a list of {described(inner[0]).removeprefix('a ')}"
     return "a mapping" if origin is dict else NAMES[kind]
 
 

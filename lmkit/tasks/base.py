@@ -55,9 +55,11 @@ class Task(ABC):
     family: ClassVar[str]  # the preset that stands in where a smoke run has no model
     fields: ClassVar[tuple[Field, ...]]
     forms: ClassVar[tuple[Form, ...]] = ()  # other forms in which rows may come
+    further: ClassVar[tuple[str, ...]] = ()  # what an evaluation measures besides ``metrics``
     packs: ClassVar[bool] = False  # several pieces may share a row of the batch
     cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
     generates: ClassVar[bool] = False  # needs an encoder-decoder
+    causal: ClassVar[bool] = False  # a token is predicted from those before it
     predicts_tokens: ClassVar[bool] = False  # the classes are the vocabulary, too many for logits that nobody reads
     reading: tuple[Any, ...] = ()  # options besides the data's that decide ``encode``; part of the cache key
 
@@ -88,6 +90,10 @@ class Task(ABC):
 
     def for_evaluation(self) -> Task:
         """The task as the ``eval`` section says it is measured, where that is not how it learns."""
+        return self
+
+    def as_measured(self, records: Sequence[Mapping[str, Any]]) -> Task:
+        """The task as these lines of predictions.jsonl were measured, whatever the recipe says now."""
         return self
 
     @classmethod

@@ -17,6 +17,7 @@ class CausalLanguageModeling(LanguageModeling):
     model_class = "AutoModelForCausalLM"
     family = "llama"
     counts_bytes = True
+    causal = True
 
     def for_evaluation(self) -> Task:
         stride = self.recipe.eval.stride
@@ -51,8 +52,10 @@ class CausalLanguageModeling(LanguageModeling):
         """A continuation of every text: greedy, or the best of ``generation.num_beams`` beams."""
         import torch
 
+        from lmkit.models.load import position_limit
+
         generation, answers = self.recipe.generation, []
-        limit = getattr(model.config, "max_position_embeddings", None)
+        limit = position_limit(model.config)
         for row in rows:
             ids = self.tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"]
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id

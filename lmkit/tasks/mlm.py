@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,12 @@ class MaskedLanguageModeling(LanguageModeling):
 
         wanted = self.recipe.eval.pseudo_perplexity
         return PseudoPerplexity(self.recipe, self.facts, self.tokenizer) if wanted else self
+
+    def as_measured(self, records: Sequence[Mapping[str, Any]]) -> Task:
+        from lmkit.tasks.pseudo import PseudoPerplexity
+
+        has_pseudo = all("pseudo_nll" in record for record in records)
+        return PseudoPerplexity(self.recipe, self.facts, self.tokenizer) if has_pseudo else self
 
     @cached_property
     def _ordinary(self) -> np.ndarray:

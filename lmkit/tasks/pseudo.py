@@ -24,6 +24,8 @@ class PseudoPerplexity(MaskedLanguageModeling):
     neither hidden nor counted. It costs a forward pass per token, in batches of the size of all others.
     """
 
+    further = ("pseudo_perplexity",)
+
     def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = EVALUATION_EPOCH, packed: bool = False) -> Batch:
         """The batch of masked language modelling, and in ``whole`` ``(rows, longest)`` the tokens to hide, -100 elsewhere."""
         assert not packed, "documents that share a row would be hidden together"

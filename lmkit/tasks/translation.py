@@ -38,6 +38,7 @@ class Translation(Task):
         Field("target", "text", aliases=("tgt", "target_text", "translation"), gold=True),
     )
     metrics = ("loss", "bleu", "chrf", "ter")
+    further = ("length_ratio", "empty", "truncated")
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
         super().__init__(recipe, facts, tokenizer)

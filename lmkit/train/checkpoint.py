@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmkit import console
-from lmkit.errors import ModelError
+from lmkit.errors import ModelError, is_full
 from lmkit.run import Run, atomic_directory, sync
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 SUMS = "SHA256SUMS"  # in the form that ``sha256sum --check`` reads
 Tensors = dict[str, Any]
 T = TypeVar("T")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def part_of(name: str, rank: int, ranks: int) -> str:
@@ -45,12 +44,17 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def checkpoint_steps(run: Run) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first."""
+def checkpoint_steps(run: Run, *, until: int | None = None) -> list[int]:
+    """Steps of the checkpoints that are there, oldest first.
+
+    Args:
+        until: the step a run stands at; what comes after it is damaged, and was passed over when the run was resumed.
+    """
     if not run.checkpoints.is_dir():
         return []
-    names = [re.fullmatch(r"step-(\d{8})", path.name) for path in run.checkpoints.iterdir()]
-    return sorted(int(name[1]) for name in names if name)
+    names = [re.fullmatch(r"step-(\d{8,})", path.name) for path in run.checkpoints.iterdir()]
+    steps = sorted(int(name[1]) for name in names if name)
+    return steps if until is None else [step for step in steps if step <= until]
 
 
 def newest_whole(run: Run) -> int | None:
@@ -203,14 +207,6 @@ def _together(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     return [each for each, _ in outcomes]
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a disk had no room, also as safetensors tells it, which hands on the text of the error alone."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in FULL
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return told is not None and int(told[1]) in FULL
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -326,9 +322,9 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     return load_state(run, step)
 
 
-def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = ()) -> None:
-    """Remove all but the newest ``keep`` checkpoints, the best one, and those that are ``also`` needed."""
-    steps = checkpoint_steps(run)
+def drop_old(run: Run, *, newest: int, keep: int, best: int | None, also: Collection[int] = ()) -> None:
+    """Of the checkpoints up to the ``newest``, remove all but the last ``keep``, the best one, and those ``also`` needed."""
+    steps = checkpoint_steps(run, until=newest)
     for step in steps[: max(0, len(steps) - keep)]:
         if step != best and step not in also:
             shutil.rmtree(run.checkpoints / name_of(step))
@@ -336,7 +332,7 @@ def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = (
 
 def drop_unfinished(run: Run) -> None:
     """Remove what a process that was killed left half-written."""
-    for path in run.checkpoints.glob(".step-*"):
+    for path in [*run.checkpoints.glob(".step-*"), *run.path.glob(f".{run.model.name}.*")]:
         shutil.rmtree(path)
 
 

@@ -21,6 +21,7 @@ from lmkit.models.packing import Packing
 from lmkit.models.unpadding import shared_rows
 from lmkit.recipe.schema import Hardware
 from lmkit.tasks.base import Batch, Task
+from lmkit.train.deepspeed import is_partitioned
 from lmkit.train.loop import StepBatches
 from lmkit.train.parallel import largest
 from lmkit.train.sharding import is_sharded
@@ -111,7 +112,7 @@ def _try(passes: _Passes, *, first: int, total: int, seconds: float | None) -> t
     if passes.device not in TRIED_ON:
         return False, f"on a {passes.device} it is not tried: a resumed run would no longer be the uninterrupted one bit for bit"
     if passes.is_sharded:
-        return False, "the weights are in parts, and layers that gather them are not tried"
+        return False, "processes exchange weights or gradients within their passes, which are not tried"
     if total - first < FEWEST_STEPS:
         return False, f"{total - first} steps are too few to pay back"
     micro = passes.batches[first][:TRIED]
@@ -149,7 +150,7 @@ class _Passes:
     ):
         self.batches, self.tokens, self.compiled = batches, tokens, ExitStack()
         self._model, self._task, self._accelerator, self._packing = model, task, accelerator, packing
-        self.is_sharded, self.device = is_sharded(model), accelerator.device.type
+        self.is_sharded, self.device = is_sharded(model) or is_partitioned(model), accelerator.device.type
 
     def rounds(self, micro: list[Batch], steps: int) -> float:
         """How many times these micro-batches make the steps of the run, by their tokens."""
@@ -190,9 +191,11 @@ class _Passes:
         return largest(self._accelerator, [value])[0]
 
     def _run(self, batch: Batch) -> None:
+        from lmkit.models.dropout import drawn_faster
+
         self._model.train()
         moved = {key: value.to(self._accelerator.device) for key, value in batch.items()}
-        with shared_rows(self._model, self._packing, moved) as given:
+        with shared_rows(self._model, self._packing, moved) as given, drawn_faster(self._accelerator.device):
             self._accelerator.backward(self._task.loss(self._model, given) / max(self._task.items(batch), 1))
         if self._accelerator.device.type == "cuda":
             import torch

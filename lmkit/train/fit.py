@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.data.encode import encode
 from lmkit.data.plan import Plan
-from lmkit.data.splits import Splits, provenance
+from lmkit.data.splits import Splits, cache_folder, provenance
 from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
@@ -33,7 +36,8 @@ from lmkit.train.checkpoint import (
     load_weights,
     newest_whole,
 )
-from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes
+from lmkit.train.deepspeed import ZeroOptimizer, check_deepspeed
+from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes, zero_stage
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer, set_group_values
 from lmkit.train.parallel import prepare_parallel
@@ -45,11 +49,17 @@ from lmkit.train.sharding import check_sharding, gather_into
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LOCKED_SECONDS = 10  # to wait for a process before that is just ending
 RELOAD_TOLERANCE = 1e-4  # largest difference of logits after a fresh load, fp32
 
 
-def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool) -> dict[str, Any]:
+def fit(
+    recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool, overwrite: bool = False
+) -> dict[str, Any]:
     """Train what the recipe says into the run directory.
+
+    Args:
+        overwrite: a run that is there is removed, once it is known that this one can begin.
 
     Returns:
         A summary for ``--json``: run, steps, seconds, the metric that chose the model, validation metrics.
@@ -57,6 +67,41 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     Raises:
         LmkitError: a mistake of the user's. TrainingStopped: the loss is not finite. Interrupted: by a signal.
     """
+    with _alone_in(run) if console.is_first_process() else nullcontext():
+        return _fit(recipe, splits, source, run, resume=resume, overwrite=overwrite)
+
+
+@contextmanager
+def _alone_in(run: Run) -> Iterator[None]:
+    """Keep a second process out of the run: each would cut the other's log and remove its checkpoints.
+
+    The system frees the lock when a process ends, however it ends; loader workers may outlive theirs by seconds.
+
+    Raises:
+        RunError: one is training there.
+    """
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:32]
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_folder() / f"run-{name}.lock")
+    try:
+        lock.acquire(timeout=LOCKED_SECONDS)
+    except Timeout:
+        raise RunError(
+            "another process is training into this directory",
+            place=str(run.path),
+            remedy="wait for it or end it; or give another -o/--output",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fit(
+    recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool, overwrite: bool
+) -> dict[str, Any]:
     started = time.perf_counter()
     prepared = prepare(recipe, splits, source)
     task, train = prepared.task, recipe.train
@@ -65,18 +110,23 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     if newest is not None:
         _refuse_another(run, newest, progress.fingerprint)
     accelerator = build_accelerator(recipe.hardware, trackers=recipe.logging.to, folder=str(run.path))
+    stage = zero_stage() if accelerator.num_processes > 1 else None
     sharded = asks_to_shard() and accelerator.num_processes > 1
     if accelerator.num_processes > 1:
-        console.say(f"processes: {accelerator.num_processes}{', each with a part of the weights (FSDP2)' if sharded else ''}")
+        parts = "weights (FSDP2)" if sharded else f"optimizer's state (DeepSpeed, ZeRO stage {stage})"
+        console.say(f"processes: {accelerator.num_processes}{f', each with a part of the {parts}' if sharded or stage else ''}")
     built = build_model(recipe, task, source)
     if sharded:
         check_sharding(recipe, built.model)
+    if stage is not None:
+        check_deepspeed(recipe, built.model)
     packing = choose_packing(recipe, task, built.model)
     plan = Plan(len(prepared.encoded["train"]), train.batch_size, recipe.seed)
     total = total_steps(recipe, plan)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded)
+    manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded, zero_stage=stage)
     if accelerator.is_main_process:
+        run.start(resume=resume, overwrite=overwrite)
         write_text(run.recipe_file, dump_recipe(recipe))  # resumed, too: it may have more steps now
         if prepared.splits.rejected:
             write_text(run.rejects_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prepared.splits.rejected))
@@ -84,22 +134,26 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
     announce(manifest, total, metric)
 
     model = prepare_parallel(accelerator, built.model, sharded=sharded)
-    optimizer = accelerator.prepare_optimizer(
-        build_optimizer(
-            model,
-            train,
-            lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
-            crf_rate=recipe.tagging.crf_learning_rate,
-        )
+    optimizer = build_optimizer(
+        model,
+        train,
+        lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
+        crf_rate=recipe.tagging.crf_learning_rate,
     )
+    if stage is None:
+        optimizer = accelerator.prepare_optimizer(optimizer)
+    else:
+        optimizer = ZeroOptimizer(model, optimizer, task, accelerator, stage=stage, max_grad_norm=train.max_grad_norm)
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
-        run.cut_log(progress.step)
+        run.cut_log(progress.step, progress.evaluated_step)
     if recipe.logging.to:
         accelerator.init_trackers(recipe.name)
     run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
     use_average(optimizer)
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.close()
 
     mean_of = _choose(run, recipe, plan, progress, model)
     del optimizer
@@ -184,6 +238,8 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
     state = load_checkpoint(run, step, model, optimizer)
     console.say(f"resume: going on from step {step}")
     progress = Progress(**state)
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.take_weights()
     set_group_values(optimizer, progress.groups)
     use_trained(optimizer)
     return progress
@@ -192,7 +248,8 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
 def _choose(run: Run, recipe: Recipe, plan: Plan, progress: Progress, model: Any) -> list[int]:
     """Give the model the best weights, or the mean of the last ones up to them; returns the steps of a mean."""
     every, number = evaluation_interval(recipe, plan), recipe.train.average_checkpoints
-    steps = averaged(checkpoint_steps(run), number, every=every, last=progress.step, best=progress.best_step)
+    there = checkpoint_steps(run, until=progress.step)
+    steps = averaged(there, number, every=every, last=progress.step, best=progress.best_step)
     if number and len(steps) < number:
         console.warn(
             f"train.average_checkpoints: {number}, but there were only {len(steps)} evaluations; train.eval_every makes more"

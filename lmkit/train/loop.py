@@ -20,11 +20,13 @@ from lmkit import console
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches, rows_to_share
 from lmkit.errors import TrainingStopped
+from lmkit.models.dropout import drawn_faster
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.packing import Packing
 from lmkit.models.unpadding import shared_rows
 from lmkit.tasks.base import Batch, Task, flat, uncounted
 from lmkit.train.averages import update_ema
+from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import share_of_cores
 from lmkit.train.optim import learning_rate, set_learning_rate
 from lmkit.train.parallel import largest, sum_gradients
@@ -146,7 +148,7 @@ def train_steps(
     """Run the optimizer steps ``first`` ... ``total`` - 1, yielding after each.
 
     Args:
-        model, optimizer: prepared by Accelerate.
+        model, optimizer: prepared by Accelerate; or the optimizer by DeepSpeed.
         share_done: the share of ``train.max_minutes`` that is gone, or None; the first rank's is used.
         asked_to_stop: whether this rank received a signal.
         spikes: judges the gradient norms; a step whose norm is a spike changes no weight.
@@ -154,7 +156,7 @@ def train_steps(
     train = task.recipe.train
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
-    sharded = is_sharded(model)
+    zero = optimizer if isinstance(optimizer, ZeroOptimizer) else None
     model.train()
     for step, micro, waited in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
         share = share_done()
@@ -162,19 +164,23 @@ def train_steps(
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
         set_learning_rate(optimizer, rate)
-        if sharded:
+        if zero is not None or is_sharded(model):
             micro = as_many(accelerator, micro, partial(batches.idle, step))
-        loss_sum = _backward(model, parameters, batches, task, accelerator, packing, step=step, micro=micro, items=items)
-        grad_norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
-        is_spike = spikes is not None and spikes.judge(grad_norm.item())
-        if is_spike:
-            if optimizer.scaler is not None:
-                optimizer.scaler.update()  # it has looked at these gradients
+        loss_sum = _backward(model, parameters, batches, task, accelerator, packing, zero, step=step, micro=micro, items=items)
+        if zero is not None:
+            _update(zero)  # which clips, too
+            grad_norm, is_spike = zero.grad_norm, False
         else:
-            _update(optimizer)
-            if train.ema is not None:
-                update_ema(optimizer, train.ema, step=step)
-        optimizer.zero_grad(set_to_none=True)
+            grad_norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
+            is_spike = spikes is not None and spikes.judge(grad_norm.item())
+            if is_spike:
+                if optimizer.scaler is not None:
+                    optimizer.scaler.update()  # it has looked at these gradients
+            else:
+                _update(optimizer)
+                if train.ema is not None:
+                    update_ema(optimizer, train.ema, step=step)
+            optimizer.zero_grad(set_to_none=True)
         yield Step(
             number=step + 1,
             loss=accelerator.reduce(loss_sum, "sum") / max(items, 1),
@@ -259,6 +265,7 @@ def _backward(
     task: Task,
     accelerator: Accelerator,
     packing: Packing | None,
+    zero: ZeroOptimizer | None,
     *,
     step: int,
     micro: list[Batch],
@@ -278,18 +285,27 @@ def _backward(
         loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.double)
         is_out, left = False, 0
         try:
-            for batch in micro:
+            for number, batch in enumerate(micro, 1):
                 batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
-                with shared_rows(model, packing, batch) as given:
-                    loss = task.loss(model, given)
-                    accelerator.backward(loss / max(items, 1))
+                with shared_rows(model, packing, batch) as given, drawn_faster(accelerator.device):
+                    if zero is not None:
+                        loss = zero.backward(given, items=items, last=number == len(micro))
+                    else:
+                        loss = task.loss(model, given)
+                        accelerator.backward(loss / max(items, 1))
                 loss_sum += loss.detach()
         except RuntimeError as error:
+            if "without overflow" in str(error):  # code that masks with a number which only fp32 has (DeBERTa v1)
+                raise TrainingStopped(
+                    f"{model.config.model_type} cannot be computed in half precision: {error}\n  hardware.precision=fp32"
+                ) from None
             if not is_out_of_memory(error):
                 raise
-            if is_sharded(model):
+            if zero is not None or is_sharded(model):
                 raise stopped_by_memory(step + 1, batches.budget) from None
             is_out, left = True, batches.largest(step)
+        if zero is not None:
+            return loss_sum  # the gradients are summed already
         is_stuck = is_out and not left
         has_gradient = [float(has_own_gradient(parameter)) for parameter in parameters if accelerator.num_processes > 1]
         out, stuck, divisible, *present = largest(accelerator, [float(is_out), float(is_stuck), left, *has_gradient])
@@ -322,7 +338,7 @@ def _update(optimizer: Any) -> None:
         if not is_out_of_memory(error):
             raise
         raise TrainingStopped(
-            f"out of memory in the update of {type(optimizer.optimizer).__name__}: weights, gradients and moments do not fit\n"
+            f"out of memory in the update of {type(getattr(optimizer, 'optimizer', optimizer)).__name__}: weights, gradients and moments do not fit\n"
             "  lora, train.optimizer=adafactor, or a smaller model need less; the size of the micro-batches has no part in it"
         ) from None
 

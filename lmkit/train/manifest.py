@@ -36,6 +36,7 @@ def start_manifest(
     total: int,
     *,
     sharded: bool,
+    zero_stage: int | None,
 ) -> dict[str, Any]:
     import torch
 
@@ -55,6 +56,7 @@ def start_manifest(
             "device": str(accelerator.device),
             "processes": accelerator.num_processes,
             "sharded": sharded,
+            "zero_stage": zero_stage,
             "precision": choose_precision(recipe.hardware),
             "threads": torch.get_num_threads(),
         },

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmkit.models.dropout import replace_dropout
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -24,8 +22,6 @@ BUCKET_NUMBERS = 2**23  # summed at once: enough to fill the wire, few to copy
 
 def prepare_parallel(accelerator: Accelerator, model: Any, *, sharded: bool = False) -> Any:
     """The model on the device, in the run's precision; every process with the first one's weights, whole or in parts."""
-    if accelerator.device.type == "cpu":
-        replace_dropout(model)
     if sharded:
         from lmkit.train.sharding import shard
 

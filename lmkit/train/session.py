@@ -21,6 +21,7 @@ from lmkit.run import Run, write_text
 from lmkit.train.averages import averaged_weights
 from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, drop_unfinished
 from lmkit.train.compiled import choose_compile, uncompiled
+from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import choose_precision, micro_batch_tokens
 from lmkit.train.loop import Step, StepBatches, train_steps
 from lmkit.train.micro_batch import choose_micro_batch
@@ -53,6 +54,36 @@ class Progress:
     groups: list[dict[str, float]] = field(default_factory=list)  # what the optimizer counts for each group
     norms: list[float] = field(default_factory=list)  # of the last gradients, for train.on_spike
     skipped: int = 0  # steps left out for a spike
+    since_line: dict[str, Any] = field(default_factory=dict)  # the Tally of the steps that no line of the log tells of yet
+
+
+@dataclass
+class Tally:
+    """What the steps since the last line of the log come to.
+
+    A checkpoint keeps it, so that the next line of a resumed run tells of the same steps as the uninterrupted run's.
+
+    Args:
+        loss: summed over the labels, in nats; a tensor on the device once a step is in it.
+        waited: seconds for data, of the first rank. seconds: of the steps of earlier processes.
+    """
+
+    loss: Any = 0.0
+    items: int = 0
+    tokens: int = 0
+    slots: int = 0
+    skipped: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, step: Step) -> None:
+        self.loss = self.loss + step.loss * step.items
+        self.items, self.tokens, self.slots = self.items + step.items, self.tokens + step.tokens, self.slots + step.slots
+        self.skipped, self.waited = self.skipped + step.is_spike, self.waited + step.waited_seconds
+
+    def kept(self, seconds: float) -> dict[str, float]:
+        """As plain numbers, ``seconds`` after the last line."""
+        return vars(self) | {"loss": float(self.loss), "seconds": seconds}
 
 
 def run_steps(
@@ -132,13 +163,17 @@ def run_steps(
     def save() -> None:
         settle()
         if not (accelerator.is_main_process or sharded):
+            if isinstance(optimizer, ZeroOptimizer):
+                optimizer.give_moments()
             return
         state = {key: value for key, value in vars(progress).items() if key != "step"}
-        best, keep = progress.best_step, recipe.hardware.keep_checkpoints
+        step, best, keep = progress.step, progress.best_step, recipe.hardware.keep_checkpoints
+
+        def drop() -> None:
+            drop_old(run, newest=step, keep=keep, best=best, also=to_average(step, best))
+
         with averaged_weights(optimizer):
-            writer.save(
-                progress.step, model, optimizer, state, lambda: drop_old(run, keep=keep, best=best, also=to_average(best))
-            )
+            writer.save(step, model, optimizer, state, drop)
 
     def end() -> None:
         """Every rank may read the checkpoints from here on."""
@@ -150,9 +185,9 @@ def run_steps(
             )
         accelerator.wait_for_everyone()
 
-    def to_average(best_step: int | None) -> set[int]:
+    def to_average(step: int, best_step: int | None) -> set[int]:
         """The checkpoints that the mean may still need: if the best one stays it, and if a later one becomes it."""
-        steps, number = checkpoint_steps(run), train.average_checkpoints
+        steps, number = checkpoint_steps(run, until=step), train.average_checkpoints
         best, newest = (averaged(steps, number, every=eval_steps, last=total, best=at) for at in (best_step, total))
         return {*best, *newest}
 
@@ -186,7 +221,8 @@ def run_steps(
         layers,
         console.progress_bar(total=total if total < UNLIMITED else None, what=task.name, initial=progress.step) as bar,
     ):
-        pending: list[Step] = []
+        unchecked: list[Step] = []
+        tally = Tally(**progress.since_line)
         steps = train_steps(
             model,
             optimizer,
@@ -201,9 +237,10 @@ def run_steps(
             asked_to_stop=lambda: bool(received),
             spikes=spikes,
         )
-        logged_at = time.perf_counter()
+        logged_at = time.perf_counter() - tally.seconds
         for step in steps:
-            pending.append(step)
+            unchecked.append(step)
+            tally.add(step)
             progress.step = step.number
             progress.tokens += step.tokens
             progress.seconds = earlier + time.perf_counter() - begun
@@ -213,7 +250,8 @@ def run_steps(
                 if step.is_spike:
                     _say_spike(step, spikes, batches, prepared, run, recipe, writer)
             out_of_time = step.share is not None and step.share >= 1
-            last = step.number == total or step.interrupted or out_of_time
+            ends = step.number == total or out_of_time
+            last = ends or step.interrupted
             evaluating = evaluates(step.number, last=last) and not step.interrupted
             now = time.perf_counter()
             saving = (
@@ -223,16 +261,21 @@ def run_steps(
                 or (save_seconds is not None and _agreed(accelerator, now - last_checkpoint > save_seconds))
             )
             if last or evaluating or saving or step.number % recipe.logging.every == 0 or accelerator.device.type == "cpu":
-                _check_finite(pending, batches, prepared, run, recipe, writer)
-            if step.number % recipe.logging.every == 0 or last:
-                line = _log_line(pending, plan, seconds=max(now - logged_at, 1e-9))
+                _check_finite(unchecked, batches, prepared, run, recipe, writer)
+                unchecked = []
+            if step.number % recipe.logging.every == 0 or ends:
+                line = _log_line(step, tally, plan, seconds=max(now - logged_at, 1e-9))
                 if spikes is not None:
-                    line["skipped"] = sum(step.is_spike for step in pending)
-                bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False)
+                    line["skipped"] = tally.skipped
+                bar.set_postfix_str(
+                    f"loss {line['loss'] or math.nan:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False
+                )
                 if accelerator.is_main_process:
                     run.append_log(line | {"seconds": round(progress.seconds, 3)})
-                accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step.number)
-                pending, logged_at = [], now
+                accelerator.log(
+                    {key: value for key, value in line.items() if key != "step" and value is not None}, step=step.number
+                )
+                tally, logged_at = Tally(), now
             bar.update()
             if evaluating:
                 saving = evaluate() or saving
@@ -244,6 +287,7 @@ def run_steps(
                 progress.seconds = earlier + time.perf_counter() - begun
                 progress.micro_batch = progress.micro_batch | {"tokens": batches.budget}
                 progress.groups = group_values(optimizer)
+                progress.since_line = tally.kept(time.perf_counter() - logged_at)
                 save()
                 last_checkpoint = time.perf_counter()
             if last:
@@ -269,21 +313,18 @@ def _epoch(plan: Plan, step: int) -> float:
     return round(step / plan.steps_per_epoch, 4)
 
 
-def _log_line(steps: list[Step], plan: Plan, *, seconds: float) -> dict[str, Any]:
+def _log_line(last: Step, tally: Tally, plan: Plan, *, seconds: float) -> dict[str, Any]:
     """What the steps since the last line come to, in so many seconds; ``data_wait`` is the first rank's share of them."""
-    last, tokens = steps[-1], sum(step.tokens for step in steps)
-    items = sum(step.items for step in steps)
-    slots = sum(step.slots for step in steps)
     return {
         "step": last.number,
         "epoch": _epoch(plan, last.number),
-        "loss": sum(step.loss.item() * step.items for step in steps) / max(items, 1),
+        "loss": float(tally.loss) / tally.items if tally.items else None,  # nothing was masked: 0 would say all was known
         "learning_rate": last.learning_rate,
-        "grad_norm": last.grad_norm.item(),
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / seconds, 1),
-        "padding": round(1 - tokens / max(slots, 1), 4),
-        "data_wait": round(sum(step.waited_seconds for step in steps) / seconds, 4),
+        "grad_norm": finite(last.grad_norm.item()),
+        "tokens": tally.tokens,
+        "tokens_per_second": round(tally.tokens / seconds, 1),
+        "padding": round(1 - tally.tokens / max(tally.slots, 1), 4),
+        "data_wait": round(tally.waited / seconds, 4),
     }
 
 
@@ -292,15 +333,16 @@ def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, r
 
     With fp16 a gradient that is not finite belongs to the search for the loss scale: that step is skipped.
     """
-    fp16 = choose_precision(recipe.hardware) == "fp16"
+    precision = choose_precision(recipe.hardware)
+    fp16, other = precision == "fp16", "" if precision == "fp32" else ", or hardware.precision=fp32,"
     for step in steps:
         loss, norm = step.loss.item(), step.grad_norm.item()
         if math.isfinite(loss) and (fp16 or math.isfinite(norm)):
             continue
         count, listing = _write_rows(step.number, "not-finite", batches, prepared, run)
         raise TrainingStopped(
-            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {_last_good(run, writer)}\n"
-            f"  the {count} rows of that step are in {listing}; a lower train.learning_rate, or hardware.precision=fp32, often helps"
+            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {_last_good(run, writer, step.number)}\n"
+            f"  the {count} rows of that step are in {listing}; a lower train.learning_rate{other} often helps"
         )
 
 
@@ -314,7 +356,7 @@ def _say_spike(
         return
     count, listing = _write_rows(step.number, "spike", batches, prepared, run)
     raise TrainingStopped(
-        f"{found} (loss {step.loss.item():.4g}); {_last_good(run, writer)}\n"
+        f"{found} (loss {step.loss.item():.4g}); {_last_good(run, writer, step.number)}\n"
         f"  the {count} rows of that step are in {listing}; --resume with train.on_spike=skip leaves the step out"
     )
 
@@ -331,7 +373,7 @@ def _write_rows(number: int, why: str, batches: StepBatches, prepared: Prepared,
     return len(rows), listing
 
 
-def _last_good(run: Run, writer: Writer) -> str:
+def _last_good(run: Run, writer: Writer, step: int) -> str:
     writer.wait()
-    last = checkpoint_steps(run)
+    last = checkpoint_steps(run, until=step)
     return f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from lmkit.data.plan import Plan, micro_batches
@@ -13,6 +13,7 @@ from lmkit.models.heads import unwrap
 from lmkit.models.source import ModelSource
 from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.schema import Recipe
+from lmkit.train.compiled import choose_compile
 from lmkit.train.device import build_accelerator, choose_precision, native_bf16, peak_memory_bytes
 from lmkit.train.loop import Step, StepBatches, train_steps
 from lmkit.train.micro_batch import choose_micro_batch
@@ -51,6 +52,20 @@ class Trial:
         self._batches = StepBatches(self._encoded, self._plan, self._task, rank=0, ranks=1, budget=1, packed=packing is not None)
         chosen = choose_micro_batch(hardware, train, self._model, self._batches, self._task, self._accelerator, packing, {})
         self._batches.budget = chosen["tokens"]
+        self._layers = ExitStack()
+        if hardware.compile == "on":
+            _, self._layers = choose_compile(
+                hardware,
+                self._model,
+                self._batches,
+                self._task,
+                self._accelerator,
+                packing,
+                {},
+                first=0,
+                total=UNLIMITED,
+                seconds=None,
+            )
         self._memory = 0
         self._steps = train_steps(
             self._model,
@@ -166,6 +181,7 @@ class Trial:
         if self._recipe.hardware.gradient_checkpointing:
             inner = unwrap(self._model)  # the second name is the one of transformers before 5.23
             (getattr(inner, "activation_checkpointing_disable", None) or inner.gradient_checkpointing_disable)()
+        self._layers.close()  # nothing is counted inside of compiled kernels
         device, tokens = self._accelerator.device, 0
         pieces = self._encoded.pieces
         # the counter does not know the CPU's fused attention

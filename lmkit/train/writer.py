@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.errors import is_full
 from lmkit.run import Run
-from lmkit.train.checkpoint import checkpoint_steps, is_full, name_of, snapshot, write_checkpoint, write_parts
+from lmkit.train.checkpoint import checkpoint_steps, name_of, snapshot, write_checkpoint, write_parts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,7 +90,7 @@ class Writer:
             raise error
 
     def _say_full(self, step: int, needed: int) -> None:
-        last = checkpoint_steps(self.run)
+        last = checkpoint_steps(self.run, until=step)
         stays = f"the one of step {last[-1]} stays" if last else "there is no other yet"
         folder = self.run.checkpoints
         free = shutil.disk_usage(self.run.path).free

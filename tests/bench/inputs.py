@@ -10,6 +10,7 @@ rows. What is there already stays.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ LABELS = 8
 TAGS = ["O", "B-PER", "I-PER", "B-LOC"]
 BERT = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 MINI = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4}
+LLAMA = {"intermediate_size": 672, "num_key_value_heads": 4, "tie_word_embeddings": True, "max_position_embeddings": 2048}
 
 
 class Words:
@@ -77,18 +79,13 @@ def lengths(rng: np.random.Generator, count: int, mean: float, sigma: float, mos
 def make(folder: Path) -> None:
     import torch
     import transformers
-    from transformers import set_seed
 
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
 
     def model(name: str, kind: str, config: Any, tokenizer: Any) -> None:
         if not (folder / name / "sizes.json").is_file():
-            set_seed(1)
-            made = getattr(transformers, kind)(config)
-            made.save_pretrained(folder / name)
-            tokenizer.save_pretrained(folder / name)
-            (folder / name / "sizes.json").write_text(json.dumps(sizes(made)))
+            save(folder / name, kind, config, tokenizer)
 
     words = Words(16_000, "encoder")
     tokenizer = words.tokenizer("encoder")
@@ -101,8 +98,7 @@ def make(folder: Path) -> None:
     tokenizer = words.tokenizer("decoder")
     ids = {f"{key}_token_id": getattr(tokenizer, f"{key}_token_id") for key in ("pad", "bos", "eos")}
     _texts(folder / "clm.jsonl", words, 20_000, seed=3)
-    llama = {"intermediate_size": 672, "num_key_value_heads": 4, "tie_word_embeddings": True, "max_position_embeddings": 2048}
-    model("clm", "LlamaForCausalLM", transformers.LlamaConfig(vocab_size=16_000, **MINI, **llama, **ids), tokenizer)
+    model("clm", "LlamaForCausalLM", transformers.LlamaConfig(vocab_size=16_000, **MINI, **LLAMA, **ids), tokenizer)
 
     words = Words(30_522, "encoder")
     tokenizer = words.tokenizer("encoder")
@@ -130,12 +126,23 @@ def make(folder: Path) -> None:
         _write(folder / f"{name}.jsonl", [_pair(rng, words, size) for size in lengths(rng, count, 13, 0.5, 60)])
 
 
+def save(folder: Path, kind: str, config: Any, tokenizer: Any) -> None:
+    """A model directory with random weights, and ``sizes.json`` once it is whole."""
+    import transformers
+
+    transformers.set_seed(1)
+    model = getattr(transformers, kind)(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "sizes.json").write_text(json.dumps(sizes(model)))
+
+
 def sizes(model: Any) -> dict[str, Any]:
     """Weights of the layers that each token passes, by side, embeddings and tied output left out, and the shape."""
     config = model.config
     found = {"encoder": 0, "decoder": 0}
     for name, weight in model.named_parameters():
-        if weight.dim() == 2 and "embed" not in name and weight.shape[0] != config.vocab_size:
+        if weight.dim() == 2 and not re.search(r"embed|\bwpe\b", name) and weight.shape[0] != config.vocab_size:
             found["decoder" if ".decoder." in name else "encoder"] += weight.numel()
     layers = (getattr(config, "encoder_layers", 0) + getattr(config, "decoder_layers", 0)) or config.num_hidden_layers
     return found | {"layers": layers, "width": config.hidden_size, "vocabulary": config.vocab_size}

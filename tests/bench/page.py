@@ -21,6 +21,13 @@ def between(page: str, name: str, content: str) -> str:
     return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 
 
+def publish(name: str, content: str, *, docs: bool) -> None:
+    """Print a section, and with ``docs`` write it into the page."""
+    print(content)
+    if docs:
+        PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+
+
 def processor() -> str:
     """The model's name, and what of it matters for matrix products."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""

@@ -30,16 +30,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from page import publish
+
 HERE = Path(__file__).parent
 SIDES = ("lmkit", "script", "best")
 WARM_UP = 3  # steps that no clock counts
-PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+MORE = {"time": "time_to_loss.py", "growth": "growth.py", "gpu": "gpu.py"}  # benches with a script of their own
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,6 @@ def ratios(rounds: Sequence[dict[str, dict[str, float]]], against: str, value: s
     return statistics.median(found), min(found), max(found)
 
 
-def between(page: str, content: str) -> str:
-    """The page with ``content`` between the two marks; at its end where it has none."""
-    if BEGIN not in page:
-        page = f"{page.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{content.strip()}\n{END}{rest.split(END)[1]}"
-
-
 # --- running ---
 
 
@@ -123,16 +117,20 @@ class Place:
         return self.root / "inputs"
 
 
-def timed(command: Sequence[str], place: Place, log: Path, *, until: Path | None = None) -> dict[str, Any]:
-    """Run to the end; seconds, peak memory (bytes) and, with ``until``, seconds until that file had something in it."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    environment |= {
+def environment(place: Place) -> dict[str, str]:
+    """Of a process that is measured: this checkout, all cores, caches of its own, no network."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return kept | {
         "PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1", "LMKIT_CACHE": str(place.root / "cache" / "lmkit"),
         "HF_DATASETS_CACHE": str(place.root / "cache" / "datasets"), "TOKENIZERS_PARALLELISM": "true",
     }  # fmt: skip
+
+
+def timed(command: Sequence[str], place: Place, log: Path, *, until: Path | None = None) -> dict[str, Any]:
+    """Run to the end; seconds, peak memory (bytes) and, with ``until``, seconds until that file had something in it."""
     begun, first = time.perf_counter(), None
     with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream, env=environment)
+        process = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream, env=environment(place))
         while until is not None and first is None and process.poll() is None:
             time.sleep(0.005)
             first = time.perf_counter() - begun if until.is_file() and until.stat().st_size else None
@@ -264,11 +262,11 @@ def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dic
     bench = BENCHES[name]
     mean = mean_tokens(name, place)
     if name == "startup":
-        place = Place(place.root, 1, place.rows, place.bf16)
+        place = replace(place, steps=1)
     elif name not in ("eval", "generate", "tokenize"):
-        tried = run_lmkit(name, Place(place.root, WARM_UP + 5, place.rows, place.bf16))["times"]
+        tried = run_lmkit(name, replace(place, steps=WARM_UP + 5))["times"]
         steps = WARM_UP + max(5, round(seconds * 5 / (tried[-1] - tried[WARM_UP - 1])))
-        place = Place(place.root, steps, place.rows, place.bf16)
+        place = replace(place, steps=steps)
     rounds: list[dict[str, Any]] = []
     for _ in range(pairs):
         rounds.append({})
@@ -333,9 +331,17 @@ def machine_of(place: Place) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "has": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {flag} " in f"{info} "],
         "peak": peak,
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "versions": {package: version(package) for package in ("torch", "transformers")},
     }
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def computes_in_bf16(machine: dict[str, Any]) -> bool:
+    return bool({"avx512_bf16", "amx_bf16"} & set(machine["has"]))
 
 
 PROFILED = """
@@ -416,7 +422,7 @@ training loss: lmkit / script / best.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", default=os.environ.get("BENCH", ""), help="names with commas: " + ", ".join(BENCHES))
+    parser.add_argument("--only", default=os.environ.get("BENCH", ""), help="names with commas: " + ", ".join([*BENCHES, *MORE]))
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of lmkit's loop")
     parser.add_argument("--rows", type=int, help="no more rows than these")
@@ -428,27 +434,33 @@ def main() -> None:
     )
     given = parser.parse_args()
     root = given.out.resolve()
-    if not given.docs:
-        names = given.only.split(",") if given.only else list(BENCHES)
-        if unknown := set(names) - set(BENCHES):
-            sys.exit(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
-        root.mkdir(parents=True, exist_ok=True)
-        place = Place(root, rows=given.rows)
-        timed([str(HERE / "inputs.py"), str(place.inputs)], place, root / "inputs.log")
-        if given.profile:
-            print(profile(given.profile, Place(root, steps=20, rows=given.rows)))
-            return
-        machine = machine_of(place)
-        place = Place(root, rows=given.rows, bf16=bool({"avx512_bf16", "amx_bf16"} & set(machine["has"])))
-        for name in names:
-            if name == "generate":
-                translator(place, given.minutes)
-            found = measure(name, place, pairs=given.pairs, seconds=given.seconds, machine=machine)
-            (root / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    names = given.only.split(",") if given.only else [*BENCHES, "time", "growth", "gpu"]
+    if unknown := set(names) - {*BENCHES, *MORE}:
+        sys.exit(f"no bench {', '.join(sorted(unknown))}; there are {', '.join([*BENCHES, *MORE])}")
+    root.mkdir(parents=True, exist_ok=True)
+    if given.profile:
+        timed([str(HERE / "inputs.py"), str(root / "inputs")], Place(root), root / "inputs.log")
+        print(profile(given.profile, Place(root, steps=20, rows=given.rows)))
+        return
+    if not given.docs and (chosen := [name for name in names if name in BENCHES]):
+        measure_all(chosen, Place(root, rows=given.rows), pairs=given.pairs, seconds=given.seconds, minutes=given.minutes)
     done = [json.loads(path.read_text()) for name in BENCHES if (path := root / f"{name}.json").is_file()]
-    if given.docs:
-        PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), section(done)), encoding="utf-8")
-    print(table([bench for bench in done if given.docs or bench["name"] in names]))
+    if shown := [bench for bench in done if given.docs or bench["name"] in names]:
+        publish("speed", section(shown), docs=given.docs)
+    for name in names:
+        if name in MORE:
+            subprocess.run([sys.executable, str(HERE / MORE[name]), "--out", str(root), *["--docs"] * given.docs], check=True)
+
+
+def measure_all(names: Sequence[str], place: Place, *, pairs: int, seconds: float, minutes: float) -> None:
+    timed([str(HERE / "inputs.py"), str(place.inputs)], place, place.root / "inputs.log")
+    machine = machine_of(place)
+    place = replace(place, bf16=computes_in_bf16(machine))
+    for name in names:
+        if name == "generate":
+            translator(place, minutes)
+        found = measure(name, place, pairs=pairs, seconds=seconds, machine=machine)
+        (place.root / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the other way round: data order, losses, decisions and weights have to be those 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CPU, FSDP = ROOT / "recipes/accelerate/cpu.yaml", ROOT / "recipes/accelerate/fsdp.yaml"
+CPU, FSDP, ZERO = (ROOT / f"recipes/accelerate/{name}.yaml" for name in ("cpu", "fsdp", "deepspeed"))
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PORT = ["--main_process_port", "0"]
 ACCELERATE = ["accelerate.commands.launch", "--config_file", str(CPU), *PORT]
@@ -66,7 +67,9 @@ def stories(project: Path, process: Any, launched: Launch, tmp_path_factory: pyt
     finetune("two to one", 40)
     finetune("sharded", HALF, ["accelerate.commands.launch", "--config_file", str(FSDP), "--num_processes", "2", *PORT])
     assert json.loads((folder / "one to two/manifest.json").read_text())["hardware"]["processes"] == 2
-    return {name: folder / name for name in ("one", "one to two", "two to one", "sharded")}
+    if importlib.util.find_spec("deepspeed") is not None:
+        finetune("zero", HALF, ["accelerate.commands.launch", "--config_file", str(ZERO), "--num_processes", "2", *PORT])
+    return {name: folder / name for name in ("one", "one to two", "two to one", "sharded", "zero")}
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -98,17 +101,23 @@ def test_patience_ends_at_the_same_step_and_the_same_model_is_kept(stories: dict
     assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
-def test_the_configuration_that_shards_does_and_learns_the_same(stories: dict[str, Path]) -> None:
-    manifest = json.loads((stories["sharded"] / "manifest.json").read_text())
-    assert (manifest["hardware"]["processes"], manifest["hardware"]["sharded"]) == (2, True)
-    mine, theirs = (lines(stories[name]) for name in ("one", "sharded"))
+@pytest.mark.parametrize("name", ["sharded", "zero"])
+def test_the_configuration_that_shards_does_and_learns_the_same(stories: dict[str, Path], name: str) -> None:
+    if name == "zero":
+        pytest.importorskip("deepspeed")
+    hardware = json.loads((stories[name] / "manifest.json").read_text())["hardware"]
+    assert (hardware["processes"], hardware["sharded"], hardware["zero_stage"]) == (
+        (2, True, None) if name == "sharded" else (2, False, 2)
+    )
+    mine, theirs = (lines(stories[each]) for each in ("one", name))
     for one, other in zip(mine, theirs, strict=False):
         assert [one.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")] == pytest.approx(
             [other.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")], abs=1e-5
         )
     assert theirs[-1]["step"] == HALF
-    parts = {path.name for path in (stories["sharded"] / f"checkpoints/step-{HALF:08d}").iterdir()}
-    assert {"model-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"} < parts
+    files = {path.name for path in (stories[name] / f"checkpoints/step-{HALF:08d}").iterdir()}
+    parts = {"model-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"}
+    assert (parts if name == "sharded" else {"model.safetensors", "optimizer.safetensors"}) < files
 
 
 def test_another_number_of_processes_than_the_recipe_wants_is_refused(project: Path, launched: Launch, tmp_path: Path) -> None:

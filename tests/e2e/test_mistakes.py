@@ -33,6 +33,7 @@ COMMANDS = [
     "eval",
     "predict",
     "merge",
+    "data",
     "doctor",
     "bench",
     "demo",
@@ -120,7 +121,7 @@ ARGUMENTS = {
     "finetune good.yaml --resum": "--resume",
     "finetune good.yaml --resume --overwrite": "contradict each other",
     "finetune good.yaml --smoke --dry-run": "contradict each other",
-    "recipe chek good.yaml": "Did you mean 'check'?",
+    "recipe chek good.yaml": "Did you mean 'check'",
     "predict RUN a -f b.txt": "texts and --file were both given",
     "merge RUN": "Missing option '-o'",
     "compare a b --confidence 95": "Invalid value for '--confidence': 95 is not from 0.5 to 0.9999",
@@ -256,9 +257,18 @@ def test_mistake_in_the_data_is_answered_with_its_line_before_torch(folder: Path
 
 
 def test_recipe_commands_need_no_torch_and_print_one_json_object(drive: Any) -> None:
-    listed, checked, shown = drive(
-        [["recipe", "list", "--json"], ["recipe", "check", "good.yaml", "--json"], ["recipe", "show", "good.yaml"]], without=HEAVY
+    listed, checked, shown, explained, schema = drive(
+        [
+            ["recipe", "list", "--json"],
+            ["recipe", "check", "good.yaml", "--json"],
+            ["recipe", "show", "good.yaml"],
+            ["recipe", "explain", "lora.rank", "--json"],
+            ["recipe", "schema"],
+        ],
+        without=HEAVY,
     )
+    assert json.loads(explained[1])["default"] == 16
+    assert json.loads(schema[1])["properties"]["task"]["type"] == "string"
     assert {entry["name"] for entry in json.loads(listed[1])["recipes"]} >= {"demo/mlm", "demo/ner"}
     assert json.loads(checked[1]) == {
         "recipe": "good",

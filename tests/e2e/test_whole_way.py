@@ -193,6 +193,21 @@ def test_overwrite_starts_anew(way: dict[str, Any], project: Path, command: Any,
     assert json.loads((tmp_path / "run/manifest.json").read_text())["steps"] == 1
 
 
+def test_overwrite_removes_nothing_where_the_new_run_cannot_begin(
+    way: dict[str, Any], project: Path, command: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(project / "runs/language", tmp_path / "run")
+    options = ["-o", str(tmp_path / "run"), "--overwrite", "-q"]
+    ended = command("pretrain", "language.yaml", *options, "model.config.hidden_size=33", cwd=project)
+    assert ended.status == 2
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+    data = tmp_path / "run/mine.txt"
+    data.write_text("".join(f"the whale {number}\n" for number in range(99)))
+    ended = command("pretrain", "language.yaml", *options, f"data.train={data}", cwd=project)
+    assert (ended.status, data.is_file()) == (2, True)
+    assert "data.train: lies in the run that --overwrite would remove" in ended.err
+
+
 def test_python_api_does_the_same(way: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import lmkit
 

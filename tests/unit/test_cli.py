@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from lmkit import cli, console
 from lmkit.errors import DataError, LmkitError, TrainingStopped
@@ -91,6 +92,7 @@ def test_json_prints_the_summary_and_nothing_else_on_stdout(run: Any, training: 
             1,
             "lmkit: runs/x/log.jsonl: No space left on device\n",
         ),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1, "lmkit: output: I/O error: No space left"),
     ],
 )
 def test_error_ends_with_its_status_and_one_message(run: Any, training: Any, error: Exception, status: int, said: str) -> None:
@@ -122,7 +124,7 @@ def test_other_trouble_with_files_keeps_its_traceback(run: Any, training: Any) -
     ("arguments", "said"),
     [
         (["pretain"], "No such command 'pretain'. Did you mean 'pretrain'?"),
-        (["recipe", "chek"], "Did you mean 'check'?"),
+        (["recipe", "chek"], "Did you mean 'check'"),
         (["finetune"], "Missing argument 'RECIPE'"),
         (["finetune", "x.yaml", "--resum"], "--resume"),
         (["eval", "x", "--smoke"], "No such option: --smoke"),
@@ -192,12 +194,15 @@ OPTIONS = {
     "compare": "RUN_A RUN_B --metric --split --method --format --confidence --resamples --seed --json -q -v",
     "predict": "RUN TEXT --file --set -q -v",
     "doctor": "--json -q -v",
+    "data": "RECIPE KEY=VALUE --json -q -v",
     "bench": "RECIPE KEY=VALUE --seconds --try --json -q -v",
     "demo": "-o --overwrite --json -q -v",
     "recipe list": "--json",
     "recipe show": "RECIPE --complete",
     "recipe copy": "RECIPE FILE",
     "recipe check": "RECIPE KEY=VALUE --json",
+    "recipe explain": "KEY --json",
+    "recipe schema": "",
 }
 
 

@@ -95,6 +95,13 @@ def test_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: py
         Run(tmp_path / "run").check_place()
 
 
+def test_a_run_behind_a_link_is_replaced(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(run.path)
+    Run(tmp_path / "link").start(resume=False, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert list(run.path.iterdir()) == []
+
+
 def test_run_is_known_by_its_recipe(run: Run, tmp_path: Path) -> None:
     assert is_run(run.path)
     assert not is_run(tmp_path)
@@ -158,26 +165,37 @@ def test_file_is_written_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> 
 
 
 def test_log_is_cut_after_the_step_that_is_gone_on_from(run: Run) -> None:
-    run.cut_log(2)
+    run.cut_log(2, 2)
     assert run.log_lines() == [{"step": 1}, {"step": 2}]
     run.append_log({"step": 3, "loss": 1.5})
     assert run.log_lines()[-1] == {"step": 3, "loss": 1.5}
 
 
+def test_an_evaluation_that_the_checkpoint_does_not_know_of_is_cut_too(run: Run) -> None:
+    """It is made again, as one that came after a signal is when the run goes on."""
+    run.log_file.write_text("")
+    for line in ({"step": 2, "loss": 1.0}, {"step": 2, "validation_loss": 1.0}):
+        run.append_log(line)
+    run.cut_log(2, 2)
+    assert len(run.log_lines()) == 2
+    run.cut_log(2, 0)
+    assert run.log_lines() == [{"step": 2, "loss": 1.0}]
+
+
 def test_half_written_last_line_is_dropped(run: Run) -> None:
-    run.cut_log(10)
+    run.cut_log(10, 10)
     assert [line["step"] for line in run.log_lines()] == [1, 2, 3]
 
 
 def test_last_line_that_only_lacks_its_end_is_kept(run: Run) -> None:
     run.log_file.write_text('{"step": 1}\n{"step": 2}')
-    run.cut_log(2)
+    run.cut_log(2, 2)
     run.append_log({"step": 3})
     assert [line["step"] for line in run.log_lines()] == [1, 2, 3]
 
 
 def test_log_of_which_nothing_stays_is_empty(run: Run) -> None:
-    run.cut_log(0)
+    run.cut_log(0, 0)
     assert run.log_file.read_bytes() == b""
 
 
@@ -195,7 +213,7 @@ def test_cutting_reads_no_more_of_a_log_than_is_dropped(run: Run, monkeypatch: p
     run.log_file.write_text("".join(lines))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda path, mode, **_: Counting(path, mode))
-        run.cut_log(19_000)
+        run.cut_log(19_000, 19_000)
     assert run.log_file.read_text() == "".join(lines[:19_000])
     assert 0 < sum(read) < len("".join(lines[19_000:])) + 2 * 8192
 
@@ -211,7 +229,7 @@ def test_lines_from_the_end_are_the_lines_however_they_are_read(tmp_path: Path, 
 
 
 def test_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    Run(tmp_path).cut_log(3)
+    Run(tmp_path).cut_log(3, 3)
     assert Run(tmp_path).log_lines() == []
 
 

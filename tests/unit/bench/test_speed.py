@@ -48,12 +48,6 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     assert speed.ratios(rounds, "best") == (3.0, 2.0, 10.0)
 
 
-def test_the_page_keeps_what_stands_around_the_section() -> None:
-    page = f"# A\n\n{speed.BEGIN}\nold\n{speed.END}\n\n## B\n"
-    assert speed.between(page, "new\n") == f"# A\n\n{speed.BEGIN}\nnew\n{speed.END}\n\n## B\n"
-    assert speed.between("# A\n", "new") == f"# A\n\n{speed.BEGIN}\nnew\n{speed.END}\n"
-
-
 def test_the_table_shows_ratio_target_and_what_was_not_measured() -> None:
     side = {"ratio": [2.0, 1.9, 2.1], "rate": 1000.0, "seconds": 3.0}
     found = {"what": "NER", "unit": "rows", "targets": {"script": 4.0, "best": 1.6}, "lmkit": {"rate": 2000.0, "padding": 0.05}}

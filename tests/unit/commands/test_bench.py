@@ -12,6 +12,7 @@ from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe
 
 FACTS: dict[str, Any] = {
+    "device": "cpu",
     "native_bf16": False,
     "precision": "fp32",
     "other_micro_batches": [],
@@ -40,6 +41,8 @@ def recipe(**sections: Any) -> Any:
         ({"packing": True}, 0.0, {}, [{"hardware.packing": "off"}]),
         ({}, 0.0, {"packing": "off"}, [{"hardware.packing": "auto"}]),
         ({}, 0.0, {"gradient_checkpointing": True}, [{"hardware.gradient_checkpointing": False}]),
+        ({}, 0.0, {"compile": "on"}, [{"hardware.compile": "off"}]),
+        ({"device": "a GPU"}, 0.0, {}, [{"hardware.compile": "on"}]),
         ({}, 0.02, {}, [{"hardware.workers": 1}, {"hardware.workers": 2}]),
         ({"workers": 2}, 0.0, {"workers": 2}, [{"hardware.workers": 0}, {"hardware.workers": 1}]),
     ],

@@ -244,3 +244,32 @@ def test_other_second_texts_are_other_examples(tmp_path: Path) -> None:
     sides = [evaluated(tmp_path / name, numbered([1.0] * 30, second=name)) for name in ("one", "two")]
     with pytest.raises(RunError, match=r'line 1 is another example .*text_pair is "two", there "one"'):
         compare(sides)
+
+
+def test_pseudo_perplexity_is_compared_where_both_were_evaluated_with_it(tmp_path: Path) -> None:
+    def masked(nll: float, *, pseudo: bool = True) -> list[dict[str, Any]]:
+        return [
+            {"id": i, "text": f"text {i}", "nll": 2.0, "items": 2, "correct": 1, "bytes": 9}
+            | ({"pseudo_nll": nll + i % 3, "pseudo_items": 4} if pseudo else {})
+            for i in range(60)
+        ]
+
+    a, b = (evaluated(tmp_path / name, masked(nll), task="mlm") for name, nll in (("a", 8.0), ("b", 4.0)))
+    found = compare([a, b], metric="pseudo_perplexity", resamples=200)
+    assert (found["a"], found["verdict"]) == (pytest.approx(2.718281828459045**2.25), "b is better")
+    plain = evaluated(tmp_path / "c", masked(0, pseudo=False), task="mlm")
+    with pytest.raises(LmkitError, match="mlm has no metric 'pseudo_perplexity'"):
+        compare([a, plain], metric="pseudo_perplexity")
+
+
+def test_metrics_that_a_recipe_brought_along_are_compared(two: list[str], tmp_path: Path) -> None:
+    from lmkit.metrics.custom import SHIPPED
+
+    module = {"module": str(SHIPPED / "lmkit_classification"), "key": "accuracy"}
+    for place in two:
+        file = Path(place) / "eval/test/metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"modules": {"mine.accuracy": module}}))
+    found = compare(two, metric="mine.accuracy")
+    assert (found["a"], found["b"], found["verdict"], found["resamples"]) == (0.8, 0.95, "b is better", 200)
+    with pytest.raises(RunError, match="use --method bootstrap"):
+        compare(two, metric="mine.accuracy", method="permutation")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmkit.commands.evaluate import failures, thresholds
+from lmkit.commands.evaluate import evaluate, failures, thresholds
 from lmkit.errors import LmkitError
 
 FOUND: dict[str, Any] = {
@@ -43,3 +43,10 @@ def test_unknown_metrics_and_missing_intervals_are_refused() -> None:
     with pytest.raises(LmkitError, match="'f1' is not METRIC=NUMBER"):
         thresholds(["f1"])
     assert thresholds(["f1=0.42", "ter=60"]) == {"f1": 0.42, "ter": 60.0}
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_evaluated(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny.recipe("mlm", base=tiny.base("mlm"))
+    monkeypatch.setattr("lmkit.models.build.load_trained", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(LmkitError, match=r"--fail-under: no metric 'pseudo_perplexity'"):
+        evaluate(recipe, limited=["loss", "perplexity", "accuracy", "pseudo_perplexity"])

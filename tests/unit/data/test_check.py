@@ -63,6 +63,18 @@ def test_several_at_once_share_one_cache() -> None:
         assert len({rows.fingerprint for rows in pool.map(load, [name] * 4)}) == 1
 
 
+@pytest.mark.parametrize("left", [b"", b"ARROW1", bytes(999)])
+def test_what_a_machine_that_went_down_left_in_the_cache_is_read_anew(left: bytes) -> None:
+    first = load(jsonl("a.jsonl", *examples(3)))
+    first.path.unlink()  # not in place: it is mapped
+    first.path.write_bytes(left)
+    assert load("a.jsonl")[:] == examples_with_ids(3)
+
+
+def examples_with_ids(number: int) -> list[dict[str, Any]]:
+    return [{"id": i, "text": row["text"], "label": str(row["label"])} for i, row in enumerate(examples(number))]
+
+
 def test_max_rows_stops_early_and_gold_may_be_absent() -> None:
     Path("a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\nnot json')
     rows = load("a.jsonl", max_rows=2, with_gold=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import chain
 
 import numpy as np
@@ -65,7 +66,31 @@ def test_filling_loses_no_piece_doubles_none_and_keeps_to_the_size(lengths: list
     groups = fill(lengths, 50)
     assert sorted(chain.from_iterable(groups)) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in group) <= 50 for group in groups)
-    assert groups == fill(lengths, 50)
+    assert list(groups) == list(fill(lengths, 50))
+
+
+@given(LENGTHS)
+def test_filling_is_first_fit_by_the_least_room(lengths: list[int]) -> None:
+    groups: list[list[int]] = []
+    piles: list[list[int]] = [[] for _ in range(51)]
+    for piece in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        room = next((room for room in range(lengths[piece], 51) if piles[room]), None)
+        if room is None:
+            groups.append([])
+        group = len(groups) - 1 if room is None else piles[room].pop()
+        groups[group].append(piece)
+        piles[(50 if room is None else room) - lengths[piece]].append(group)
+    assert list(fill(lengths, 50)) == sorted(sorted(group) for group in groups)
+
+
+def test_groups_take_a_few_numbers_a_piece() -> None:
+    lengths = np.random.default_rng(0).integers(1, 65, 20_000)
+    tracemalloc.start()
+    groups = fill(lengths, 128)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(groups) > 1
+    assert peak <= 64 * len(lengths)
 
 
 def test_filling_with_short_pieces_leaves_little_room() -> None:

@@ -54,14 +54,15 @@ def test_own_metrics_are_modules_of_the_evaluate_library(name: str, predictions:
     loaded = evaluate.load(str(SHIPPED / name))
     assert loaded.compute(predictions=predictions, references=references) == pytest.approx(expected.values())
     found = custom_metrics([name], predictions, references, resamples=0)
-    assert {key: interval.value for key, interval in found.items()} == pytest.approx(expected.values())
+    assert {key: interval.value for key, (interval, _) in found.items()} == pytest.approx(expected.values())
 
 
 def test_labels_become_numbers_where_the_module_wants_numbers(tmp_path: Path) -> None:
     place = module(tmp_path, 'return {"off_by": sum(abs(p - r) for p, r in zip(predictions, references)) / len(references)}')
     stars = ["one", "two", "three"]
     found = custom_metrics([place], ["one", "three", "one"] * 9, ["one", "two", "three"] * 9, labels=stars, resamples=100)
-    interval = found["off_by"]
+    interval, source = found["off_by"]
+    assert source.key == "off_by"
     assert interval.value == pytest.approx(1.0)
     assert interval.low is not None
     assert interval.high is not None
@@ -78,7 +79,7 @@ def test_reference_becomes_a_list_where_the_module_takes_several(tmp_path: Path)
         predicted='datasets.Value("string")',
     )
     found = custom_metrics([place], ["a", "b"], ["a", "c"], resamples=0)
-    assert {key: interval.value for key, interval in found.items()} == {"exact": 0.5}
+    assert {key: interval.value for key, (interval, _) in found.items()} == {"exact": 0.5}
 
 
 def test_key_that_is_taken_gets_the_modules_name(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_key_that_is_taken_gets_the_modules_name(tmp_path: Path) -> None:
 def test_slow_module_has_values_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("lmkit.metrics.custom.MOST_SECONDS", 0)
     found = custom_metrics([module(tmp_path, 'return {"x": 1.0}')], ["a"] * 3, ["a"] * 3, labels=["a"])
-    assert found["x"].as_dict() == {"value": 1.0, "low": None, "high": None}
+    assert found["x"][0].as_dict() == {"value": 1.0, "low": None, "high": None}
     assert "no intervals" in capsys.readouterr().out
 
 

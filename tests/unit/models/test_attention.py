@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lmkit.models import attention
 from lmkit.models.attention import use_cpu_attention
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -99,3 +101,39 @@ def test_dropout_drops_shares_of_the_attention(in_fp32: None) -> None:
     assert found.mean().item() == pytest.approx(1, abs=1e-3)
     # a mean over 1,000 shares, each 0 or 4/3 of 1/1000
     assert found.std().item() == pytest.approx((0.25 / 0.75 / 1000) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_keys_that_a_mask_hides_behind_the_query_are_skipped_to_the_same_bit(
+    in_fp32: None, groups: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    module, length = Attention(), 300
+    module.num_key_value_groups = groups
+    shapes = (2, 4, length, 16), *[(2, 4 // groups, length, 16)] * 2
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    texts = torch.arange(length) // torch.tensor([[70], [130]])
+    mask = (texts[:, None, :, None] == texts[:, None, None, :]).tril()
+    mask[1, :, 40:60] = False  # padding that sees nothing
+    grown = torch.randn(2, length, 4, 16).to(dtype)
+
+    def found(attend: Any, *given: torch.Tensor) -> list[torch.Tensor]:
+        attended, _ = attend(module, *given, mask, dropout=0.0, scaling=0.3)
+        return [attended, *torch.autograd.grad((attended * grown.to(attended.dtype)).sum(), inputs)]
+
+    kernel = AttentionInterface._global_mapping["sdpa"]
+    ours, plain = found(kernel, *inputs), found(sdpa_attention_forward, *(each.float() for each in inputs))
+    for one, other in zip(ours, plain, strict=True):
+        assert torch.equal(one, other.to(one.dtype))
+    assert any(added is not None for key, added in attention._added.items() if key is mask)
+
+
+def test_a_mask_that_shows_a_later_key_is_kept(in_fp32: None) -> None:
+    query, key, value = (torch.randn(1, 2, 6, 4, requires_grad=True) for _ in range(3))
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    mask[..., 0, 3] = True
+    attend = AttentionInterface._global_mapping["sdpa"]
+    found, _ = attend(Attention(), query, key, value, mask, dropout=0.0)
+    wanted, _ = sdpa_attention_forward(Attention(), query, key, value, mask, dropout=0.0)
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.build import Built, build_model, count_parameters, load_trained, save_model
-from lmkit.models.load import new_modules
+from lmkit.models.load import new_modules, position_limit
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import TASKS
 
@@ -168,6 +168,51 @@ def test_lora_needs_trained_weights(tiny: Any) -> None:
         built(tiny, tiny.recipe("ner", lora={"rank": 2}))
 
 
+def test_a_field_that_tokenizer_or_task_decide_is_refused_where_it_would_have_no_effect(tiny: Any) -> None:
+    with pytest.raises(RecipeError, match=r"model\.config\.vocab_size: 50, but tokenizer and task make it \d+"):
+        built(tiny, tiny.recipe("mlm", model={"config": {"vocab_size": 50}}))
+    with pytest.raises(RecipeError, match=r"model\.config\.pad_token_id: 7, but"):
+        built(tiny, tiny.recipe("mlm", model={"config": {"pad_token_id": 7}}))
+
+
+def test_there_may_be_more_embeddings_than_tokens(tiny: Any) -> None:
+    model = built(tiny, tiny.recipe("mlm", model={"config": {"vocab_size": 512}})).model
+    assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 512
+
+
+def test_a_field_that_only_the_architectures_code_knows_may_be_set(tiny: Any) -> None:
+    """DeBERTa-v3's ``position_buckets`` is no attribute of the config class."""
+    recipe = tiny.recipe("mlm", "deberta-v2", model={"config": {"relative_attention": True, "position_buckets": 16}})
+    assert built(tiny, recipe).model.config.position_buckets == 16
+    with pytest.raises(RecipeError, match="deberta-v2 has no field 'position_bukets'"):
+        built(tiny, tiny.recipe("mlm", "deberta-v2", model={"config": {"position_bukets": 16}}))
+
+
+def test_positions_that_begin_behind_the_padding_are_not_counted(tiny: Any) -> None:
+    """RoBERTa's 514 positions are 512 tokens; one more would be an IndexError in the first step."""
+    for positions in (34, 33):
+        recipe = tiny.recipe("mlm", "roberta", model={"config": {"max_position_embeddings": positions}})
+        first = tiny.prepared(recipe).task.tokenizer.pad_token_id + 1
+        if positions - first >= recipe.data.max_length:
+            assert built(tiny, recipe)
+        else:
+            with pytest.raises(RecipeError, match=rf"32 tokens, but this model reads {positions - first}"):
+                built(tiny, recipe)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"model_type": "xlnet"}, None),
+        ({"model_type": "t5"}, None),
+        ({"model_type": "mpt", "max_seq_len": 99}, 99),
+        ({"model_type": "gpt2", "n_positions": 98}, 98),
+    ],
+)
+def test_how_much_a_model_reads_is_told_by_whatever_its_config_calls_it(config: dict[str, Any], limit: int | None) -> None:
+    assert position_limit(transformers.AutoConfig.for_model(**config)) == limit
+
+
 def test_new_modules_are_named_by_the_topmost() -> None:
     model = torch.nn.ModuleDict(
         {
@@ -202,3 +247,31 @@ def test_the_description_says_how_texts_are_read(tiny: Any) -> None:
     assert description["task"] == "ner"
     assert description["facts"]["labels"][:2] == ["B-CITY", "I-CITY"]
     assert description["recipe"]["data"] == {"max_length": 32, "overlap": 0.25, "long_text": "windows", "document": "line"}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_an_encoder_learns_to_continue_texts_without_seeing_what_comes(tiny: Any, architecture: str) -> None:
+    """BERT attends both ways unless its config says that it is a decoder: its loss would be of tokens that it is shown."""
+    recipe = tiny.recipe("clm", architecture)
+    model = built(tiny, recipe).model.eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.inference_mode():
+        before, after = (model(input_ids=each).logits[:, :-1] for each in (ids, torch.tensor([[5, 6, 7, 8, 12]])))
+    torch.testing.assert_close(before, after)
+    assert model.config.is_decoder
+
+
+def test_a_model_that_sees_what_it_predicts_is_no_causal_one(tiny: Any) -> None:
+    config = {"model_type": "xlnet", "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64}
+    with pytest.raises(ModelError, match="this xlnet sees the tokens that it is to predict"):
+        built(tiny, tiny.recipe("clm", model={"preset": None, "config": config}))
+    both_ways = tiny.base("mlm")
+    recipe = tiny.recipe("clm", base=both_ways)
+    with pytest.raises(ModelError, match="this bert sees the tokens"):
+        load_trained(find_model(both_ways), tiny.prepared(recipe).task)
+
+
+def test_an_architecture_may_want_a_number_for_a_token_that_the_tokenizer_lacks(tiny: Any) -> None:
+    config = {"model_type": "modernbert-decoder", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
+    recipe = tiny.recipe("clm", model={"preset": None, "config": config | {"intermediate_size": 32}})
+    assert built(tiny, recipe).model.config.cls_token_id == tiny.prepared(recipe).task.tokenizer.pad_token_id

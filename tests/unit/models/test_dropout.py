@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmkit.models.dropout import Dropout, dropout, replace_dropout
+from lmkit.models.dropout import drawn_faster, dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,12 +46,22 @@ def test_at_rate_0_nothing_is_computed_and_at_rate_1_all_is_dropped() -> None:
     assert dropout(values, 1.0).tolist() == [0, 0, 0, 0, 0]
 
 
-def test_layers_are_replaced_where_they_stand() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.4))
-    names = list(model.state_dict())
-    replace_dropout(model)
-    assert type(model[1]) is Dropout
-    assert model[1].p == 0.4
-    assert list(model.state_dict()) == names
-    values = torch.randn(3, 2)
-    torch.testing.assert_close(model.eval()[1](values), values, atol=0, rtol=0)
+def test_layers_and_models_without_layers_draw_so_while_it_is_active() -> None:
+    layer, values = torch.nn.Dropout(0.4), torch.randn(30, 20)
+
+    def draws() -> list[torch.Tensor]:
+        found = []
+        for draw in (lambda: layer(values), lambda: torch.nn.functional.dropout(values, p=0.4, training=True)):
+            torch.manual_seed(0)
+            found.append(draw())
+        return found
+
+    before = draws()
+    with drawn_faster(torch.device("cpu")):
+        inside = draws()
+        assert layer.eval()(values) is values
+        layer.train()
+    torch.manual_seed(0)
+    torch.testing.assert_close(inside, [dropout(values, 0.4)] * 2, atol=0, rtol=0)
+    assert not torch.equal(inside[0], before[0])
+    torch.testing.assert_close(draws(), before, atol=0, rtol=0)

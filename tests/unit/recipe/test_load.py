@@ -348,3 +348,11 @@ def test_numbers_and_texts_of_numpy_are_taken() -> None:
     recipe = load_recipe(values)
     assert (recipe.train.batch_size, recipe.train.learning_rate, recipe.data.labels) == (3, 0.5, ["a", "b"])
     assert {type(recipe.train.batch_size), type(recipe.train.learning_rate), type(recipe.data.labels[0])} == {int, float, str}
+
+
+@pytest.mark.parametrize(
+    "override", ["data.long_text=head", "data.overlap=0.5", "data.labels=[a]", "masking.share=0.3", "tagging.crf=true"]
+)
+def test_a_key_that_the_task_has_no_use_for_is_refused(override: str) -> None:
+    with pytest.raises(RecipeError, match="has no effect on clm"):
+        load_recipe({"task": "clm"}, [override])

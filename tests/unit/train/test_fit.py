@@ -78,8 +78,19 @@ def test_a_line_of_the_log_tells_speed_padding_and_the_share_of_waiting() -> Non
         Step(number, zero, zero, 0.1, items=1, tokens=tokens, slots=40, waited_seconds=waited, share=None, interrupted=False)
         for number, tokens, waited in ((1, 30, 1.0), (2, 34, 0.5))
     ]
-    line = session._log_line(steps, Plan(4, 2, 13), seconds=2.0)
+    tally = session.Tally()
+    for step in steps:
+        tally.add(step)
+    line = session._log_line(steps[-1], tally, Plan(4, 2, 13), seconds=2.0)
     assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (64, 32.0, 0.2, 0.75)
+
+
+def test_a_line_of_steps_in_which_no_label_counted_has_no_loss() -> None:
+    zero = torch.zeros(())
+    step = Step(1, zero, zero, 0.1, items=0, tokens=3, slots=3, waited_seconds=0.0, share=None, interrupted=False)
+    tally = session.Tally()
+    tally.add(step)
+    assert session._log_line(step, tally, Plan(4, 2, 13), seconds=1.0)["loss"] is None
 
 
 def test_the_manifest_says_what_the_run_was_made_of(run: Run) -> None:

@@ -23,7 +23,7 @@ STEPS = 6
 TIMES = {"seconds", "tokens_per_second", "data_wait"}
 
 
-def recipe_of(tiny: Any, kind: str, *, workers: int = 0) -> Any:
+def recipe_of(tiny: Any, kind: str, *, workers: int = 0, **more: Any) -> Any:
     """Dropout is on, masks are drawn anew in every epoch, and an evaluation chooses the model."""
     sections: dict[str, Any] = {
         "train": {"max_steps": STEPS, "batch_size": 3, "dropout": 0.2, "eval_every": 3, "select_best": "loss", "warmup": 0.3},
@@ -33,7 +33,7 @@ def recipe_of(tiny: Any, kind: str, *, workers: int = 0) -> Any:
         sections["generation"] = {"num_beams": 1, "max_new_tokens": 1}
     if kind == "lora":
         return tiny.recipe("classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.1}, **sections)
-    return tiny.recipe(kind, **sections)
+    return tiny.recipe(kind, **sections | more)
 
 
 class Killed(BaseException):
@@ -116,6 +116,57 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_were_not(
     assert_same_run(tiny.fit(recipe, resume=True), uninterrupted("mlm"))
 
 
+def fails_at(step: int, monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    """Have training do something once a step is done."""
+    steps = session.train_steps
+
+    def until(*arguments: Any, **options: Any) -> Any:
+        for found in steps(*arguments, **options):
+            yield found
+            if found.number == step:
+                how()
+
+    monkeypatch.setattr(session, "train_steps", until)
+
+
+def killed() -> None:
+    raise Killed
+
+
+def terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("how", "ends"), [(killed, Killed), (terminated, Interrupted)])
+def test_lines_of_several_steps_tell_of_the_same_steps_after_resuming(
+    tiny: Any, how: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where checkpoints do not fall on the lines of the log."""
+    logging = {"every": 4}
+    whole = tiny.fit(recipe_of(tiny, "mlm", logging=logging))
+    recipe = recipe_of(tiny, "mlm", logging=logging)
+    with monkeypatch.context() as patch:
+        fails_at(2, patch, how)
+        with pytest.raises(ends):
+            tiny.fit(recipe)
+    assert log_of(tiny.fit(recipe, resume=True)) == log_of(whole)
+    assert [line["step"] for line in log_of(whole) if "loss" in line] == [4, STEPS]
+
+
+def test_an_evaluation_after_a_signal_is_logged_once(tiny: Any, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the resumed run is killed before its next checkpoint."""
+    recipe = recipe_of(tiny, "mlm")
+    for step, how, ends in ((2, terminated, Interrupted), (3, killed, Killed)):
+        with monkeypatch.context() as patch:
+            if how is killed:
+                patch.setattr(session, "train_steps", lambda *_, **__: killed())
+            else:
+                fails_at(step, patch, how)
+            with pytest.raises(ends):
+                tiny.fit(recipe, resume=how is killed)
+    assert_same_run(tiny.fit(recipe, resume=True), uninterrupted("mlm"))
+
+
 def test_a_run_that_is_done_is_not_changed_by_resuming(tiny: Any, uninterrupted: Any) -> None:
     recipe = recipe_of(tiny, "mlm")
     first = tiny.fit(recipe)
@@ -188,10 +239,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in (2, 4, 6, 8):
         (run.checkpoints / checkpoint.name_of(step)).mkdir(parents=True)
-    checkpoint.drop_old(run, keep=2, best=2)
+    checkpoint.drop_old(run, newest=8, keep=2, best=2)
     assert checkpoint_steps(run) == [2, 6, 8]
-    checkpoint.drop_old(run, keep=1, best=None)
+    checkpoint.drop_old(run, newest=8, keep=1, best=None)
     assert checkpoint_steps(run) == [8]
+
+
+def test_a_damaged_checkpoint_that_was_passed_over_keeps_no_place(tmp_path: Path) -> None:
+    """Of a run that was resumed at step 2, with the checkpoint of step 8 damaged."""
+    run = Run(tmp_path)
+    for step in (2, 4, 8):
+        (run.checkpoints / checkpoint.name_of(step)).mkdir(parents=True)
+    checkpoint.drop_old(run, newest=4, keep=1, best=None)
+    assert checkpoint_steps(run, until=4) == [4]
 
 
 def test_a_checkpoint_holds_no_pickle(uninterrupted: Any) -> None:
@@ -269,3 +329,19 @@ def test_the_hardware_may_change(tiny: Any, uninterrupted: Any) -> None:
     run = uninterrupted("mlm")
     other = {"hardware": {"workers": 2, "micro_batch_tokens": 999}, "logging": {"every": 5}}
     tiny.fit(tiny.merged(recipe_of(tiny, "mlm"), output=str(run.path), **other), resume=True)
+
+
+def test_a_second_process_is_kept_out_of_the_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first was killed, and the processes that it had started go on."""
+    recipe = recipe_of(tiny, "mlm")
+    steps = session.train_steps
+
+    def beside(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(session, "train_steps", steps)
+        with pytest.raises(RunError, match="another process is training into this directory"):
+            tiny.fit(recipe, resume=True)
+        return steps(*arguments, **options)
+
+    monkeypatch.setattr(fit, "LOCKED_SECONDS", 0)
+    monkeypatch.setattr(session, "train_steps", beside)
+    assert tiny.fit(recipe).is_finished

@@ -1,0 +1,125 @@
+"""``lmkit data``: what the data of a recipe looks like, before anything is trained. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from lmkit import console
+from lmkit.commands.repeat import check_repeat, is_repeated, single_runs
+from lmkit.errors import RecipeError
+from lmkit.recipe import load_recipe
+from lmkit.tasks.registry import TASKS, task_class
+
+if TYPE_CHECKING:
+    from lmkit.data.rows import Rows
+
+SHOWN_LABELS, SHOWN_LETTERS = 30, 200
+
+
+def look(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Rows, lengths, labels and repetitions of every split that the recipe names, after all checks.
+
+    Returns:
+        For ``--json``: by split ``rows``, ``left_out``, ``files``, ``characters`` (of a row: shortest, median, longest,
+        and in all), ``repeated`` (rows whose text another row of the split has, too), ``in_train``, ``labels``, ``first``.
+
+    Raises:
+        LmkitError: whatever training would refuse in recipe and data.
+    """
+    recipe = load_recipe(source, overrides)
+    if not recipe.task:
+        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
+    if is_repeated(recipe):
+        check_repeat(recipe)
+        recipe = single_runs(recipe)[0][1]
+    from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
+
+    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
+    known = {hash(text) for text in _texts(splits.rows["train"])}
+    found = {split: _described(rows, known if split != "train" else None) for split, rows in splits.rows.items()}
+    return {"recipe": recipe.name, "task": recipe.task, "splits": found}
+
+
+def _described(rows: Rows, known: set[int] | None) -> dict[str, Any]:
+    """One split; ``known``: hashes of the training texts."""
+    lengths, repeated, in_train = [], 0, 0
+    seen: set[int] = set()
+    for text in _texts(rows):
+        lengths.append(len(text))
+        key = hash(text)
+        repeated += key in seen
+        in_train += known is not None and key in known
+        seen.add(key)
+    shown = {"shortest": min(lengths), "median": round(median(lengths)), "longest": max(lengths), "in_all": sum(lengths)}
+    return {
+        "rows": len(rows),
+        "left_out": len(rows.rejected),
+        "files": [{"path": file.path, "rows": file.rows, "bytes": file.bytes} for file in rows.files],
+        "characters": shown,
+        "repeated": repeated,
+        **({} if known is None else {"in_train": in_train}),
+        **({"labels": labels} if (labels := _labels(rows)) else {}),
+        "first": rows[0],
+    }
+
+
+def _texts(rows: Rows) -> Iterator[str]:
+    """What is read of each row as one text, as overlap with training is judged: case and white space aside."""
+    from lmkit.evaluation.overlap import normalised
+
+    names = [name for name in ("text", "text_pair", "source", "tokens") if name in rows.names]
+    names = ["tokens"] if "tokens" in names else names  # beside which a text is the same once more
+    for row in rows:
+        values = [" ".join(row[name]) if isinstance(row[name], list) else str(row[name]) for name in names]
+        yield normalised("\n".join(values))
+
+
+def _labels(rows: Rows) -> dict[str, int]:
+    """How often each label occurs, of tagged words each entity by its first tag; the commonest first. Not of numbers."""
+    name = next((name for name in ("label", "tags") if name in rows.names), None)
+    if name is None or isinstance(rows[0][name], float):
+        return {}
+    values = (row[name] for row in rows)
+    flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+    counted = Counter(label.removeprefix("B-") for label in flat if not label.startswith("I-"))
+    return dict(counted.most_common())
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The same for people."""
+    splits = found["splits"]
+    rows = [
+        [
+            split,
+            f"{each['rows']:,}",
+            f"{each['left_out']:,}",
+            " / ".join(f"{each['characters'][key]:,}" for key in ("shortest", "median", "longest")),
+            f"{each['characters']['in_all']:,}",
+            f"{each['repeated']:,}",
+            f"{each['in_train']:,}" if "in_train" in each else "-",
+        ]
+        for split, each in splits.items()
+    ]
+    header = ["split", "rows", "left out", "characters: shortest / median / longest", "in all", "repeated", "also in train"]
+    parts = [console.table(header, rows)]
+    labels = Counter({label: count for each in splits.values() for label, count in each.get("labels", {}).items()})
+    if labels:
+        shown = [
+            [label, *(each.get("labels", {}).get(label, 0) for each in splits.values())] for label in list(labels)[:SHOWN_LABELS]
+        ]
+        parts.append(console.table(["label", *splits], shown))
+        if len(labels) > SHOWN_LABELS:
+            parts.append(f"... and {len(labels) - SHOWN_LABELS} labels more (--json has all)")
+    for split, each in splits.items():
+        parts.append(f"{split}, the first row: {_short(each['first'])}")
+    return "\n\n".join(parts)
+
+
+def _short(row: dict[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in row.items() if key != "id"}, ensure_ascii=False)
+    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "..."

@@ -1,0 +1,8 @@
+"""The scripts of tests/bench are modules of their folder, not of a package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
