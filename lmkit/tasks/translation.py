@@ -198,6 +198,9 @@ def shift(model: Any, labels: torch.Tensor) -> torch.Tensor:
     Each architecture has its own start, and most know how to shift; M2M-100 does so inside its loss only.
     """
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        # mBART takes the last label to the front, and fails where none counts, as in a rank without examples
+        nothing = (labels == IGNORE).all(dim=1, keepdim=True)
+        labels = labels.masked_fill(nothing, int(model.config.pad_token_id == 0))
         shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
         return shifted
     shifted = labels.roll(1, dims=1).masked_fill(labels.roll(1, dims=1) == IGNORE, model.config.pad_token_id)

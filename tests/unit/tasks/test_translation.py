@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmkit.errors import ModelError
-from lmkit.tasks.base import IGNORE, TooLong
+from lmkit.tasks.base import IGNORE, TooLong, uncounted
 from lmkit.tasks.translation import tokenizer_for
 
 ROW = {"id": 0, "source": "I know about you two.", "target": "Os conozco a ambos."}
@@ -47,6 +47,16 @@ def test_the_decoder_sees_the_target_shifted_by_one(tiny: Any, architecture: str
         [start, *short["labels"][:-1], *([short["labels"][-1]] + [pad] * rest)[:rest]],
     ]
     assert batch["labels"][1].tolist() == [*short["labels"], *[IGNORE] * rest]
+
+
+@pytest.mark.parametrize("architecture", ["marian", "t5", "bart", "mbart"])
+def test_a_rank_without_examples_has_a_forward_pass_all_the_same(tiny: Any, architecture: str) -> None:
+    recipe = tiny.recipe("translation", architecture)
+    task, model = tiny.prepared(recipe).task, tiny.model(recipe)
+    piece = {name: values[0] for name, values in task.encode([ROW]).items()}
+    batch = task.collate([[piece]])
+    loss = task.loss(model, batch | {"labels": uncounted(batch["labels"])})
+    assert loss.item() == 0
 
 
 def test_long_pairs_are_refused_or_cut_with_the_end_mark_kept(tiny: Any) -> None:
