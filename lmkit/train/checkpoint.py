@@ -22,7 +22,7 @@ from lmkit.errors import ModelError, is_full
 from lmkit.run import Run, atomic_directory, sync
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from torch.distributed import ProcessGroup
 
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SUMS = "SHA256SUMS"  # in the form that ``sha256sum --check`` reads
@@ -149,8 +149,11 @@ def write_checkpoint(run: Run, step: int, weights: Tensors, moments: Tensors, st
     return target
 
 
-def write_parts(run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any], accelerator: Accelerator) -> Path:
+def write_parts(run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any], group: ProcessGroup) -> Path:
     """As ``write_checkpoint``, by all processes together, each with its rows; where one fails, all do.
+
+    Args:
+        group: of all processes, which nothing else uses meanwhile.
 
     Raises:
         OSError: with ``ENOSPC`` where any process found the disk full.
@@ -158,13 +161,13 @@ def write_parts(run: Run, step: int, weights: Tensors, moments: Tensors, state: 
     from safetensors.torch import save_file
 
     target = run.checkpoints / name_of(step)
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    rank, ranks = group.rank(), group.size()
     with ExitStack() as stack:
 
         def start() -> Path | None:
             return stack.enter_context(atomic_directory(target)) if rank == 0 else None
 
-        folder = _together(accelerator, start)[0]
+        folder = _together(group, start)[0]
         assert folder is not None
 
         def write() -> list[str]:
@@ -176,7 +179,7 @@ def write_parts(run: Run, step: int, weights: Tensors, moments: Tensors, state: 
                 lines.append(f"{_sha256(folder / name)}  {name}\n")
             return lines
 
-        sums = [line for lines in _together(accelerator, write) for line in lines]
+        sums = [line for lines in _together(group, write) for line in lines]
 
         def finish() -> None:
             if rank == 0:
@@ -185,20 +188,22 @@ def write_parts(run: Run, step: int, weights: Tensors, moments: Tensors, state: 
                 (folder / SUMS).write_text("".join(sums), encoding="utf-8")
                 stack.close()
 
-        _together(accelerator, finish)
+        _together(group, finish)
     return target
 
 
-def _together(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
+def _together(group: ProcessGroup, work: Callable[[], T]) -> list[T]:
     """What each process's work returns; where one fails, all raise an error, the others that of a full disk or EIO."""
-    from accelerate.utils import gather_object
+    import torch
 
     found, problem = None, None
     try:
         found = work()
     except Exception as error:
         problem = error
-    outcomes = gather_object([(found, None if problem is None else (is_full(problem), str(problem)))])
+    outcomes: list[Any] = [None] * group.size()
+    told = None if problem is None else (is_full(problem), str(problem))
+    torch.distributed.all_gather_object(outcomes, (found, told), group=group)
     if problem is not None:
         raise problem
     for _, told in outcomes:

@@ -11,6 +11,7 @@ from lmkit import console
 from lmkit.errors import is_full
 from lmkit.run import Run
 from lmkit.train.checkpoint import checkpoint_steps, name_of, snapshot, write_checkpoint, write_parts
+from lmkit.train.parallel import largest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,7 +23,8 @@ class Writer:
     A full disk does not end the run: it is said, the last good checkpoint stays, and the next one is tried.
 
     Args:
-        together: of a sharded run, all of whose processes write: here and now, since they have to agree on the end of it.
+        together: of a sharded run, all of whose processes write. They agree on the end of it in a group of their own, which
+            training knows nothing of.
 
     Attributes:
         lost: steps whose checkpoint found no room on the disk.
@@ -30,6 +32,7 @@ class Writer:
 
     def __init__(self, run: Run, *, together: Accelerator | None = None) -> None:
         self.run, self.lost, self.together = run, set[int](), together
+        self._group = None if together is None else _group()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -54,16 +57,18 @@ class Writer:
         """
         self.wait()
         size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * 3  # Adam has two moments
-        beside = self.together is None and size < _free_memory() / 2
+        beside = size < _free_memory() / 2
+        if self.together is not None:
+            beside = not largest(self.together, [float(not beside)])[0]
         weights, moments = snapshot(model, optimizer, copy=beside)
         needed = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
 
         def write() -> None:
             try:
-                if self.together is None:
+                if self._group is None:
                     write_checkpoint(self.run, step, weights, moments, state)
                 else:
-                    write_parts(self.run, step, weights, moments, state, self.together)
+                    write_parts(self.run, step, weights, moments, state, self._group)
                 if console.is_first_process():
                     then()
             except BaseException as error:
@@ -98,6 +103,12 @@ class Writer:
             f"{folder / name_of(step)}: the disk is full: this checkpoint needs {needed:,} bytes, {free:,} are free; "
             f"{stays}; training goes on, and the next checkpoint is tried"
         )
+
+
+def _group() -> Any:
+    import torch
+
+    return torch.distributed.new_group(backend="gloo")
 
 
 def _free_memory() -> int:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,6 +161,14 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return may_write
 
 
+@pytest.fixture
+def as_one_of_several() -> Iterator[Any]:
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    torch.distributed.destroy_process_group()
+
+
 def test_training_goes_on_while_the_weights_of_the_step_are_written(
     tmp_path: Path, trained: Trained, held: threading.Event
 ) -> None:
@@ -174,6 +183,19 @@ def test_training_goes_on_while_the_weights_of_the_step_are_written(
     stored = safetensors.torch.load_file(run.checkpoints / name_of(1) / WEIGHTS)
     assert torch.equal(stored["weight"], at_the_step)
     assert not torch.equal(stored["weight"], trained.model.weight)
+
+
+def test_so_it_does_while_several_processes_write_their_rows(
+    tmp_path: Path, trained: Trained, held: threading.Event, as_one_of_several: Any
+) -> None:
+    run = Run(tmp_path)
+    with Writer(run, together=as_one_of_several) as into:
+        trained.save(into, 1)
+        assert checkpoint_steps(run) == []
+        held.set()
+        into.wait()
+    assert checkpoint_steps(run) == [1]
+    assert (run.checkpoints / name_of(1) / part_of(WEIGHTS, 0, 1)).exists()
 
 
 def test_where_a_copy_would_fill_the_memory_it_is_written_at_once(
