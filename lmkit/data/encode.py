@@ -102,9 +102,9 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
             aside.replace(path)
     rejected = json.loads(left_out.read_text(encoding="utf-8"))
     if rejected:
-        dropped = {entry["position"] for entry in rejected}
+        dropped = [entry["position"] for entry in rejected]
         entries = [{key: value for key, value in entry.items() if key != "position"} for entry in rejected]
-        rows = rows.select([i for i in range(len(rows)) if i not in dropped], rejected=rows.rejected + entries)
+        rows = rows.without(dropped, rejected=rows.rejected + entries)
     pieces = Dataset.from_file(str(path))
     lengths = np.asarray(pieces.data.column("length").to_numpy(), dtype=np.int64)
     owners = np.asarray(pieces.data.column("row").to_numpy(), dtype=np.int64)
