@@ -50,7 +50,7 @@ class Encoded:
         if packed:
             return self.lengths
         pieces = np.asarray(self.pieces.data.column("length").to_numpy(), dtype=np.int64)
-        return self.groups.largest(pieces) * self.groups.sizes
+        return np.asarray(self.groups.largest(pieces) * self.groups.sizes)
 
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
