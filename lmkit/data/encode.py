@@ -50,7 +50,7 @@ class Encoded:
         if packed:
             return self.lengths
         pieces = np.asarray(self.pieces.data.column("length").to_numpy(), dtype=np.int64)
-        return self.groups.largest(pieces) * self.groups.sizes
+        return np.asarray(self.groups.largest(pieces) * self.groups.sizes)
 
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
@@ -102,9 +102,9 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
             aside.replace(path)
     rejected = json.loads(left_out.read_text(encoding="utf-8"))
     if rejected:
-        dropped = {entry["position"] for entry in rejected}
+        dropped = [entry["position"] for entry in rejected]
         entries = [{key: value for key, value in entry.items() if key != "position"} for entry in rejected]
-        rows = rows.select([i for i in range(len(rows)) if i not in dropped], rejected=rows.rejected + entries)
+        rows = rows.without(dropped, rejected=rows.rejected + entries)
     pieces = Dataset.from_file(str(path))
     lengths = np.asarray(pieces.data.column("length").to_numpy(), dtype=np.int64)
     owners = np.asarray(pieces.data.column("row").to_numpy(), dtype=np.int64)

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
@@ -64,25 +65,25 @@ def _without(
     rows: Rows, fault: Callable[[Row], tuple[int | None, str] | None], on_bad_row: OnBadRow, split: str, remedy: str
 ) -> Rows:
     """The rows without a fault, which is (word or None, problem)."""
-    kept: list[int] = []
+    bad: list[int] = []
     rejected: list[Row] = []
     for i, row in enumerate(rows):
         found = fault(row)
         if found is None:
-            kept.append(i)
             continue
         word, problem = found
         if on_bad_row == "error":
             raise DataError(problem, place=rows.place(i, word=word), remedy=remedy)
         content = {name: value for name, value in row.items() if name != "id"}
+        bad.append(i)
         rejected.append({"place": rows.place(i, word=word), "problem": problem, "id": row["id"], "row": content})
-    if not kept:
+    if len(bad) == len(rows):
         raise DataError(
             f"no usable row is left for {split}; the first: {rejected[0]['problem']}",
             place=rejected[0]["place"],
             remedy="correct the data",
         )
-    return rows.select(kept, rejected=rows.rejected + rejected) if rejected else rows
+    return rows.without(bad, rejected=rows.rejected + rejected) if rejected else rows
 
 
 def scheme_of(rows: Rows, field: str = "tags") -> tags.Scheme:
@@ -175,10 +176,9 @@ def split_by_fold(rows: Rows, fold: str) -> tuple[Rows, Rows]:
 def _by_hash(rows: Rows, chosen: Callable[[str], bool], name: str, *, place: str, remedy: str) -> tuple[Rows, Rows]:
     """The rows that are not chosen by the hash of their content, and those that are."""
     names = sorted(set(rows.names) - {"id"})
-    sides: tuple[list[int], list[int]] = [], []
-    for i, row in enumerate(itertools.chain.from_iterable(rows.batches(names=names))):
-        sides[chosen(hash_of(row))].append(i)
-    if not all(sides):
-        empty, all_rows = (name if sides[0] else "training"), f"{len(rows)} row{'s' * (len(rows) != 1)}"
+    contents = itertools.chain.from_iterable(rows.batches(names=names))
+    is_chosen = np.fromiter((chosen(hash_of(row)) for row in contents), bool, len(rows))  # a byte a row
+    if is_chosen.all() or not is_chosen.any():
+        empty, all_rows = ("training" if is_chosen.any() else name), f"{len(rows)} row{'s' * (len(rows) != 1)}"
         raise DataError(f"no row of {all_rows} falls to {empty}", place=place, remedy=remedy)
-    return rows.select(sides[0]), rows.select(sides[1], rejected=[])
+    return rows.select(np.flatnonzero(~is_chosen)), rows.select(np.flatnonzero(is_chosen), rejected=[])

@@ -144,11 +144,11 @@ def fill(lengths: Sequence[int] | np.ndarray, size: int) -> Groups:
     lengths = np.asarray(lengths, dtype=np.int64)
     owners, below = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)
     # Views give and take plain numbers: a list of as many would take five times the memory.
-    length_of, owner_of, under = memoryview(lengths), memoryview(owners), memoryview(below)
+    length_of, owner_of, under = lengths.data, owners.data, below.data
     top = [-1] * (size + 1)  # of the pile of groups with so much room; the pile goes on in ``below``
     rooms = 0  # a bit for every room that some group has
     count = 0
-    for piece in memoryview(np.argsort(-lengths, kind="stable")):
+    for piece in np.argsort(-lengths, kind="stable").data:
         length = length_of[piece]
         fitting = rooms >> length
         if fitting:  # the least room that is enough

@@ -95,6 +95,10 @@ class Rows(Sequence[Row]):
         kept = self.rejected if rejected is None else rejected
         return Rows(self.path, files=self.files, rejected=kept, fingerprint=fingerprint, selection=chosen)
 
+    def without(self, indices: Sequence[int], *, rejected: list[Row]) -> Rows:
+        """All rows but these; ``rejected`` as of ``select``."""
+        return self.select(np.delete(np.arange(len(self)), indices), rejected=rejected)
+
     def _take(self, indices: np.ndarray[Any, Any], names: list[str]) -> list[Row]:
         if self._selection is not None:
             indices = self._selection[indices]
