@@ -14,7 +14,7 @@ from lmkit.models.adapters import add_lora, load_adapter
 from lmkit.models.crf import FILE as CRF_FILE
 from lmkit.models.crf import add_crf, load_crf, save_crf
 from lmkit.models.heads import crf_of, unwrap
-from lmkit.models.layers import freeze
+from lmkit.models.layers import freeze, num_positions
 from lmkit.models.load import from_pretrained, load_config, new_modules
 from lmkit.models.presets import preset_config
 from lmkit.models.quantized import quantization
@@ -84,7 +84,7 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
     else:
         model, new = _from_source(recipe, task, source)
         origin = source.location
-    _check_length(model.config, recipe, task)
+    _check_length(model, recipe, task)
     task.configure(model)
     added = grow_embeddings(model, task.tokenizer, recipe.tokenizer.add_tokens)
     if recipe.hardware.gradient_checkpointing:
@@ -251,14 +251,14 @@ def _check_kind(config: PretrainedConfig, task: Task) -> None:
         )
 
 
-def _check_length(config: PretrainedConfig, recipe: Recipe, task: Task) -> None:
-    limits = [getattr(config, "max_position_embeddings", None), task.tokenizer.model_max_length]
-    limit = min((int(value) for value in limits if value and value < 10**9), default=None)
-    if limit is not None and recipe.data.max_length > limit and config.model_type != "t5":
+def _check_length(model: PreTrainedModel, recipe: Recipe, task: Task) -> None:
+    """Refuse more tokens than there are positions for; without such a table the tokenizer's limit is only a habit (T5's 512)."""
+    limit = num_positions(model)
+    if limit is not None and recipe.data.max_length > (limit := min(limit, int(task.tokenizer.model_max_length))):
         raise RecipeError(
             f"{recipe.data.max_length} tokens, but this model reads {limit}",
             place="data.max_length",
-            remedy=f"data.max_length={limit} or less; longer texts are read in windows",
+            remedy=f"data.max_length={limit} or less{'' if task.generates else '; longer texts are read in windows'}",
         )
 
 
@@ -333,5 +333,5 @@ def _load_whole(source: ModelSource, task: Task) -> Any:
             place=location,
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
-    _check_length(model.config, recipe, task)
+    _check_length(model, recipe, task)
     return model

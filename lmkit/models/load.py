@@ -56,6 +56,12 @@ def from_pretrained(
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         message = str(error).strip().split("\n")[0]
+        if "Unrecognized configuration class" in message:
+            raise ModelError(
+                f"transformers has no {model_class} of this architecture",
+                place=f"model: {location}",
+                remedy="take a model of another one (BERT, ModernBERT, RoBERTa, ...; for translation Marian, T5, BART, ...)",
+            ) from None
         hint = (
             "weights are read as safetensors only; convert a pytorch_model.bin that you trust with transformers"
             if "safetensors" in str(error)

@@ -83,6 +83,7 @@ class Classification(Task):
         self.kind: str = self.facts.get("kind", "single_label")
         self.labels: list[str] = self.facts["labels"]
         self._number = {label: number for number, label in enumerate(self.labels)}
+        self._pads_left = False
         self._check_options()
 
     def _check_options(self) -> None:
@@ -119,6 +120,10 @@ class Classification(Task):
             "pad_token_id": self.tokenizer.pad_token_id,
         }
 
+    def configure(self, model: Any) -> None:
+        """Some (XLNet) sum a text up by the last position of the row, be it padding."""
+        self._pads_left = getattr(model.config, "summary_type", None) == "last"
+
     def encode(self, rows: Sequence[Row]) -> Columns:
         pairs = [row["text_pair"] for row in rows] if self.facts.get("is_pair") else None
         columns, _, _ = encode_windows(self, rows, [row["text"] for row in rows], pairs)
@@ -139,7 +144,7 @@ class Classification(Task):
         """``labels``: ``(pieces,)`` classes; ``(pieces, labels)`` zeros and ones; ``(pieces, 1)`` numbers, NaN where none counts."""
         import torch
 
-        batch = lay_out(examples, columns=padding_of(self, examples), packed=False)
+        batch = lay_out(examples, columns=padding_of(self, examples), packed=False, left=self._pads_left)
         gold = [piece["label"] for piece in flat(examples)]
         if self.kind == "single_label":
             batch["labels"] = torch.tensor(gold)
