@@ -215,9 +215,7 @@ def _padded(flat: np.ndarray, lengths: Sequence[int], value: int, *, left: bool 
     return torch.from_numpy(out)
 
 
-def lay_out(
-    examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], packed: bool, left: bool = False
-) -> Batch:
+def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], packed: bool, left: bool = False) -> Batch:
     """Place pieces in the rows of a batch: one a row, or (``packed``) all pieces of an example in one.
 
     Args:

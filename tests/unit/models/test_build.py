@@ -202,3 +202,9 @@ def test_the_description_says_how_texts_are_read(tiny: Any) -> None:
     assert description["task"] == "ner"
     assert description["facts"]["labels"][:2] == ["B-CITY", "I-CITY"]
     assert description["recipe"]["data"] == {"max_length": 32, "overlap": 0.25, "long_text": "windows", "document": "line"}
+
+
+def test_a_base_without_a_head_for_the_task_is_said(tiny: Any) -> None:
+    recipe = tiny.recipe("ner", base=tiny.base("translation"))
+    with pytest.raises(ModelError, match="transformers has no AutoModelForTokenClassification of this architecture"):
+        built(tiny, recipe)
