@@ -93,6 +93,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "roberta": _ENCODER,
     "electra": _ENCODER | {"embedding_size": 16},
     "deberta-v2": _ENCODER,
+    "xlnet": {"n_layer": 2, "d_model": 32, "n_head": 2, "d_inner": 64},
     "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64},
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},
     "qwen3": _ENCODER | {"num_key_value_heads": 1, "head_dim": 16},

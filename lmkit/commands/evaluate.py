@@ -285,10 +285,11 @@ def tokenizer_of(recipe: Recipe, found: ModelSource) -> PreTrainedTokenizerBase:
     from lmkit.models.tokenizer import for_words, load_tokenizer
 
     place = found.location if found.description or not recipe.tokenizer.base else recipe.tokenizer.base
+    revision = recipe.model.revision if place == found.location else None  # that of the model alone
     task, trust = task_class(recipe.task), recipe.model.trust_remote_code
-    tokenizer = load_tokenizer(place, revision=recipe.model.revision, trust_remote_code=trust, slow=task.generates)
+    tokenizer = load_tokenizer(place, revision=revision, trust_remote_code=trust, slow=task.generates)
     words = any(field.kind == "words" for field in task.fields)
-    return for_words(tokenizer, place) if words else tokenizer
+    return for_words(tokenizer, place, revision=revision, trust_remote_code=trust) if words else tokenizer
 
 
 def _is_recipe(name: str) -> bool:

@@ -87,7 +87,10 @@ class Predictor:
         return [self.task.show(self.task.combine(row, part)) for row, part in zip(rows, parts, strict=True)]
 
     def file(self, path: str) -> Iterator[dict[str, Any]]:
-        """Answers to the rows of a data file, or to its texts where it has no column of the task's (a .txt file never has)."""
+        """Answers to the rows of a data file, or to its texts where it has no column of the task's.
+
+        A text file never has: one that ends in .txt, or in nothing that lmkit knows, as ``test.en`` of two parallel files.
+        """
         from lmkit.data.sources import format_of
 
         fields = [field for field in self.task.fields_of(self.recipe, self.task.facts, None) if not field.gold]
@@ -95,11 +98,14 @@ class Predictor:
         columns = {role: column for role, column in self.recipe.data.columns.items() if role in roles}
         raw = [Field("text", "text", aliases=("sentence", "content", "document"))]
         text = {role: column for role, column in self.recipe.data.columns.items() if role == "text"}
-        attempts = [(raw, {})] if format_of(Path(path)) == "text" else [(fields, columns), (fields, {}), (raw, text), (raw, {})]
+        source: str | dict[str, str] = path
+        attempts = [(fields, columns), (fields, {}), (raw, text), (raw, {})]
+        if (kind := format_of(Path(path))) == "text" or (kind is None and Path(path).expanduser().is_file()):
+            source, attempts = (path if kind else {"text": path}), [(raw, {})]
         first: DataError | None = None
         for wanted, named in attempts:
             try:
-                rows = self._load(path, wanted, named)
+                rows = self._load(source, wanted, named)
             except DataError as error:
                 first = first or error
                 if not error.problem.startswith("no column for"):
@@ -110,12 +116,12 @@ class Predictor:
         assert first is not None
         raise _for_predict(first)
 
-    def _load(self, path: str, fields: list[Field], columns: dict[str, str]) -> Rows:
+    def _load(self, source: str | dict[str, str], fields: list[Field], columns: dict[str, str]) -> Rows:
         from lmkit.data.check import load_rows
         from lmkit.data.splits import cache_folder
 
         return load_rows(
-            path,
+            source,
             key="--file",
             split="test",
             fields=fields,

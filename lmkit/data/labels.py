@@ -106,6 +106,10 @@ def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, repair: bool 
         RecipeError: ``repair``, where nothing can be wrong.
     """
     scheme = scheme_of(splits["train"] if "train" in splits else next(iter(splits.values())), field)
+    if "train" in splits and scheme == "plain" and all(tag.isdecimal() for tag in _distinct(splits["train"], field)):
+        console.warn(
+            "data.train: the tags are numbers, so nothing tells entities; write their names (O, B-PER, ...) if they mark some"
+        )
     given = {split: rows for split, rows in splits.items() if "offsets" not in rows.names} if scheme != "plain" else {}
     if repair and "train" in splits and not given:
         what = "plain tags" if scheme == "plain" else "entities in characters"

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import ModelError, RecipeError
+from lmkit.models.heads import unwrap
+from lmkit.models.layers import num_positions
 from lmkit.models.load import from_pretrained, new_modules
 from lmkit.models.quantized import check_quantization, quantization
 from lmkit.models.source import ModelSource, find_model
@@ -80,6 +82,7 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
     )
     if options.quantize is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # that is hardware's to say
+    table = model.get_input_embeddings().weight
     try:
         adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
@@ -88,6 +91,8 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
     for target in targets if isinstance(targets, list) and options.targets != "auto" else []:
         if not any(name == target or name.endswith(f".{target}") for name in found):
             raise _nothing_to_adapt(adapted.get_base_model(), new, f"no module {target!r}")
+    if added and (missed := _past_rows(adapted, table)):
+        raise _not_kept(adapted.get_base_model(), f"{', '.join(missed)} would not learn them")
     local = Path(source.location)
     adapted.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.exists() else source.location
     return adapted
@@ -118,7 +123,7 @@ def _nothing_to_adapt(model: Any, new: list[str], problem: str) -> RecipeError:
 
 
 def _added_rows(model: Any, added: list[int]) -> dict[str, list[int]] | None:
-    """Embedding -> the rows of added tokens that are trained and saved; an output layer that shares them follows.
+    """Embedding -> the rows of added tokens that are trained and saved; what shares them is to follow (``_past_rows``).
 
     Raises:
         RecipeError: PEFT would keep something else than what was trained.
@@ -127,17 +132,26 @@ def _added_rows(model: Any, added: list[int]) -> dict[str, list[int]] | None:
         return None
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     sharing = [module for _, module in model.named_modules(remove_duplicate=False) if _weight(module) is inputs.weight]
-    # PEFT's rows leave out an output layer's bias (the heads of MLM), and follow what is tied only where the config says so
-    if getattr(outputs, "bias", None) is not None or (len(sharing) > 1 and not model.config.tie_word_embeddings):
-        raise RecipeError(
-            f"added tokens and LoRA do not go together for {type(model).__name__}: PEFT would not keep the tokens exactly",
-            place="tokenizer.add_tokens",
-            remedy="train all weights: lora=null",
-        )
+    if getattr(outputs, "bias", None) is not None:  # the heads of MLM
+        raise _not_kept(model, "PEFT would lose the bias of their output")
     rows = {_input_name(model): added}
     if outputs is not None and outputs not in sharing:
         rows[next(name for name, module in model.named_modules() if module is outputs)] = added
     return rows
+
+
+def _past_rows(adapted: Any, table: Any) -> list[str]:
+    """The modules that read the embeddings' weights past PEFT's rows: it follows what is tied only where config and class say so."""
+    named = adapted.get_base_model().named_modules(remove_duplicate=False)
+    return [name for name, module in named if _weight(module) is table and "token_adapter" not in name]
+
+
+def _not_kept(model: Any, why: str) -> RecipeError:
+    return RecipeError(
+        f"added tokens and LoRA do not go together for {type(model).__name__}: {why}",
+        place="tokenizer.add_tokens",
+        remedy="train all weights: lora=null",
+    )
 
 
 def _weight(module: Any) -> Any:
@@ -270,12 +284,21 @@ def merged(adapted: Any) -> PreTrainedModel:
 
 
 def probe_logits(model: Any) -> torch.Tensor:
-    """Logits of two made-up texts that together touch tokens from all over the vocabulary, the last ones included."""
+    """Logits of two made-up texts that together touch tokens from all over the vocabulary, the last ones included.
+
+    For encoder-decoders each ends with the end mark and has no other: where BART's and T5's classifiers look.
+    """
     import torch
 
     rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.linspace(0, rows - 1, min(64, rows)).round().long()
-    ids = torch.stack([ids, ids.flip(0)])[:, : _limit(model.config)]
+    length = min(64, rows, num_positions(unwrap(model)) or 64)
+    ids = torch.linspace(0, rows - 1, length).round().long()
+    ids = torch.stack([ids, ids.flip(0)])
+    if model.config.is_encoder_decoder:
+        ends = model.config.eos_token_id
+        end = ends[0] if isinstance(ends, list) else ends
+        if end is not None:
+            ids = torch.cat([ids.masked_fill(ids == end, (end + 1) % rows)[:, : length - 1], ids.new_full((2, 1), end)], dim=1)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = ids.clamp(max=(getattr(model.config, "decoder_vocab_size", None) or rows) - 1)
@@ -287,8 +310,3 @@ def probe_logits(model: Any) -> torch.Tensor:
                 for text in zip(*batch.values(), strict=True)
             ]
         )
-
-
-def _limit(config: Any) -> int:
-    """Tokens that are safe to read: RoBERTa's positions start behind its padding."""
-    return max(2, (getattr(config, "max_position_embeddings", None) or 64) - (getattr(config, "pad_token_id", None) or 0) - 2)

@@ -17,8 +17,8 @@ from lmkit.models.causal import check_causal, decoder_fields
 from lmkit.models.crf import FILE as CRF_FILE
 from lmkit.models.crf import add_crf, load_crf, save_crf
 from lmkit.models.heads import crf_of, unwrap
-from lmkit.models.layers import freeze
-from lmkit.models.load import from_pretrained, load_config, new_modules, position_limit
+from lmkit.models.layers import freeze, num_positions
+from lmkit.models.load import from_pretrained, load_config, new_modules
 from lmkit.models.presets import preset_config
 from lmkit.models.quantized import quantization
 from lmkit.models.source import DESCRIPTION, ModelSource
@@ -289,28 +289,14 @@ def _check_kind(config: PretrainedConfig, task: Task) -> None:
         )
 
 
-def _learned_positions(model: Any) -> int | None:
-    """Positions that embeddings were made for, where they begin behind the padding token's (RoBERTa: 514 for 512 tokens)."""
-    import torch
-
-    tables = [
-        module
-        for name, module in unwrap(model).named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
-    ]
-    return min((table.num_embeddings - (table.padding_idx or 0) - 1 for table in tables), default=None)
-
-
-def _check_length(model: Any, recipe: Recipe, task: Task) -> None:
-    config = model.config
-    limits = [position_limit(config), _learned_positions(model)]
-    limits += [task.tokenizer.model_max_length] if config.model_type != "t5" else []
-    limit = min((int(value) for value in limits if value and value < 10**9), default=None)
-    if limit is not None and recipe.data.max_length > limit:
+def _check_length(model: PreTrainedModel, recipe: Recipe, task: Task) -> None:
+    """Refuse more tokens than there are positions for; without such a table the tokenizer's limit is only a habit (T5's 512)."""
+    limit = num_positions(model)
+    if limit is not None and recipe.data.max_length > (limit := min(limit, int(task.tokenizer.model_max_length))):
         raise RecipeError(
             f"{recipe.data.max_length} tokens, but this model reads {limit}",
             place="data.max_length",
-            remedy=f"data.max_length={limit} or less; longer texts are read in windows",
+            remedy=f"data.max_length={limit} or less{'' if task.generates else '; longer texts are read in windows'}",
         )
 
 

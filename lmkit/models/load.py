@@ -32,12 +32,6 @@ def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
         raise ModelError(f"no model could be loaded: {message}", place=place, remedy=remedy) from None
 
 
-def position_limit(config: Any) -> int | None:
-    """How many tokens a model reads at once; None where its positions have no end (T5's buckets; XLNet's config says -1)."""
-    found = next((getattr(config, name) for name in ("max_position_embeddings", "max_seq_len") if hasattr(config, name)), None)
-    return found if found and found > 0 and config.model_type != "t5" else None
-
-
 def from_pretrained(
     model_class: str, location: str, options: Model, changes: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -62,6 +56,12 @@ def from_pretrained(
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         message = str(error).strip().split("\n")[0]
+        if "Unrecognized configuration class" in message:
+            raise ModelError(
+                f"transformers has no {model_class} of this architecture",
+                place=f"model: {location}",
+                remedy="take a model of another one (BERT, ModernBERT, RoBERTa, ...; for translation Marian, T5, BART, ...)",
+            ) from None
         hint = (
             "weights are read as safetensors only; convert a pytorch_model.bin that you trust with transformers"
             if "safetensors" in str(error)

@@ -70,6 +70,8 @@ def _linear_head(model: Any) -> Any:
         head = unwrap(model).get_output_embeddings()
     except (*TRIAL_ERRORS, NotImplementedError):
         return None
+    if hasattr(head, "modules_to_save") and not head.disable_adapters:
+        head = head.modules_to_save[head.active_adapters[0]]  # a new head under an adapter: PEFT's copy, which is trained
     is_plain = type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and "forward" not in vars(head)
     return head if is_plain else None
 

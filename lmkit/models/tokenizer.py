@@ -234,14 +234,22 @@ def load_tokenizer(
     return tokenizer
 
 
-def for_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
-    """A tokenizer that takes lists of words: byte-level ones need a space before each (RoBERTa, GPT-2)."""
+def for_words(
+    tokenizer: PreTrainedTokenizerBase, source: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that takes lists of words: byte-level ones need a space before each (RoBERTa, GPT-2).
+
+    Args:
+        source, revision, trust_remote_code: where and how it was loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer([["a"]], is_split_into_words=True)
     except (AssertionError, ValueError):
-        spaced = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+        spaced = AutoTokenizer.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=trust_remote_code, add_prefix_space=True
+        )
         spaced.pad_token = spaced.pad_token or tokenizer.pad_token
         return spaced
     return tokenizer

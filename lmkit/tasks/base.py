@@ -210,17 +210,18 @@ def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return _padded(np.concatenate([np.empty(0, np.int64), *flat]), [len(sequence) for sequence in flat], value)
 
 
-def _padded(flat: np.ndarray, lengths: Sequence[int], value: int) -> torch.Tensor:
+def _padded(flat: np.ndarray, lengths: Sequence[int], value: int, *, left: bool = False) -> torch.Tensor:
     """Rows that follow one another in ``flat`` -> ``(len(lengths), longest)``."""
     import numpy as np
     import torch
 
     out = np.full((len(lengths), max(lengths, default=0)), value, dtype=np.int64)
-    out[np.arange(out.shape[1]) < np.array(lengths, dtype=np.int64)[:, None]] = flat
+    is_there = np.arange(out.shape[1]) < np.array(lengths, dtype=np.int64)[:, None]
+    out[is_there[:, ::-1] if left else is_there] = flat
     return torch.from_numpy(out)
 
 
-def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], packed: bool) -> Batch:
+def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], packed: bool, left: bool = False) -> Batch:
     """Place pieces in the rows of a batch: one a row, or (``packed``) all pieces of an example in one.
 
     Args:
@@ -228,6 +229,7 @@ def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], 
         columns: column -> padding value.
         packed: also returns ``segment_ids`` (0 for padding, then 1, 2, ... by piece) and
             ``position_ids`` that start anew in every piece.
+        left: padding stands before the pieces, not behind them.
 
     Returns:
         ``(rows, longest)`` tensors, with ``attention_mask``.
@@ -241,10 +243,10 @@ def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], 
     ends = np.cumsum([0, *counts])
     rows = np.add.reduceat([*lengths, 0], ends[:-1]).tolist() if counts else []
     batch = {
-        name: _padded(np.concatenate([np.asarray(piece[name], dtype=np.int64) for piece in pieces]), rows, value)
+        name: _padded(np.concatenate([np.asarray(piece[name], dtype=np.int64) for piece in pieces]), rows, value, left=left)
         for name, value in columns.items()
     }
-    batch["attention_mask"] = _padded(np.ones(sum(lengths), np.int64), rows, 0)
+    batch["attention_mask"] = _padded(np.ones(sum(lengths), np.int64), rows, 0, left=left)
     if packed:
         batch["segment_ids"] = _padded(np.repeat(numbers, lengths), rows, 0)
         batch["position_ids"] = _padded(np.concatenate([np.arange(length) for length in lengths]), rows, 0)

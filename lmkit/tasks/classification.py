@@ -83,12 +83,25 @@ class Classification(Task):
         self.kind: str = self.facts.get("kind", "single_label")
         self.labels: list[str] = self.facts["labels"]
         self._number = {label: number for number, label in enumerate(self.labels)}
+        self._pads_left = False
         self._check_options()
 
     def _check_options(self) -> None:
         """Refuse what has no effect on this kind of gold, and weights of labels that are not there."""
         options = self.recipe.classification
         weights = options.class_weights
+        if (
+            options.kind == "auto"
+            and self.kind == "single_label"
+            and "counts" in self.facts
+            and kind_of(self.labels) == "regression"
+        ):
+            number = next(label for label in self.labels if float(label) % 1)
+            raise RecipeError(
+                f"the first rows have whole numbers, later ones others, such as {number}",
+                place="classification.kind",
+                remedy="regression learns them as numbers, single_label as names",
+            )
         if weights is not None and self.kind == "regression":
             raise RecipeError("numbers have no classes", place="classification.class_weights", remedy="leave it out")
         if self.recipe.train.label_smoothing and self.kind == "regression":
@@ -119,6 +132,10 @@ class Classification(Task):
             "pad_token_id": self.tokenizer.pad_token_id,
         }
 
+    def configure(self, model: Any) -> None:
+        """Some (XLNet) sum a text up by the last position of the row, be it padding."""
+        self._pads_left = getattr(model.config, "summary_type", None) == "last"
+
     def encode(self, rows: Sequence[Row]) -> Columns:
         pairs = [row["text_pair"] for row in rows] if self.facts.get("is_pair") else None
         columns, _, _ = encode_windows(self, rows, [row["text"] for row in rows], pairs)
@@ -139,7 +156,7 @@ class Classification(Task):
         """``labels``: ``(pieces,)`` classes; ``(pieces, labels)`` zeros and ones; ``(pieces, 1)`` numbers, NaN where none counts."""
         import torch
 
-        batch = lay_out(examples, columns=padding_of(self, examples), packed=False)
+        batch = lay_out(examples, columns=padding_of(self, examples), packed=False, left=self._pads_left)
         gold = [piece["label"] for piece in flat(examples)]
         if self.kind == "single_label":
             batch["labels"] = torch.tensor(gold)
@@ -277,7 +294,7 @@ class Classification(Task):
 def kind_of(values: Iterable[Any]) -> str:
     """What the first values of the label column are: lists, numbers of which some have decimals, or labels.
 
-    >>> kind_of([["a"], []]), kind_of(["1", "2.5"]), kind_of([1.0, 2.0]), kind_of(["v1.5", 2])
+    >>> kind_of([["a"], []]), kind_of(["1", "2.5"]), kind_of([1.0, 2.0, math.nan]), kind_of(["v1.5", 2])
     ('multi_label', 'regression', 'single_label', 'single_label')
     """
     values = list(values)
@@ -287,7 +304,7 @@ def kind_of(values: Iterable[Any]) -> str:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
         return "single_label"
-    return "regression" if any(not number.is_integer() for number in numbers) else "single_label"
+    return "regression" if any(math.isfinite(number) and number % 1 for number in numbers) else "single_label"
 
 
 def best_threshold(probabilities: Sequence[float], gold: Sequence[bool]) -> float:

@@ -52,10 +52,11 @@ class CausalLanguageModeling(LanguageModeling):
         """A continuation of every text: greedy, or the best of ``generation.num_beams`` beams."""
         import torch
 
-        from lmkit.models.load import position_limit
+        from lmkit.models.heads import unwrap
+        from lmkit.models.layers import num_positions
 
         generation, answers = self.recipe.generation, []
-        limit = position_limit(model.config)
+        limit = num_positions(unwrap(model))
         for row in rows:
             ids = self.tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"]
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id

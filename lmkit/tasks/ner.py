@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lmkit.errors import RecipeError
+from lmkit.errors import DataError, RecipeError
 from lmkit.recipe.schema import Recipe, Tagging
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, flat, lay_out, pad
 from lmkit.tasks.decoding import Transitions, iob2_transitions, marginals, viterbi
@@ -46,6 +46,12 @@ class WordTagging(Task):
 
     @classmethod
     def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
+        if len(labels) < 2:
+            raise DataError(
+                f"all words have one tag: {', '.join(map(repr, labels))}",
+                place="data.train",
+                remedy="tagging needs at least two; is data.columns right?",
+            )
         sample = rows[:1000]
         # raw text is cut as the training words were: by lmkit itself, or so that it looks like them
         split = SPLIT if "offsets" in sample[0] else word_split([word for row in sample for word in row["tokens"]])

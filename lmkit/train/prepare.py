@@ -107,10 +107,11 @@ def _tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> Pr
             place="tokenizer",
             remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train, or give tokenizer.base",
         )
+    revision = recipe.model.revision if options.base is None else None  # that of model.base alone
     trust = recipe.model.trust_remote_code
-    tokenizer = load_tokenizer(location, revision=recipe.model.revision, trust_remote_code=trust, slow=task.generates)
+    tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust, slow=task.generates)
     words = any(field.kind == "words" for field in task.fields)
-    return for_words(tokenizer, location) if words else tokenizer
+    return for_words(tokenizer, location, revision=revision, trust_remote_code=trust) if words else tokenizer
 
 
 def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTraining, role: Role) -> PreTrainedTokenizerBase:

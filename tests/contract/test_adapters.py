@@ -121,6 +121,25 @@ def test_added_tokens_and_lora_are_refused_where_peft_would_miss_a_table(tiny: A
         adapted(tiny, "translation", base, {"rank": 4}, tokenizer={"add_tokens": TOKENS})
 
 
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_added_tokens_and_lora_are_refused_where_peft_would_train_a_table_that_nobody_reads(tiny: Any, architecture: str) -> None:
+    """The classifiers of encoder-decoders do not say that their tables are tied."""
+    base = base_of(tiny, "translation", architecture)
+    with pytest.raises(RecipeError, match=r"added tokens and LoRA do not go together for .*: .*encoder\.embed_tokens"):
+        adapted(tiny, "classification", base, {"rank": 4}, tokenizer={"add_tokens": TOKENS})
+
+
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_classifier_that_reads_at_the_end_mark_is_merged(tiny: Any, architecture: str, tmp_path: Path) -> None:
+    built, its_task = adapted(tiny, "classification", base_of(tiny, "translation", architecture), {"rank": 4})
+    (tmp_path / "adapter").mkdir()
+    save_model(built.model, its_task, tmp_path / "adapter")
+    merge(str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(probe_logits(whole), probe_logits(built.model), atol=1e-5, rtol=0)
+
+
 # ---------------------------------------------------------------------------------- options
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from lmkit.models import token_loss
 from lmkit.models.heads import unwrap
@@ -172,3 +173,15 @@ def test_under_autocast_the_products_alone_are_rounded(tiny: Any, losses: Any) -
         one, other = losses(task, tiny.model(recipe), batch)
     torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-2)
     assert not torch.equal(one[0], task.loss(tiny.model(recipe), batch).detach())
+
+
+def test_a_new_head_under_an_adapter_needs_no_logits_either(tiny: Any, losses: Any, tmp_path: Any) -> None:
+    base = tiny.base("clm", "llama", model={"config": {"tie_word_embeddings": False}})
+    transformers.AutoModel.from_pretrained(base).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    recipe = tiny.recipe("clm", base=str(tmp_path), lora={"rank": 4, "dropout": 0.0})
+    task, batch = batch_of(tiny, recipe)
+    model = tiny.model(recipe)
+    assert model.peft_config["default"].modules_to_save == {"lm_head"}
+    one, other = losses(task, model, batch)
+    assert_same(one, other)

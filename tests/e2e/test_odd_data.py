@@ -85,9 +85,11 @@ def test_words_of_a_text_file_and_of_a_tagged_file_are_tagged(tmp_path: Path, co
     sentence = "Ada B-PER\nLovelace I-PER\nlived O\nin O\n{} B-LOC\n\n"
     (tmp_path / "x.conll").write_text("".join(sentence.format(city) for city in ("London", "巴黎", "القاهرة")))
     (tmp_path / "x.txt").write_text("Ada lived in London.\n")
+    (tmp_path / "x.en").write_text("Ada lived in London.\n")  # one of two parallel files
     assert command("finetune", "ner.yaml", "data.train=x.conll", "-q", cwd=tmp_path).status == 0
     for arguments, words in (
         (["-f", "x.txt"], "Ada lived in London ."),
+        (["-f", "x.en"], "Ada lived in London ."),
         (["-f", "x.conll"], "Ada Lovelace lived in London"),
         (["Ada 巴黎"], "Ada 巴 黎"),  # raw text does not say where Chinese words end
     ):

@@ -55,6 +55,14 @@ def test_labels_have_an_order_of_their_own() -> None:
     assert labels_of(load(conll("b.conll", "a/NOUN b/DET"), NER), "tags") == ["DET", "NOUN"]
 
 
+def test_tags_that_are_numbers_are_said_to_be_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = load(jsonl("a.jsonl", {"tokens": ["Ada", "in"], "tags": [1, 0]}), NER)
+    assert prepare_tags({"train": rows}, on_bad_row="error")["train"] is rows
+    assert "data.train: the tags are numbers, so nothing tells entities" in capsys.readouterr().err
+    prepare_tags({"train": load(conll("b.conll", "a/O b/B-1"), NER)}, on_bad_row="error")
+    assert capsys.readouterr().err == ""
+
+
 def test_unknown_labels_are_said_or_left_out() -> None:
     rows = load(jsonl("a.jsonl", {"text": "a", "label": "good"}, {"text": "b", "label": "godd"}))
     assert check_labels(rows, "label", ["good", "godd"], split="test") is rows

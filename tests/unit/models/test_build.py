@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.build import Built, build_model, count_parameters, load_trained, save_model
-from lmkit.models.load import new_modules, position_limit
+from lmkit.models.load import new_modules
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import TASKS
 
@@ -200,19 +200,6 @@ def test_positions_that_begin_behind_the_padding_are_not_counted(tiny: Any) -> N
                 built(tiny, recipe)
 
 
-@pytest.mark.parametrize(
-    ("config", "limit"),
-    [
-        ({"model_type": "xlnet"}, None),
-        ({"model_type": "t5"}, None),
-        ({"model_type": "mpt", "max_seq_len": 99}, 99),
-        ({"model_type": "gpt2", "n_positions": 98}, 98),
-    ],
-)
-def test_how_much_a_model_reads_is_told_by_whatever_its_config_calls_it(config: dict[str, Any], limit: int | None) -> None:
-    assert position_limit(transformers.AutoConfig.for_model(**config)) == limit
-
-
 def test_new_modules_are_named_by_the_topmost() -> None:
     model = torch.nn.ModuleDict(
         {
@@ -275,3 +262,9 @@ def test_an_architecture_may_want_a_number_for_a_token_that_the_tokenizer_lacks(
     config = {"model_type": "modernbert-decoder", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
     recipe = tiny.recipe("clm", model={"preset": None, "config": config | {"intermediate_size": 32}})
     assert built(tiny, recipe).model.config.cls_token_id == tiny.prepared(recipe).task.tokenizer.pad_token_id
+
+
+def test_a_base_without_a_head_for_the_task_is_said(tiny: Any) -> None:
+    recipe = tiny.recipe("ner", base=tiny.base("translation"))
+    with pytest.raises(ModelError, match="transformers has no AutoModelForTokenClassification of this architecture"):
+        built(tiny, recipe)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from lmkit.errors import RecipeError
 from lmkit.models.build import build_model
-from lmkit.models.layers import freeze, layer_of, layer_scales, stacks
+from lmkit.models.layers import freeze, layer_of, layer_scales, num_positions, stacks
 
 STACKS = {
     "bert": {"bert.encoder.layer": 2},
@@ -49,6 +50,40 @@ def model_of(tiny: Any, architecture: str, **sections: Any) -> Any:
 @pytest.mark.parametrize("architecture", STACKS)
 def test_the_layers_of_every_architecture_are_found(tiny: Any, architecture: str) -> None:
     assert stacks(model_of(tiny, architecture)) == STACKS[architecture]
+
+
+def test_what_a_model_reads_is_told_by_whatever_its_config_calls_it() -> None:
+    small = {"d_model": 8, "n_layers": 1, "n_heads": 1, "vocab_size": 9}
+    config = transformers.AutoConfig.for_model("mpt", max_seq_len=40, **small)
+    assert num_positions(transformers.AutoModel.from_config(config)) == 40
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "expected"),
+    [
+        ("bert", {"max_position_embeddings": 40}, 40),
+        ("roberta", {"max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ("gpt2", {"n_positions": 40}, 40),
+        ("t5", {}, None),
+        ("xlnet", {}, None),
+    ],
+)
+def test_a_model_reads_as_many_tokens_as_it_has_positions_for(
+    model_type: str, options: dict[str, int], expected: int | None
+) -> None:
+    """RoBERTa's begin behind the padding's; T5 and XLNet have no table of them, for which XLNet says -1."""
+    sizes = {"gpt2": {"n_layer": 1, "n_embd": 8, "n_head": 1}, "xlnet": {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8}}
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    small = sizes.get(model_type, {"d_model": 8, "d_ff": 8, "d_kv": 8, "num_layers": 1} if model_type == "t5" else small)
+    config = transformers.AutoConfig.for_model(model_type, vocab_size=50, **small, **options)
+    model = transformers.AutoModel.from_config(config).eval()
+    assert num_positions(model) == expected
+    ids = torch.arange(2, 2 + (expected or 40))[None]
+    with torch.inference_mode():
+        model(ids, **({"decoder_input_ids": ids} if model_type == "t5" else {}))
+        if expected is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(torch.cat([ids, ids[:, :1]], dim=1))
 
 
 @pytest.mark.parametrize("architecture", STACKS)

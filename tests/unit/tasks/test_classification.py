@@ -138,3 +138,15 @@ def test_texts_without_gold_have_labels_that_do_not_count(tiny: Any) -> None:
 def test_one_label_is_not_a_classification() -> None:
     with pytest.raises(DataError, match="all rows have one label: 'ham'"):
         task_class("classification").learn([], ["ham"])
+
+
+def test_an_answer_does_not_depend_on_the_texts_beside_it_where_the_last_position_is_read(tiny: Any) -> None:
+    """XLNet's classifier sums a text up by the last position of its row: padding stands before the text."""
+    recipe = tiny.recipe("classification", "xlnet")
+    model, task = tiny.model(recipe), tiny.prepared(recipe).task
+    columns = task.encode(rows(SHORT, "So lucky."))
+    pieces = [{name: values[i] for name, values in columns.items()} for i in range(2)]
+    with torch.inference_mode():
+        together = task.predict(model, task.collate([[piece] for piece in pieces]), pieces)
+        (alone,) = task.predict(model, task.collate([[pieces[1]]]), [pieces[1]])
+    assert together[1]["scores"] == pytest.approx(alone["scores"], abs=1e-6)

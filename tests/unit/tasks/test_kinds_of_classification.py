@@ -54,6 +54,18 @@ def test_the_data_tell_the_kind(tmp_path: Path, labels: list[Any], kind: str, na
     assert (facts["kind"], facts["labels"], facts["is_pair"]) == (kind, names, False)
 
 
+def test_decimals_that_come_late_are_not_taken_for_names(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "a.jsonl", *({"text": f"text {i}", "label": str(i % 5)} for i in range(200)), {"text": "x", "label": "2.5"}
+    )
+    with pytest.raises(
+        RecipeError, match=r"classification\.kind: the first rows have whole numbers, later ones others, such as 2\.5"
+    ):
+        task_with(learned(path).facts)
+    facts = learned(path, classification={"kind": "single_label"}).facts
+    assert task_with(facts, classification={"kind": "single_label"}).labels[:3] == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(("kind", "first"), [("regression", 3.0), ("multi_label", ["3"]), ("single_label", "3")])
 def test_the_recipe_overrides_what_the_data_tell(tmp_path: Path, kind: str, first: Any) -> None:
     path = write(tmp_path, "a.jsonl", {"text": "a", "label": "3"}, {"text": "b", "label": "4"})

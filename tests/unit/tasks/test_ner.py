@@ -13,9 +13,10 @@ import torch
 
 import lmkit
 from lmkit.data.plan import micro_batches
+from lmkit.errors import DataError
 from lmkit.metrics.tagging import chunks
 from lmkit.tasks.base import IGNORE
-from lmkit.tasks.ner import assign, entities, first_with_text
+from lmkit.tasks.ner import WordTagging, assign, entities, first_with_text
 from lmkit.tasks.words import split_words, word_split
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
@@ -43,6 +44,12 @@ def task_of(tiny: Any, algorithm: str = "wordpiece", **data: Any) -> Any:
 def pieces_of(task: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     columns = task.encode(rows)
     return [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+
+
+def test_words_that_all_have_one_tag_teach_nothing() -> None:
+    rows = [{"id": 0, "tokens": ["in", "Rome"], "tags": ["O", "O"]}]
+    with pytest.raises(DataError, match=r"data\.train: all words have one tag: 'O'"):
+        WordTagging.learn(rows, ["O"])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
