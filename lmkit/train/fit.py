@@ -34,6 +34,7 @@ from lmkit.train.checkpoint import (
     newest_whole,
 )
 from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes
+from lmkit.train.kernels import choose_attention, choose_kernels
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer, set_group_values
 from lmkit.train.parallel import prepare_parallel
@@ -98,7 +99,12 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         run.cut_log(progress.step)
     if recipe.logging.to:
         accelerator.init_trackers(recipe.name)
-    run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
+    progress.attention, packing = choose_attention(
+        recipe.hardware, model, accelerator, packing, progress.attention, longest=recipe.data.max_length
+    )
+    progress.kernels, fused = choose_kernels(recipe.hardware, model, accelerator, progress.kernels)
+    with fused:
+        run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
     use_average(optimizer)
 
     mean_of = _choose(run, recipe, plan, progress, model)
@@ -122,6 +128,8 @@ def fit(recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *,
         "tokens_seen": progress.tokens,
         "micro_batch_tokens": progress.micro_batch.get("tokens"),
         "compiled": {key: progress.compiled.get(key) for key in ("on", "why")},
+        "attention": {key: progress.attention.get(key) for key in ("on", "why")},
+        "kernels": {key: progress.kernels.get(key) for key in ("on", "why")},
         "skipped_steps": progress.skipped,
         "seconds": round(progress.seconds, 3),
         "seconds_in_all": round(time.perf_counter() - started, 3),

@@ -16,6 +16,8 @@ FACTS: dict[str, Any] = {
     "precision": "fp32",
     "other_micro_batches": [],
     "packing": False,
+    "attention": "SDPA",
+    "kernels": "PyTorch's",
     "workers": 0,
     "examples_a_micro_batch": 4,
 }
@@ -39,6 +41,8 @@ def recipe(**sections: Any) -> Any:
         ),
         ({"packing": True}, 0.0, {}, [{"hardware.packing": "off"}]),
         ({}, 0.0, {"packing": "off"}, [{"hardware.packing": "auto"}]),
+        ({"attention": "FlashAttention, PyTorch's"}, 0.0, {}, [{"hardware.attention": "sdpa"}]),
+        ({"kernels": "Liger's"}, 0.0, {}, [{"hardware.kernels": "torch"}]),
         ({}, 0.0, {"gradient_checkpointing": True}, [{"hardware.gradient_checkpointing": False}]),
         ({}, 0.02, {}, [{"hardware.workers": 1}, {"hardware.workers": 2}]),
         ({"workers": 2}, 0.0, {"workers": 2}, [{"hardware.workers": 0}, {"hardware.workers": 1}]),
