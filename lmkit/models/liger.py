@@ -23,6 +23,7 @@ from lmkit.models.packing import in_evaluation
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 NORMS = ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))  # what is added to the weight, and what is computed in fp32
+NOTHING = "this model has no layers whose formula liger-kernel is shown to have"
 LENGTHS = (12, 7)  # tokens of the texts that the whole model is tried with
 
 
@@ -66,6 +67,8 @@ def fuse(model: Any, kernels: Kernels, *, precision: Precision) -> tuple[ExitSta
     inner, undo = unwrap(model), ExitStack()
     if inner.base_model is inner:
         return undo, "the model has no backbone of its own", ""
+    if not any(_kind(module) for module in inner.base_model.modules()):
+        return undo, NOTHING, ""
     known: dict[Any, Callable[[Any], Forward] | None] = {}
     counts: Counter[str] = Counter()
     try:
@@ -83,7 +86,7 @@ def fuse(model: Any, kernels: Kernels, *, precision: Precision) -> tuple[ExitSta
                     undo.callback(delattr, module, "forward")
                     counts[what] += 1
             if not counts:
-                return undo, "this model has no layers whose formula liger-kernel is shown to have", ""
+                return undo, NOTHING, ""
             found = states_and_gradients(inner, lambda: _states(inner, precision))
         problem = next((each for three in zip(*plain, found, strict=True) if (each := farther(*three))), None)
     except Exception as error:  # triton's and its compilers' have nothing else in common

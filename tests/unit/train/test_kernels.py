@@ -80,7 +80,7 @@ def test_a_kernel_that_is_proven_is_used_and_said(tiny: Any, capsys: pytest.Capt
 def test_a_kernel_that_is_refuted_is_not_used_and_the_reason_said(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    leaking = Kernel("stand-in", lambda q, k, v, *_, **__: v.mean(0, keepdim=True).expand(q.shape).contiguous())
+    leaking = Kernel("stand-in", lambda q, k, v, *rest, **options: by_text(q, k, v, *rest, **options) + v.mean(0))
     monkeypatch.setattr(flash, "kernels", lambda: {"missing": "is not installed", "stand-in": leaking})
     found, packing = choose(tiny)
     assert (found["on"], packing) == ("SDPA", PACKING)
