@@ -219,7 +219,8 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for name in ("lmkit", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "evaluate", "numpy"):
+    libraries = ("lmkit", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "evaluate", "numpy")
+    for name in (*libraries, "flash-attn", "liger-kernel"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

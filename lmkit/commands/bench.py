@@ -28,7 +28,7 @@ ROUNDS = 5  # turns of the recipe and of a setting: equals have all five ratios 
 NOISE = 0.03  # and a median this far from 1 besides
 WAITING = 0.01  # share of the time from which on loader workers could gain something
 PEAK_SECONDS = 0.3
-TRIED = ("precision", "micro_batch_tokens", "packing", "workers", "gradient_checkpointing", "compile")
+TRIED = ("precision", "micro_batch_tokens", "packing", "attention", "kernels", "workers", "gradient_checkpointing", "compile")
 KEYS = tuple(f"hardware.{key}" for key in TRIED)
 ENDS_SECONDS = 5  # before it is ended, in the middle of a step if need be
 READ_AHEAD = 2  # steps that torch's loader lets each worker prepare
@@ -224,6 +224,10 @@ def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Set
     found += [{"hardware.micro_batch_tokens": tokens} for tokens in facts["other_micro_batches"]]
     if facts["packing"] or hardware.packing == "off":
         found.append({"hardware.packing": "off" if facts["packing"] else "auto"})
+    if facts["attention"] != "SDPA":
+        found.append({"hardware.attention": "sdpa"})
+    if facts["kernels"] != "PyTorch's":
+        found.append({"hardware.kernels": "torch"})
     if hardware.gradient_checkpointing:
         found.append({"hardware.gradient_checkpointing": False})
     if hardware.compile == "on" or facts["device"] != "cpu":  # where auto decides in the run itself, which is longer

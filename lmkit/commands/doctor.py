@@ -23,14 +23,16 @@ def doctor() -> dict[str, Any]:
         {"name": torch.cuda.get_device_name(i), "memory_bytes": torch.cuda.get_device_properties(i).total_memory}
         for i in range(torch.cuda.device_count())
     ]
+    found = versions()
     return {
-        "versions": versions(),
+        "versions": found,
         "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,
         "native_bf16": native_bf16(),
         "precision_auto": choose_precision(Hardware()),
+        "kernels": {name: found.get(name, "not installed") for name in ("flash-attn", "liger-kernel")},
         "offline": is_offline(),
         "cache": str(cache),
         "free_disk_bytes": shutil.disk_usage(existing).free,

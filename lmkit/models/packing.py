@@ -18,6 +18,8 @@ from lmkit.tasks.base import Batch, lay_out
 if TYPE_CHECKING:
     import torch
 
+    from lmkit.models.flash import Kernel
+
 TOLERANCE = (
     2e-5  # of the largest logit, in fp32: rounding makes 1e-6, a document that sees another at least 1e-4, even at random weights
 )
@@ -41,18 +43,20 @@ class Packing:
         causal: tokens attend backwards only.
         first_position: position id of the first token of a segment (RoBERTa's is 2).
         window: tokens to either side that a sliding layer sees; None where all layers see all.
+        kernel: computes the attention of such rows without a mask; None: SDPA, with one.
     """
 
     causal: bool
     first_position: int = 0
     window: int | None = None
+    kernel: Kernel | None = None
 
     def apply(self, batch: Batch) -> Batch:
         """``segment_ids`` -> the mask and positions of this model; batches without segments pass unchanged."""
         if "segment_ids" not in batch:
             return batch
-        packed = {key: value for key, value in batch.items() if key != "segment_ids"}
-        packed["attention_mask"] = self._mask(batch["segment_ids"])
+        packed: dict[str, Any] = {key: value for key, value in batch.items() if key != "segment_ids"}
+        packed["attention_mask"] = self._mask(batch["segment_ids"]) if self.kernel is None else None
         packed["position_ids"] = batch["position_ids"] + self.first_position
         return packed
 

@@ -116,9 +116,11 @@ def _capturing(head: Any, stand_in: torch.Tensor) -> Iterator[_Captured]:
 def _scale_of(model: Any, head: Any) -> float | None:
     import torch
 
+    from lmkit.models.flash import with_masks
+
     if head not in _scales:
         try:
-            with torch.inference_mode(False):  # which would make tensors that no gradient may pass
+            with torch.inference_mode(False), with_masks(model):  # which would make tensors that no gradient may pass
                 _scales[head] = _trial(unwrap(model), head)
         except TRIAL_ERRORS as error:
             if is_out_of_memory(error):

@@ -8,7 +8,7 @@ exact on the model at hand.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lmkit.models.heads import unwrap
@@ -17,7 +17,7 @@ from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import MODEL_INPUTS, Batch, Task, pad
 
 if TYPE_CHECKING:
-    pass
+    import torch
 
 
 def choose_packing(recipe: Recipe, task: Task | type[Task], model: Any) -> Packing | None:
@@ -53,7 +53,8 @@ def shared_rows(model: Any, packing: Packing | None, batch: Batch) -> Iterator[B
     the backbone without padding.
     """
     if packing is None or "shared" not in batch:
-        yield packing.apply(batch) if packing else batch
+        with _without_mask(model, packing, batch.get("segment_ids")):
+            yield packing.apply(batch) if packing else batch
         return
     batch = dict(batch)
     backbone, places = unwrap(model).base_model, batch.pop("shared")
@@ -82,10 +83,20 @@ def shared_rows(model: Any, packing: Packing | None, batch: Batch) -> Iterator[B
 
     hooks = backbone.register_forward_pre_hook(share, with_kwargs=True), backbone.register_forward_hook(part)
     try:
-        yield batch
+        with _without_mask(model, packing, segments):
+            yield batch
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _without_mask(model: Any, packing: Packing | None, segments: torch.Tensor | None) -> AbstractContextManager[Any]:
+    """The attention for rows of these segments, where the packing has a kernel of its own for them."""
+    if packing is None or packing.kernel is None or segments is None:
+        return nullcontext()
+    from lmkit.models.flash import flash_rows
+
+    return flash_rows(model, packing, segments)
 
 
 def _by_name(module: Any, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

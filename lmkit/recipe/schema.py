@@ -231,6 +231,14 @@ class Hardware(Section):
     packing: Literal["auto", "off"] = Field(
         "auto", description="short documents share a row where the model keeps them apart exactly; off: one per row"
     )
+    attention: Literal["auto", "sdpa", "flash"] = Field(
+        "auto",
+        description="of rows that texts share: sdpa, with a mask; flash: FlashAttention, each text alone, on a GPU in bf16 or fp16; auto: flash where it is shown to compute the same on this model",
+    )
+    kernels: Literal["auto", "torch", "liger"] = Field(
+        "auto",
+        description="of norms and gated layers: torch, or liger on a GPU (lmkit[liger]); auto: liger where it is installed and shown to compute the same on this model",
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="compiled layers (torch.compile) in training; auto: where a trial at the start of a long run shows that they are faster",

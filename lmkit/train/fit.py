@@ -38,6 +38,7 @@ from lmkit.train.checkpoint import (
 )
 from lmkit.train.deepspeed import ZeroOptimizer, check_deepspeed
 from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes, zero_stage
+from lmkit.train.kernels import choose_attention, choose_kernels
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer, set_group_values
 from lmkit.train.parallel import prepare_parallel
@@ -150,7 +151,12 @@ def _fit(
         run.cut_log(progress.step, progress.evaluated_step)
     if recipe.logging.to:
         accelerator.init_trackers(recipe.name)
-    run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
+    progress.attention, packing = choose_attention(
+        recipe.hardware, model, accelerator, packing, progress.attention, longest=recipe.data.max_length
+    )
+    progress.kernels, fused = choose_kernels(recipe.hardware, model, accelerator, progress.kernels)
+    with fused:
+        run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
     use_average(optimizer)
     if isinstance(optimizer, ZeroOptimizer):
         optimizer.close()
@@ -176,6 +182,8 @@ def _fit(
         "tokens_seen": progress.tokens,
         "micro_batch_tokens": progress.micro_batch.get("tokens"),
         "compiled": {key: progress.compiled.get(key) for key in ("on", "why")},
+        "attention": {key: progress.attention.get(key) for key in ("on", "why")},
+        "kernels": {key: progress.kernels.get(key) for key in ("on", "why")},
         "skipped_steps": progress.skipped,
         "seconds": round(progress.seconds, 3),
         "seconds_in_all": round(time.perf_counter() - started, 3),

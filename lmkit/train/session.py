@@ -51,6 +51,8 @@ class Progress:
     fingerprint: dict[str, Any] = field(default_factory=dict)
     micro_batch: dict[str, Any] = field(default_factory=dict)  # tokens, and what they were found for
     compiled: dict[str, Any] = field(default_factory=dict)  # whether the layers are, and what that was found for
+    attention: dict[str, Any] = field(default_factory=dict)  # of shared rows, and what it was chosen for
+    kernels: dict[str, Any] = field(default_factory=dict)  # of norms and gated layers, likewise
     groups: list[dict[str, float]] = field(default_factory=list)  # what the optimizer counts for each group
     norms: list[float] = field(default_factory=list)  # of the last gradients, for train.on_spike
     skipped: int = 0  # steps left out for a spike

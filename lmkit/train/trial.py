@@ -15,6 +15,7 @@ from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.schema import Recipe
 from lmkit.train.compiled import choose_compile
 from lmkit.train.device import build_accelerator, choose_precision, native_bf16, peak_memory_bytes
+from lmkit.train.kernels import choose_attention, choose_kernels
 from lmkit.train.loop import Step, StepBatches, train_steps
 from lmkit.train.micro_batch import choose_micro_batch
 from lmkit.train.optim import build_optimizer
@@ -49,6 +50,10 @@ class Trial:
                 crf_rate=recipe.tagging.crf_learning_rate,
             )
         )
+        self._attention, packing = choose_attention(
+            hardware, self._model, self._accelerator, packing, {}, longest=recipe.data.max_length
+        )
+        self._kernels, _ = choose_kernels(hardware, self._model, self._accelerator, {})
         self._batches = StepBatches(self._encoded, self._plan, self._task, rank=0, ranks=1, budget=1, packed=packing is not None)
         chosen = choose_micro_batch(hardware, train, self._model, self._batches, self._task, self._accelerator, packing, {})
         self._batches.budget = chosen["tokens"]
@@ -99,6 +104,8 @@ class Trial:
             "micro_batch_tokens": budget,
             "other_micro_batches": [size for size in (largest // 2, 2 * budget) if size and self._cut(size)[0] != cut],
             "packing": self._batches.packed,
+            "attention": self._attention["on"],
+            "kernels": self._kernels["on"],
             "workers": hardware.workers,
             "examples": len(self._encoded),
             "examples_a_micro_batch": max(1, round(sum(cut) / len(cut))),

@@ -49,6 +49,11 @@ def test_a_proof_that_fails_is_said_and_ends_with_1(project: Path, command: Any,
     assert "Traceback" not in ended.err
 
 
+def test_the_machine_is_described_with_the_kernels_that_are_installed(project: Path, command: Any) -> None:
+    ended = command("doctor", "--json", cwd=project)
+    assert ended.json["kernels"].keys() == {"flash-attn", "liger-kernel"}
+
+
 @pytest.mark.slow
 def test_resuming_is_proven_on_a_recipe(project: Path, command: Any) -> None:
     ended = command("doctor", "language.yaml", "--resume", "--kills", "2", "--seed", "3", "--json", cwd=project)

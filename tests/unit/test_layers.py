@@ -131,9 +131,11 @@ EARLY = {
         "train.sharding",
         "models.attention",
         "models.dropout",
+        "models.flash",
+        "models.liger",
         "models.linear_cross_entropy",
     ],
-    "transformers": ["models.attention"],
+    "transformers": ["models.attention", "models.flash"],
 }
 
 

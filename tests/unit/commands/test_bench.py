@@ -17,6 +17,8 @@ FACTS: dict[str, Any] = {
     "precision": "fp32",
     "other_micro_batches": [],
     "packing": False,
+    "attention": "SDPA",
+    "kernels": "PyTorch's",
     "workers": 0,
     "examples_a_micro_batch": 4,
 }
@@ -40,6 +42,8 @@ def recipe(**sections: Any) -> Any:
         ),
         ({"packing": True}, 0.0, {}, [{"hardware.packing": "off"}]),
         ({}, 0.0, {"packing": "off"}, [{"hardware.packing": "auto"}]),
+        ({"attention": "FlashAttention, PyTorch's"}, 0.0, {}, [{"hardware.attention": "sdpa"}]),
+        ({"kernels": "Liger's"}, 0.0, {}, [{"hardware.kernels": "torch"}]),
         ({}, 0.0, {"gradient_checkpointing": True}, [{"hardware.gradient_checkpointing": False}]),
         ({}, 0.0, {"compile": "on"}, [{"hardware.compile": "off"}]),
         ({"device": "a GPU"}, 0.0, {}, [{"hardware.compile": "on"}]),
