@@ -15,6 +15,7 @@ from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
 from lmkit.models.build import build_model, load_trained, save_model
+from lmkit.models.memory import free_cached_memory
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.models.unpadding import choose_packing
@@ -251,6 +252,7 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         # few pieces, and few copies of their logits: with a large vocabulary these could take more memory than training does
         pieces = flat([encoded.example(i) for i in range(min(4, len(encoded)))])[:4]
         batch = task.collate([[piece] for piece in pieces])
+        free_cached_memory()
         fresh = load_trained(find_model(str(run.model)), task)
         was_training = inner.training
         inner.eval()
