@@ -15,6 +15,7 @@ import numpy as np
 
 Index = np.ndarray  # (n,) int64 example numbers
 NARROWEST = 64  # tokens of a shared row: wider ones hold more texts and less padding, but attention is over the whole row
+PASS = 1 / 8  # of a full micro-batch: what a pass costs beside its tokens, in casts of weights, sums of gradients and calls
 WORTH = 0.05  # of a batch has to be padding before its tokens are moved
 
 
@@ -68,22 +69,38 @@ def deal(examples: Index, lengths: np.ndarray, ranks: int) -> list[Index]:
     return [np.array(part, dtype=np.int64) for part in parts]
 
 
-def micro_batches(examples: Index, lengths: np.ndarray, budget: int) -> list[Index]:
+def micro_batches(examples: Index, lengths: np.ndarray, budget: int, *, padded: bool = False) -> list[Index]:
     """Cut into micro-batches of at most ``budget`` tokens, padding included; alike lengths together.
 
     An example longer than the budget makes a micro-batch of its own.
 
+    Args:
+        padded: padding is computed as tokens are, so that more micro-batches with less of it may cost less: the cut of least
+            cost. A pass costs its places and, however small it is, a share of a full one (``PASS``). Else as few as there can be.
+
     >>> [part.tolist() for part in micro_batches(np.array([0, 1, 2]), np.array([9, 2, 3]), 10)]
     [[1, 2], [0]]
     """
-    parts: list[list[int]] = []
-    for example in sorted(examples.tolist(), key=lambda i: (int(lengths[i]), i)):
-        # sorted upwards, so this example is the longest of its micro-batch
-        if parts and (len(parts[-1]) + 1) * int(lengths[example]) <= budget:
-            parts[-1].append(example)
-        else:
-            parts.append([example])
-    return [np.array(part, dtype=np.int64) for part in parts]
+    order = np.array(sorted(examples.tolist(), key=lambda i: (int(lengths[i]), i)), dtype=np.int64)
+    sizes = lengths[order].tolist()
+    # sorted upwards, so the last example of a micro-batch is its longest
+    if not padded:
+        starts: list[int] = []
+        for at, size in enumerate(sizes):
+            if not starts or (at + 1 - starts[-1]) * size > budget:
+                starts.append(at)
+        return np.split(order, starts[1:]) if starts else []
+    costs, before = [0.0], [0]  # of the first 0, 1, 2, ... examples, and where the last micro-batch of their cut begins
+    for end, size in enumerate(sizes, 1):
+        cost, start = min(
+            (costs[start] + (end - start) * size, start) for start in range(max(0, end - max(1, budget // max(size, 1))), end)
+        )
+        costs.append(cost + budget * PASS)
+        before.append(start)
+    cuts = [len(sizes)]
+    while cuts[-1] > 0:
+        cuts.append(before[cuts[-1]])
+    return [order[start:end] for end, start in zip(cuts, cuts[1:], strict=False)][::-1]
 
 
 class Groups(Sequence[list[int]]):

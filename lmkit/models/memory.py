@@ -18,14 +18,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_cached_memory() -> None:
-    """Give back what tensors that are gone still hold on the accelerator."""
+    """Give back what tensors that are gone still hold: on the accelerator, and of the process with glibc."""
+    import ctypes
     import gc
+    import sys
 
     import torch
 
     gc.collect()  # an exception and its frames may refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+        trim(0)
 
 
 def in_parts(compute: Callable[[Sequence[int]], list[T]], numbers: Sequence[int]) -> list[T]:

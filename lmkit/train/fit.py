@@ -18,13 +18,14 @@ from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
 from lmkit.models.build import build_model, load_trained, save_model
+from lmkit.models.memory import free_cached_memory
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_text
-from lmkit.tasks.base import Batch, Task
+from lmkit.tasks.base import Batch, Task, flat
 from lmkit.train import card
 from lmkit.train.averages import use_average, use_trained
 from lmkit.train.checkpoint import (
@@ -313,18 +314,23 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         with atomic_directory(run.model) as folder:
             save_model(inner, task, folder)
         encoded = prepared.encoded["validation" if "validation" in prepared.encoded else "train"]
-        batch = task.collate([encoded.example(i) for i in range(min(4, len(encoded)))])
+        # few pieces, and few copies of their logits: with a large vocabulary these could take more memory than training does
+        pieces = flat([encoded.example(i) for i in range(min(4, len(encoded)))])[:4]
+        batch = task.collate([[piece] for piece in pieces])
+        free_cached_memory()
         fresh = load_trained(find_model(str(run.model)), task)
         was_training = inner.training
         inner.eval()
         autocast_forward = inner.__dict__.pop("forward", None)  # Accelerate's, in half precision
         with torch.inference_mode():
             kept, loaded = (task.logits(each, _beside(each, batch))[0].float().cpu() for each in (inner, fresh))
+            largest = kept.abs().max().item() if kept.numel() else 0.0
+            difference = kept.sub_(loaded).abs_().max().item() if kept.numel() else 0.0
+            del kept, loaded
             losses = [task.loss(each, _beside(each, batch)).item() for each in (inner, fresh)]  # with a CRF, too
         if autocast_forward is not None:
             inner.forward = autocast_forward
         inner.train(was_training)
-        difference, largest = ((kept - loaded).abs().max().item(), kept.abs().max().item()) if kept.numel() else (0.0, 0.0)
         same_loss = math.isclose(*losses, rel_tol=RELOAD_TOLERANCE, abs_tol=RELOAD_TOLERANCE)
         if not (difference <= RELOAD_TOLERANCE * max(1.0, largest) and same_loss):
             raise ModelError(

@@ -118,7 +118,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         return max((len(part) * int(self._slots[part].max()) for part in self._cut(mine) if len(part) > 1), default=0)
 
     def _cut(self, examples: np.ndarray) -> list[np.ndarray]:
-        return micro_batches(examples, self._slots, self.budget)
+        return micro_batches(examples, self._slots, self.budget, padded=not self.packed)
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
         pieces = self.encoded.examples(examples.tolist())

@@ -116,7 +116,8 @@ class Trial:
         """Examples in each micro-batch of some steps, and the tokens that the largest has room for."""
         slots = self._encoded.slots(packed=self._batches.packed and self._task.packs)
         steps = range(min(COMPARED_STEPS, self._plan.steps_per_epoch))
-        parts = [part for step in steps for part in micro_batches(self._plan.examples(step), slots, budget)]
+        padded = not self._batches.packed
+        parts = [part for step in steps for part in micro_batches(self._plan.examples(step), slots, budget, padded=padded)]
         return [len(part) for part in parts], max(len(part) * int(slots[part].max()) for part in parts)
 
     def turn(self, seconds: float, *, settle: int) -> dict[str, Any]:

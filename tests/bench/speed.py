@@ -345,24 +345,56 @@ def computes_in_bf16(machine: dict[str, Any]) -> bool:
 
 
 PROFILED = """
+import re
 from torch.profiler import profile
 from lmkit.cli import main
-with profile() as seen:
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, end.code
+from lmkit.train import session
+seen, train_steps, whole = profile(), session.train_steps, {whole!r}
+def watched(*given, **named):
+    for step in train_steps(*given, **named):
+        step.number == {first} and seen.start()
+        step.number == {last} and seen.stop()
+        yield step
+if whole:
+    seen.start()
+else:
+    session.train_steps = watched
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+if whole:
+    seen.stop()
+found = seen.key_averages()
+kinds = dict.fromkeys([*{kinds!r}, "other"], 0.0)
+for each in found:
+    kinds[next((kind for kind, names in {kinds!r}.items() if re.search(names, each.key)), "other")] += each.self_cpu_time_total
 with open({out!r}, "w") as page:
-    page.write(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+    page.writelines(f"{{kind:34}} {{took / sum(kinds.values()):6.1%}}\\n" for kind, took in kinds.items())
+    page.write(found.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
 """
+KINDS = {
+    "matrix products": r"^aten::(mm|addmm|bmm|baddbmm|addmm_)$",
+    "attention's kernel": r"scaled_dot_product_flash",
+    "copies, casts, new memory": r"^aten::(copy_|cat|fill_|zero_|empty.*|clone|index.*|_index.*|gather|scatter.*|embedding.*)$",
+    "random numbers and masks": r"^aten::(random_|bernoulli_|where|masked_fill.*|ge|div_)$",
+    "softmax": r"softmax|^aten::(exp_?|log)$",
+    "activations and norms": r"silu|gelu|layer_norm|^aten::(pow|rsqrt|mean)$",
+    "additions and multiplications": r"^aten::(add|add_|mul|mul_|sub|sub_|neg|div|sum|amax)$",
+    "clipping and optimizer": r"adamw|AdamW|vector_norm|_foreach",
+}  # of operators, by their names
 
 
 def profile(name: str, place: Place) -> str:
-    """The operators that lmkit's side of a bench spends its time in: all of the command, start and warm-up included."""
+    """What lmkit's side of a bench spends its time in, by kinds of operators and by operators.
+
+    Of training the steps after the warm-up; of evaluation, generation and startup the whole command.
+    """
     out, recipe, page = place.root / "lmkit", place.root / f"{name}.yaml", place.root / f"{name}-profile.txt"
     shutil.rmtree(out, ignore_errors=True)
     recipe.write_text(json.dumps(recipe_of(name, place)))
-    code = PROFILED.format(out=str(page))
+    whole = name in ("eval", "generate", "startup")
+    code = PROFILED.format(out=str(page), whole=whole, first=WARM_UP, last=place.steps, kinds=KINDS)
     timed(["-c", code, COMMANDS.get(name, "finetune"), str(recipe), "-o", str(out)], place, place.root / "profile.log")
     return page.read_text()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
-from itertools import chain
+from collections.abc import Iterable
+from itertools import chain, combinations
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.data.plan import Plan, deal, fill, micro_batches, rows_to_share
+from lmkit.data.plan import PASS, Plan, deal, fill, micro_batches, rows_to_share
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -108,3 +109,25 @@ def test_every_token_has_one_place_and_padding_none() -> None:
 
 def test_a_batch_with_next_to_no_padding_stays_as_it_is() -> None:
     assert rows_to_share([64, 64, 63]) is None
+
+
+def test_where_padding_is_computed_the_cut_costs_least() -> None:
+    """Tried against all cuts of the sorted examples."""
+    lengths, budget = np.array([3, 30, 5, 4, 31, 12, 3, 14]), 120
+
+    def cost(parts: Iterable[np.ndarray]) -> float:
+        return sum(len(part) * int(lengths[part].max()) + budget * PASS for part in parts)
+
+    order, cuts = np.argsort(lengths, kind="stable"), range(1, len(lengths))
+    ways = [np.split(order, chosen) for number in range(len(lengths)) for chosen in combinations(cuts, number)]
+    fitting = [way for way in ways if all(len(part) * lengths[part].max() <= budget for part in way)]
+    found = micro_batches(np.arange(len(lengths)), lengths, budget, padded=True)
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
+    assert cost(found) == min(map(cost, fitting))
+    assert cost(found) < cost(micro_batches(np.arange(len(lengths)), lengths, budget))
+
+
+def test_an_example_longer_than_the_budget_is_a_micro_batch_also_where_padding_is_computed() -> None:
+    parts = micro_batches(np.arange(3), np.array([50, 2, 60]), 10, padded=True)
+    assert [part.tolist() for part in parts] == [[1], [0], [2]]
+    assert micro_batches(np.arange(0), np.array([], dtype=np.int64), 10, padded=True) == []
