@@ -75,8 +75,14 @@ class Pieces(Sequence[Piece]):
 
 def _numbers(column: pa.Array) -> Column:
     if pa.types.is_list(column.type):
-        return column.values.to_numpy(), column.offsets.to_numpy()
-    return column.to_numpy(), None
+        return _view(column.values), _view(column.offsets)
+    return _view(column), None
+
+
+def _view(array: pa.Array) -> np.ndarray[Any, Any]:
+    """The numbers of an array without nulls; its own ``to_numpy`` imports pandas."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    return np.frombuffer(array.buffers()[1] or b"", dtype, len(array), array.offset * dtype.itemsize)
 
 
 def _value(numbers: np.ndarray[Any, Any], ends: np.ndarray[Any, Any] | None, at: int) -> Any:

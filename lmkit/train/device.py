@@ -101,6 +101,9 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    from lmkit.models.imports import import_modeling
+
+    import_modeling()
     _refuse_foreign_sharding()
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # Apple's chips have no float64, which sums are kept in
