@@ -1,7 +1,8 @@
-"""transformers, imported without work that it does twice, or that no model of lmkit's asks for: half a second of every start."""
+"""torch and transformers, imported without work that is done twice, or that no model of lmkit's asks for: a quarter of every start."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,16 @@ from typing import Any
 MODELS, MODELING, SOLVER = "transformers.models", "transformers.modeling_utils", "scipy.optimize"
 
 
+def import_torch() -> None:
+    if "torch" not in sys.modules:
+        with _to_stay():
+            importlib.import_module("torch")
+
+
 def import_models() -> None:
     """The list of transformers' models, without reading their source files a second time."""
     if MODELS not in sys.modules:
-        with _listed_once():
+        with _to_stay(), _listed_once():
             importlib.import_module(MODELS)
 
 
@@ -25,8 +32,22 @@ def import_modeling() -> None:
     """What every model imports, without SciPy's solvers, which the losses of object detection ask for."""
     import_models()
     if MODELING not in sys.modules:
-        with _late_solver():
+        with _to_stay(), _late_solver():
             importlib.import_module(MODELING)
+            importlib.import_module("accelerate")
+
+
+@contextmanager
+def _to_stay() -> Iterator[None]:
+    """What is imported is not garbage: nothing looks for any meanwhile, nor among it later."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -97,13 +97,13 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     Raises:
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
     """
+    from lmkit.models.imports import import_modeling
+
+    import_modeling()
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from lmkit.models.imports import import_modeling
-
-    import_modeling()
     _refuse_foreign_sharding()
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # Apple's chips have no float64, which sums are kept in
