@@ -26,9 +26,9 @@ from lmkit.models.unpadding import shared_rows
 from lmkit.tasks.base import Batch, Task, flat, uncounted
 from lmkit.train.averages import update_ema
 from lmkit.train.device import share_of_cores
-from lmkit.train.optim import learning_rate, set_learning_rate
+from lmkit.train.optim import clip_gradients, learning_rate, set_learning_rate
 from lmkit.train.parallel import largest, sum_gradients
-from lmkit.train.sharding import as_many, has_own_gradient, is_sharded, stopped_by_memory, whole
+from lmkit.train.sharding import as_many, has_own_gradient, is_sharded, stopped_by_memory
 from lmkit.train.spikes import Spikes
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def train_steps(
         if sharded:
             micro = as_many(accelerator, micro, partial(batches.idle, step))
         loss_sum = _backward(model, parameters, batches, task, accelerator, packing, step=step, micro=micro, items=items)
-        grad_norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
+        grad_norm = clip_gradients(accelerator, optimizer, parameters, limit)
         is_spike = spikes is not None and spikes.judge(grad_norm.item())
         if is_spike:
             if optimizer.scaler is not None:

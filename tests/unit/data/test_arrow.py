@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,19 @@ def test_numbers_may_be_a_view() -> None:
     assert numbers(np.arange(10)[::3], np.int32).to_pylist() == [0, 3, 6, 9]
 
 
-def test_training_data_is_read_and_encoded_without_pandas_or_datasets() -> None:
+def test_pieces_are_written_and_read_without_pandas_or_datasets(tmp_path: Path) -> None:
     """They take as long to import as a small model takes to load."""
     code = """
 import sys
-from lmkit.data.arrow import array_of, pa
-from lmkit.data import pieces, rows
-pa.RecordBatch.from_arrays([array_of([["a"]], pa.list_(pa.large_string()))], names=["a"]).to_pylist()
+from pathlib import Path
+from lmkit.data import rows
+from lmkit.data.pieces import Pieces, write_pieces
+columns = {"input_ids": [[1, 2], [], [3]], "row": [0, 1, 2], "weight": [1.0, 0.5, 0.5]}
+write_pieces(Path(sys.argv[1]), [columns, columns])
+pieces = Pieces(Path(sys.argv[1]))
+print(len(pieces), pieces.take([5, 0]), pieces[-2:] == pieces[1:3], pieces.column("row").tolist())
 print(sorted({"pandas", "datasets"} & set(sys.modules)))
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    told = subprocess.run([sys.executable, "-c", code, tmp_path / "p.arrow"], capture_output=True, text=True, check=True).stdout
+    taken = [{"input_ids": [3], "row": 2, "weight": 0.5}, {"input_ids": [1, 2], "row": 0, "weight": 1.0}]
+    assert told == f"6 {taken} True [0, 1, 2, 0, 1, 2]\n[]\n"
