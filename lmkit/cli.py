@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-gc.set_threshold(50_000)  # what is imported stays: looking for garbage among it would take a fifth of the start
+gc.set_threshold(50_000)  # what is imported stays: looking for garbage among it would take a fifth of the start of --help
 
 import typer  # noqa: E402
 import typer.core  # noqa: E402

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from filelock import FileLock
 
 from lmkit import console
+from lmkit.data.pieces import Pieces, write_pieces
 from lmkit.data.plan import Groups, by_row, fill
 from lmkit.data.rows import Rows, is_whole
 from lmkit.data.splits import cache_folder
@@ -30,14 +30,14 @@ class Encoded:
 
     Args:
         rows: the rows they were made of, those left out as too long excepted.
-        pieces: a ``datasets.Dataset`` with the task's columns, ``row`` and ``length``; memory-mapped.
+        pieces: with the task's columns, ``row`` and ``length``; memory-mapped.
         groups: which pieces make each example.
         lengths: ``(examples,)`` tokens.
         cut: rows whose end was left out (``data.long_text: head``).
     """
 
     rows: Rows
-    pieces: Any
+    pieces: Pieces
     groups: Groups
     lengths: np.ndarray
     cut: int
@@ -49,8 +49,7 @@ class Encoded:
         """Tokens an example takes in a batch, padding within it included: one row, or (unpacked) a row a piece."""
         if packed:
             return self.lengths
-        pieces = np.asarray(self.pieces.data.column("length").to_numpy(), dtype=np.int64)
-        return np.asarray(self.groups.largest(pieces) * self.groups.sizes)
+        return np.asarray(self.groups.largest(self.pieces.column("length")) * self.groups.sizes)
 
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
@@ -63,9 +62,8 @@ class Encoded:
         return [[next(rows) for _ in group] for group in groups]
 
     def take(self, numbers: Sequence[int]) -> list[Piece]:
-        """These pieces, each with its number in ``piece``; most of what reading takes does not depend on how many they are."""
-        columns = self.pieces[numbers] | {"piece": list(numbers)}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        """These pieces, each with its number in ``piece``."""
+        return [piece | {"piece": number} for number, piece in zip(numbers, self.pieces.take(numbers), strict=True)]
 
     @property
     def tokens(self) -> int:
@@ -84,8 +82,6 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
     Raises:
         DataError: a row is too long and ``data.long_text`` or the task allows no cut or window.
     """
-    from datasets import Dataset
-
     data = task.recipe.data
     options = [FORMAT, task.name, data.max_length, data.overlap, data.long_text, data.on_bad_row, task.facts.get("labels")]
     options.append(task.encoding_options())
@@ -97,7 +93,7 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
         if not (is_whole(path) and left_out.is_file()):
             rejected: list[dict[str, Any]] = []
             aside = path.with_suffix(".tmp")
-            _write(aside, _encoded_batches(rows, task, rejected))
+            write_pieces(aside, _encoded_batches(rows, task, rejected))
             left_out.write_text(json.dumps(rejected), encoding="utf-8")
             aside.replace(path)
     rejected = json.loads(left_out.read_text(encoding="utf-8"))
@@ -105,10 +101,9 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
         dropped = [entry["position"] for entry in rejected]
         entries = [{key: value for key, value in entry.items() if key != "position"} for entry in rejected]
         rows = rows.without(dropped, rejected=rows.rejected + entries)
-    pieces = Dataset.from_file(str(path))
-    lengths = np.asarray(pieces.data.column("length").to_numpy(), dtype=np.int64)
-    owners = np.asarray(pieces.data.column("row").to_numpy(), dtype=np.int64)
-    cut = int(np.asarray(pieces.data.column("cut").to_numpy()).sum()) if "cut" in pieces.column_names else 0
+    pieces = Pieces(path)
+    lengths, owners = pieces.column("length"), pieces.column("row")
+    cut = int(pieces.column("cut").sum()) if "cut" in pieces.names else 0
     groups = fill(lengths, task.max_length) if pack else by_row(owners)
     return Encoded(rows, pieces, groups, groups.sums(lengths), cut)
 
@@ -152,22 +147,3 @@ def _without_long(
         )
     long = {at for at, _ in error.rows}
     return [entry for at, entry in enumerate(batch) if at not in long]
-
-
-def _write(path: Any, batches: Iterator[dict[str, list[Any]]]) -> None:
-    """An Arrow stream, integers in 32 bits, numbers in 64; memory stays that of one batch."""
-    writer = None
-    with pa.OSFile(str(path), "wb") as sink:
-        for columns in batches:
-            arrays = {name: pa.array(values, type=_type_of(values[0])) for name, values in columns.items()}
-            batch = pa.RecordBatch.from_pydict(arrays)
-            writer = writer or pa.ipc.new_stream(sink, batch.schema)
-            writer.write_batch(batch)
-        if writer is not None:
-            writer.close()
-
-
-def _type_of(value: Any) -> pa.DataType:
-    if isinstance(value, list):
-        return pa.list_(pa.int32())
-    return pa.float64() if isinstance(value, float) else pa.int32()

@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
+from lmkit.data.arrow import batch_of, numbers
 from lmkit.data.row import DataFile, Row, hash_of
 from lmkit.tasks.fields import Field
 
@@ -78,7 +79,7 @@ class Rows(Sequence[Row]):
     def column(self, name: str) -> pa.ChunkedArray:
         """One column: mapped, not copied, unless the rows are a selection."""
         column = self._table[name]
-        return column if self._selection is None else column.take(pa.array(self._selection))
+        return column if self._selection is None else column.take(numbers(self._selection, np.int64))
 
     def place(self, index: int, *, word: int | None = None) -> str:
         """``file:line`` of a row, or of one word of it where the file has a line for each."""
@@ -107,7 +108,7 @@ class Rows(Sequence[Row]):
         for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(owners)) + 1):
             if len(run):
                 owner = owners[run[0]]
-                within = pa.array(indices[run] - self._starts[owner])
+                within = numbers(indices[run] - self._starts[owner], np.int64)
                 rows += self._batches[owner].select(names).take(within).to_pylist()
         return rows
 
@@ -154,10 +155,14 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> None:
                 batch.append(row)
                 characters += sum(len(value) for value in row.values() if isinstance(value, str))
                 if len(batch) == BATCH_ROWS or characters > BATCH_CHARACTERS:
-                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                    writer.write_batch(_batch_of(batch, schema))
                     batch, characters = [], 0
             if batch:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                writer.write_batch(_batch_of(batch, schema))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _batch_of(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
+    return batch_of({name: [row.get(name) for row in rows] for name in schema.names}, schema)

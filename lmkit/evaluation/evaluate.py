@@ -73,7 +73,7 @@ def predict_records(
     was_training = model.training
     model.eval()
     try:
-        owners = _array(encoded.pieces.data.column("row").to_numpy())
+        owners = encoded.pieces.column("row")
         ranks, rank = accelerator.num_processes, accelerator.process_index
         starts = range(0, len(encoded.rows), CHUNK_ROWS)
         for start in console.progress(starts, total=len(starts), what="predicting", unit="chunk"):
@@ -169,7 +169,7 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
     model.eval()
     sums = torch.zeros(2, dtype=torch.double, device=accelerator.device)
     with torch.inference_mode(), accelerator.autocast():
-        lengths = _array(encoded.pieces.data.column("length").to_numpy())
+        lengths = encoded.pieces.column("length")
         batches = micro_batches(_numbers(len(lengths)), lengths, budget)
 
         def losses(numbers: Sequence[int]) -> list[torch.Tensor]:

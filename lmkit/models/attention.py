@@ -101,8 +101,10 @@ def _with_dropout(
     if mask is None and length > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         mask = torch.ones(length, key.shape[2], dtype=torch.bool).tril()
     scores = query * scale @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    if mask is not None and mask.dtype == torch.bool:
+        # filling would pass over all heads, forward and backward; where nothing is hidden, 0 is added
+        mask = torch.where(mask, 0.0, torch.finfo(scores.dtype).min).to(scores.dtype)
+    scores = scores if mask is None else scores + mask
     with torch.autocast("cpu", enabled=False):  # which would have softmax return fp32, to be rounded before the product
         shares = drop(scores.to(value.dtype).softmax(-1), rate)
     return (shares @ value).transpose(1, 2).contiguous()

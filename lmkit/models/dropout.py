@@ -19,15 +19,17 @@ class _Dropout(torch.autograd.Function):
     def forward(context: Any, values: torch.Tensor, rate: float) -> torch.Tensor:
         dropped = round(rate * RESOLUTION)
         numbers = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = (numbers.view(torch.int16)[: values.numel()] >= dropped - RESOLUTION // 2).view(values.shape)
+        # ones and zeros of the values' own type: comparing and multiplying is vectorised then, choosing by booleans is not
+        kept = torch.empty(values.shape, dtype=values.dtype)
+        torch.ge(numbers.view(torch.int16)[: values.numel()].view(values.shape), dropped - RESOLUTION // 2, out=kept)
         context.save_for_backward(kept)
         context.scale = RESOLUTION / (RESOLUTION - dropped) if dropped < RESOLUTION else 0.0
-        return torch.where(kept, values, 0).mul_(context.scale)
+        return (values * kept).mul_(context.scale)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (kept,) = context.saved_tensors
-        return torch.where(kept, gradients[0], 0).mul_(context.scale), None
+        return (gradients[0] * kept).mul_(context.scale), None
 
 
 def dropout(values: torch.Tensor, rate: float) -> torch.Tensor:

@@ -97,6 +97,9 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     Raises:
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
     """
+    from lmkit.models.imports import import_modeling
+
+    import_modeling()
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

@@ -28,9 +28,9 @@ from lmkit.tasks.base import Batch, Task, flat, uncounted
 from lmkit.train.averages import update_ema
 from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import share_of_cores
-from lmkit.train.optim import learning_rate, set_learning_rate
+from lmkit.train.optim import clip_gradients, learning_rate, set_learning_rate
 from lmkit.train.parallel import largest, sum_gradients
-from lmkit.train.sharding import as_many, has_own_gradient, is_sharded, stopped_by_memory, whole
+from lmkit.train.sharding import as_many, has_own_gradient, is_sharded, stopped_by_memory
 from lmkit.train.spikes import Spikes
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def train_steps(
             _update(zero)  # which clips, too
             grad_norm, is_spike = zero.grad_norm, False
         else:
-            grad_norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
+            grad_norm = clip_gradients(accelerator, optimizer, parameters, limit)
             is_spike = spikes is not None and spikes.judge(grad_norm.item())
             if is_spike:
                 if optimizer.scaler is not None:

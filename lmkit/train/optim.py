@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError
 from lmkit.models.layers import layer_of, layer_scales
 from lmkit.recipe.schema import Recipe, Train
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
 
 _LORA_B = re.compile(r"\.lora_(embedding_)?B\b")
 
@@ -121,6 +126,26 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
     # Jordan et al. 2024; scaled to AdamW's step sizes, so that one learning rate serves both (Liu et al. 2025)
     muon = torch.optim.Muon(hidden, lr=rate, adjust_lr_fn="match_rms_adamw")
     return Combined([part for part in (muon, adamw) if part is not None])
+
+
+def clip_gradients(
+    accelerator: Accelerator, optimizer: Any, parameters: Sequence[torch.nn.Parameter], limit: float
+) -> torch.Tensor:
+    """Bring the norm of all gradients down to ``limit``; returns what it was.
+
+    On a CPU AdamW's fused update does it on the way: a pass over all gradients less, and none at all below the limit.
+    """
+    import torch
+
+    from lmkit.train.sharding import is_distributed, whole
+
+    inner = optimizer.optimizer
+    if accelerator.device.type != "cpu" or type(inner) is not torch.optim.AdamW or any(is_distributed(p) for p in parameters):
+        return whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
+    norm: torch.Tensor = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    excess = (norm + 1e-6) / limit  # as torch.nn.utils.clip_grads_with_norm_
+    inner.grad_scale = excess if excess > 1 else None  # type: ignore[attr-defined]  # what the update divides by
+    return norm
 
 
 def state_bytes(train: Train, parameters: int) -> int:

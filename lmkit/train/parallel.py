@@ -58,9 +58,9 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parame
     """
     if accelerator.num_processes == 1:
         return
-    from torch.distributed.tensor import DTensor
+    from lmkit.train.sharding import is_distributed
 
-    if any(isinstance(parameter, DTensor) for parameter in parameters):
+    if any(is_distributed(parameter) for parameter in parameters):
         for parameter, is_there in zip(parameters, present, strict=True):
             if not is_there:
                 parameter.grad = None

@@ -13,6 +13,7 @@ gives every process all weights, to be used as often as each likes: that is how 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +21,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard
 
 from lmkit.errors import ModelError, RecipeError, TrainingStopped
 from lmkit.models.heads import unwrap
@@ -41,6 +39,8 @@ WHERE = "the Accelerate configuration"
 
 def check_sharding(recipe: Recipe, model: Any) -> None:
     """Refuse what does not go with parameters in parts (RecipeError)."""
+    from torch.distributed.fsdp import FSDPModule
+
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise RecipeError(f"sharding needs a newer torch than {torch.__version__}", place=WHERE, remedy="pip install -U torch")
     chosen = recipe.train.optimizer
@@ -77,6 +77,9 @@ def shard(model: Any, accelerator: Accelerator) -> None:
     Only one unit at a time is whole on the device. Gradients will be summed over the processes, not averaged: the loss
     is divided by the labels of all of them already.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of outputs that are views: none is changed in place
     inner = unwrap(model)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -97,7 +100,7 @@ def shard(model: Any, accelerator: Accelerator) -> None:
     for part in _parts(model):
         part.unshard()
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not isinstance(parameter, DTensor):
+            if parameter.requires_grad and not is_distributed(parameter):
                 parameter.register_hook(partial(_note, parameters[name]))
         part.reshard()
 
@@ -108,7 +111,7 @@ def _note(parameter: Any, gradient: torch.Tensor) -> None:
 
 def has_own_gradient(parameter: Any) -> bool:
     """Whether this process computed a gradient for a parameter; of a sharded one since it was last asked."""
-    if not isinstance(parameter, DTensor):
+    if not is_distributed(parameter):
         return parameter.grad is not None
     noted: bool = parameter.__dict__.pop("has_own_gradient", False)
     return noted
@@ -132,32 +135,46 @@ def _layers(model: Any) -> list[Any]:
 
 
 def is_sharded(model: Any) -> bool:
-    return isinstance(unwrap(model), FSDPModule)
+    return _is_unit(unwrap(model))
+
+
+def is_distributed(tensor: Any) -> bool:
+    """Whether a tensor is one of which each process has a part."""
+    loaded = sys.modules.get("torch.distributed.tensor")  # which takes longer to import than a model: without it there is none
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
+
+
+def _is_unit(module: Any) -> bool:
+    loaded = sys.modules.get("torch.distributed.fsdp")  # likewise
+    return loaded is not None and isinstance(module, loaded.FSDPModule)
 
 
 def _parts(model: Any) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+    return [module for module in model.modules() if _is_unit(module)]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This process's rows, sharing their memory."""
-    if not isinstance(tensor, DTensor):
+    if not is_distributed(tensor):
         return tensor
-    assert tensor.placements == (Shard(0),), tensor.placements
-    rows: torch.Tensor = tensor.to_local()
+    (placement,) = tensor.placements  # type: ignore[attr-defined]
+    assert placement.is_shard(0), placement
+    rows: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return rows
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor that the processes have parts of; all of them have to ask for it."""
-    if not isinstance(tensor, DTensor):
+    if not is_distributed(tensor):
         return tensor
-    found: torch.Tensor = tensor.full_tensor()
+    found: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return found
 
 
 def like(rows: torch.Tensor, parameter: Any) -> torch.Tensor:
     """These rows as the part of a tensor that is distributed as the parameter is."""
+    from torch.distributed.tensor import DTensor
+
     made: torch.Tensor = DTensor.from_local(
         rows, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
@@ -166,7 +183,7 @@ def like(rows: torch.Tensor, parameter: Any) -> torch.Tensor:
 
 def rows_of(parameter: Any) -> tuple[int, int] | None:
     """First and last-but-one row that this process has of a sharded parameter; None of one that it has whole."""
-    if not isinstance(parameter, DTensor):
+    if not is_distributed(parameter):
         return None
     total, share = parameter.shape[0], -(-parameter.shape[0] // parameter.device_mesh.size())
     first = min(parameter.device_mesh.get_local_rank() * share, total)

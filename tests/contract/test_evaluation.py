@@ -69,7 +69,7 @@ def subject(tiny: Any) -> Any:
                 for parameter in model.parameters():
                     parameter.add_(torch.randn_like(parameter) * 0.2)
             encoded = prepared.encoded["validation"]
-            budgets = {rows: rows * max(encoded.pieces["length"]) for rows in (1, 4, 16)}
+            budgets = {rows: rows * max(encoded.pieces.column("length")) for rows in (1, 4, 16)}
             records = {
                 rows: list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=budget))
                 for rows, budget in budgets.items()

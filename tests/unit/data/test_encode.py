@@ -164,7 +164,7 @@ def test_a_row_that_is_too_long_is_left_out_and_kept_in_mind(
     for _ in range(2):  # the second time from the cache
         found = encode(labelled(tmp_path), task)
         assert [row["text"] for row in found.rows] == [TEXTS[0], TEXTS[2], TEXTS[3]]
-        assert found.pieces["row"][:] == [0, 1, 2]
+        assert found.pieces.column("row").tolist() == [0, 1, 2]
         (rejected,) = found.rows.rejected
         assert (rejected["id"], rejected["row"]["text"]) == (1, TEXTS[1])
         assert rejected["place"].endswith("rows.jsonl:2")

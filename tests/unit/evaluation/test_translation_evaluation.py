@@ -90,7 +90,7 @@ def test_a_translation_is_the_same_in_any_batch(tiny: Any, learned: Learned) -> 
 def test_batches_leave_room_for_the_beams(tiny: Any, learned: Learned) -> None:
     import numpy as np
 
-    pieces = learned.encoded.pieces.to_list()
+    pieces = learned.encoded.pieces[:]
     costs = np.array([learned.task.cost(piece) for piece in pieces])
     for batch in micro_batches(np.arange(len(pieces)), costs, 400):
         longest = max(len(pieces[i]["input_ids"]) for i in batch)

@@ -10,7 +10,7 @@ import torch
 from lmkit.data.plan import Plan
 from lmkit.recipe.schema import Train
 from lmkit.train.loop import StepBatches, train_steps
-from lmkit.train.optim import build_optimizer, learning_rate, set_learning_rate
+from lmkit.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 
 def rates(schedule: str, warmup: float, *, total: int = 10) -> list[float]:
@@ -138,3 +138,25 @@ def test_every_group_follows_the_schedule_to_its_last_step(tiny: Any) -> None:
                 layer = 0.25 if ".layer.0." in name else 0.5 if ".layer.1." in name else 1.0
                 assert group["lr"] == pytest.approx(planned * layer * (4 if ".lora_B." in name else 1)), name
     assert step.learning_rate == learning_rate(recipe.train, step=2, total=3) > 0
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e6, float("inf")])
+def test_gradients_that_are_clipped_in_the_update_give_the_update_of_clipped_gradients(tiny: Any, limit: float) -> None:
+    torch.manual_seed(2)
+    start, gradients = torch.randn(50, 70), [torch.randn(50, 70) for _ in range(3)]
+    gradients[1].mul_(1e-7)  # below the limit: what the step before was divided by is forgotten
+    found = []
+    for clipped_apart in (True, False):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], lr=0.1, fused=True))
+        norms = []
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            if clipped_apart:
+                norms.append(torch.nn.utils.clip_grad_norm_([weight], limit))
+            else:
+                norms.append(clip_gradients(tiny.accelerator, optimizer, [weight], limit))
+            optimizer.step()
+        found.append((weight.detach(), optimizer.state[weight]["exp_avg_sq"], torch.stack(norms)))
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-7)

@@ -51,9 +51,9 @@ def test_the_price_of_a_token_is_that_of_the_matrix_products(tiny: Any) -> None:
         layers * (length * 4 * width * width + 2 * length * length * width + 2 * length * width * inner)
         + width * width
         + width * labels
-        for length in encoded.pieces["length"]
+        for length in encoded.pieces.column("length")
     ]
-    by_hand = 3 * 2 * sum(forward) / sum(encoded.pieces["length"])  # backward twice the forward, 2 for a multiply-add
+    by_hand = 3 * 2 * sum(forward) / sum(encoded.pieces.column("length"))  # backward twice the forward, 2 for a multiply-add
     assert trial_of(tiny, recipe).flops_per_token() == pytest.approx(by_hand, rel=1e-9)
 
 
