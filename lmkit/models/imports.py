@@ -6,7 +6,7 @@ import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -56,12 +56,18 @@ def _listed_once() -> Iterator[None]:
     import transformers
     from transformers.utils import import_utils
 
-    known = import_utils.define_import_structure
+    known = getattr(import_utils, "define_import_structure", None)
+    if known is None:  # another version, which may list them otherwise
+        yield
+        return
 
-    def listed(module_path: Any, prefix: str | None = None) -> Any:
-        if prefix is None and module_path == str(Path(transformers.__file__).parent / "models" / "__init__.py"):
-            return models_in(known(Path(module_path).parent, prefix="models"))  # which it remembers
-        return known(module_path, prefix)
+    def listed(module_path: Any, *arguments: Any, **options: Any) -> Any:
+        if not (arguments or options) and module_path == str(Path(transformers.__file__).parent / "models" / "__init__.py"):
+            with suppress(TypeError, AttributeError):  # as above
+                found = models_in(known(Path(module_path).parent, prefix="models"))  # which it remembers
+                if any(found.values()):
+                    return found
+        return known(module_path, *arguments, **options)
 
     import_utils.define_import_structure = listed
     try:
