@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def micro_batches(examples: Index, lengths: np.ndarray, budget: int, *, padded: 
     cuts = [len(sizes)]
     while cuts[-1] > 0:
         cuts.append(before[cuts[-1]])
-    return [order[start:end] for end, start in zip(cuts, cuts[1:], strict=False)][::-1]
+    return [order[start:end] for end, start in pairwise(cuts)][::-1]
 
 
 def fill(lengths: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
