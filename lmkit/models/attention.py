@@ -54,7 +54,7 @@ def _fused(
 ) -> torch.Tensor:
     """PyTorch's attention; where a mask hides all keys after a query, as of packed texts, its kernel is told and skips them.
 
-    The public function takes a mask or ``is_causal``, its kernel both: a third of the work less at 256 tokens, no other bit.
+    The public function takes a mask or ``is_causal``, its kernel both; no bit is another.
     """
     groups = query.shape[1] // key.shape[1]
     is_plain = (

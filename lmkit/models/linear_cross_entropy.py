@@ -99,16 +99,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     logits *= scale
                 if bias is not None:
                     logits += bias
-                largest = logits.amax(-1, keepdim=True)
-                losses[here] = (1 - smoothing) * (largest - logits.gather(1, target))[:, 0]
+                logs = torch.log_softmax(logits, -1, out=logits)
+                losses[here] = -(1 - smoothing) * logs.gather(1, target)[:, 0]
                 if smoothing:
-                    losses[here] += smoothing * (largest[:, 0] - logits.mean(-1))
-                probabilities = torch.softmax(logits, -1, out=logits)
-                losses[here] -= probabilities.amax(-1).log()  # the largest is 1 over the sum of what was exponentiated
+                    losses[here] -= smoothing * logs.mean(-1)
                 if not (needs_hidden or needs_weight or needs_bias):
                     continue
                 # the gradient of the logits: probabilities less the target
-                gradient = probabilities
+                gradient = logs.exp_()
                 gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
                 if smoothing:
                     gradient -= smoothing / vocabulary
