@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from lmkit import console
-from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits
 from lmkit.models.source import ModelSource
 from lmkit.recipe import Recipe
@@ -23,7 +22,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     from lmkit.train.device import build_accelerator, choose_precision, micro_batch_tokens, peak_memory_bytes
     from lmkit.train.loop import StepBatches
     from lmkit.train.optim import state_bytes
-    from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, total_steps
+    from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, plan_of, total_steps
     from lmkit.train.prepare import prepare
 
     prepared = prepare(recipe, splits, source)
@@ -33,7 +32,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     checkpoint_interval(recipe)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
     packing = choose_packing(recipe, task, built.model)
-    plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
+    plan = plan_of(recipe, encoded)
     total = total_steps(recipe, plan)
     budget = micro_batch_tokens(recipe.hardware, accelerator.device)
     model = accelerator.prepare_model(built.model, evaluation_mode=True).train()  # that is: without DistributedDataParallel

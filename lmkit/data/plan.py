@@ -1,20 +1,21 @@
 """Which rows make each optimizer step, on which rank, in which micro-batch.
 
-The first is decided from (seed, epoch, number of examples) alone, so what a step learns from never
-depends on the hardware. The second and third only deal the step's examples out.
+The first is decided from (seed, epoch, number of examples) alone, with ``train.group_by_length`` from their lengths too, so what
+a step learns from never depends on the hardware. The second and third only deal the step's examples out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 Index = np.ndarray  # (n,) int64 example numbers
+POOL = 50  # batches that are sorted by length together, as transformers' group_by_length does
 NARROWEST = 64  # tokens of a shared row: wider ones hold more texts and less padding, but attention is over the whole row
 PASS = 1 / 8  # of a full micro-batch: what a pass costs beside its tokens, in casts of weights, sums of gradients and calls
 WORTH = 0.05  # of a batch has to be padding before its tokens are moved
@@ -28,11 +29,13 @@ class Plan:
         num_examples: of the training split.
         batch_size: examples per optimizer step, over all devices.
         seed: of the order.
+        lengths: ``(num_examples,)`` where examples of alike length shall make a step (``train.group_by_length``).
     """
 
     num_examples: int
     batch_size: int
     seed: int
+    lengths: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -45,13 +48,23 @@ class Plan:
 
     def order(self, epoch: int) -> Index:
         """The examples of an epoch in its order, keyed on (seed, epoch)."""
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch]))).permutation(self.num_examples)
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch])))
+        order = rng.permutation(self.num_examples)
+        return order if self.lengths is None else _grouped(order, self.lengths, self.batch_size, rng)
 
     def examples(self, step: int, order: Index | None = None) -> Index:
         """The examples of a step counted from 0; ``order`` saves making the epoch's order again."""
         epoch, within = self.position(step)
         order = self.order(epoch) if order is None else order
         return order[within * self.batch_size : (within + 1) * self.batch_size]
+
+
+def _grouped(order: Index, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> Index:
+    """Batches of alike length: those that sorting ``POOL`` batches at a time gives, in random order; what is left comes last."""
+    whole = len(order) // batch_size * batch_size
+    pools = np.split(order[:whole], range(POOL * batch_size, whole, POOL * batch_size))
+    batches = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]).reshape(-1, batch_size)
+    return np.concatenate([rng.permutation(batches).reshape(-1), order[whole:]])
 
 
 def deal(examples: Index, lengths: np.ndarray, ranks: int) -> list[Index]:

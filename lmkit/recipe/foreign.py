@@ -58,6 +58,8 @@ FOREIGN = {
     "additional_special_tokens": "tokenizer.add_tokens",
     "layerwise_lr_decay": "train.layer_decay",
     "num_train_epochs": "train.epochs",
+    "length_grouped_batches": "train.group_by_length",
+    "train_sampling_strategy": "train.group_by_length",
     "num_epochs": "train.epochs",
     "max_epochs": "train.epochs",
     "per_device_train_batch_size": "train.batch_size (over all devices; hardware.micro_batch_tokens is the part of one pass)",

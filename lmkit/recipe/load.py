@@ -22,6 +22,7 @@ TASKS_OF = {  # key -> the tasks it has an effect on
     "data.labels": ("classification", "ner"),
     "data.long_text": ("classification", "ner", "translation"),
     "data.overlap": ("classification", "ner"),
+    "train.group_by_length": ("classification", "ner", "translation"),
     "masking": ("mlm", "denoise"),
     "masking.whole_words": ("mlm",),
     "masking.span": ("denoise",),

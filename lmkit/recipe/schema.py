@@ -167,6 +167,10 @@ class Train(Section):
     batch_size: Positive = Field(
         32, description="examples per optimiser step over all devices (pretraining: sequences of max_length tokens)"
     )
+    group_by_length: bool = Field(
+        False,
+        description="examples of alike length make a step: less padding in translation, whose texts do not share rows, and steps that are less alike",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="peak of the schedule")
     schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
         "linear", description="shape of the learning rate after warm-up"

@@ -43,7 +43,7 @@ from lmkit.train.kernels import choose_attention, choose_kernels
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer, set_group_values
 from lmkit.train.parallel import prepare_parallel
-from lmkit.train.plans import evaluation_interval, metric_of, total_steps
+from lmkit.train.plans import evaluation_interval, metric_of, plan_of, total_steps
 from lmkit.train.prepare import Prepared, prepare
 from lmkit.train.session import Progress, run_steps
 from lmkit.train.sharding import check_sharding, gather_into
@@ -123,7 +123,7 @@ def _fit(
     if stage is not None:
         check_deepspeed(recipe, built.model)
     packing = choose_packing(recipe, task, built.model)
-    plan = Plan(len(prepared.encoded["train"]), train.batch_size, recipe.seed)
+    plan = plan_of(recipe, prepared.encoded["train"])
     total = total_steps(recipe, plan)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
     manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded, zero_stage=stage)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits
 from lmkit.evaluation.evaluate import measure, predict_records
 from lmkit.models.build import build_model
@@ -19,6 +18,7 @@ from lmkit.recipe.schema import Recipe
 from lmkit.train.device import build_accelerator, micro_batch_tokens
 from lmkit.train.loop import StepBatches, train_steps
 from lmkit.train.parallel import prepare_parallel
+from lmkit.train.plans import plan_of
 from lmkit.train.prepare import prepare
 
 
@@ -117,7 +117,7 @@ class Bench:
             budget: tokens of a micro-batch. packed: texts share rows.
         """
         task, encoded = self.prepared.task, self.prepared.encoded["train"]
-        plan = Plan(len(encoded), self.recipe.train.batch_size, self.recipe.seed)
+        plan = plan_of(self.recipe, encoded)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         batches = StepBatches(encoded, plan, task, rank=rank, ranks=ranks, budget=budget, packed=packed)
         found = [

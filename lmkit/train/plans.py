@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 
+from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan
 from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
 
 UNLIMITED = 10**8  # steps, where only the time ends a run
+
+
+def plan_of(recipe: Recipe, encoded: Encoded) -> Plan:
+    """Which examples of the training split make each step."""
+    train = recipe.train
+    return Plan(len(encoded), train.batch_size, recipe.seed, encoded.lengths if train.group_by_length else None)
 
 
 def total_steps(recipe: Recipe, plan: Plan) -> int:

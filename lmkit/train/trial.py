@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
-from lmkit.data.plan import Plan, micro_batches
+from lmkit.data.plan import micro_batches
 from lmkit.data.splits import Splits
 from lmkit.models.build import build_model, count_parameters
 from lmkit.models.heads import unwrap
@@ -20,7 +20,7 @@ from lmkit.train.loop import Step, StepBatches, train_steps
 from lmkit.train.micro_batch import choose_micro_batch
 from lmkit.train.optim import build_optimizer
 from lmkit.train.parallel import prepare_parallel
-from lmkit.train.plans import UNLIMITED, total_steps
+from lmkit.train.plans import UNLIMITED, plan_of, total_steps
 from lmkit.train.prepare import prepare
 from lmkit.train.spikes import Spikes
 
@@ -39,7 +39,7 @@ class Trial:
         self._accelerator = build_accelerator(hardware)
         built = build_model(recipe, self._task, source)
         packing = choose_packing(recipe, self._task, built.model)
-        self._plan = Plan(len(self._encoded), train.batch_size, recipe.seed)
+        self._plan = plan_of(recipe, self._encoded)
         self._parameters = count_parameters(built.model)
         self._model = prepare_parallel(self._accelerator, built.model)
         optimizer = self._accelerator.prepare_optimizer(

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from lmkit.data.plan import Plan
 from lmkit.data.splits import load_splits
 from lmkit.models.build import build_model, count_parameters
 from lmkit.models.unpadding import choose_packing
@@ -37,6 +36,7 @@ from lmkit.train.device import build_accelerator, micro_batch_tokens
 from lmkit.train.loop import StepBatches
 from lmkit.train.optim import build_optimizer
 from lmkit.train.parallel import prepare_parallel
+from lmkit.train.plans import plan_of
 from lmkit.train.prepare import prepare
 
 RECIPE: dict[str, Any] = {
@@ -60,7 +60,7 @@ class Subject:
         model = build_model(self.recipe, self.task, None).model
         self.parameters = count_parameters(model)[1]
         self.packing = choose_packing(self.recipe, self.task, model)
-        self.plan = Plan(len(encoded), self.recipe.train.batch_size, self.recipe.seed)
+        self.plan = plan_of(self.recipe, encoded)
         self.model = prepare_parallel(self.accelerator, model)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.recipe.train))
         budget, packed = micro_batch_tokens(self.recipe.hardware, self.accelerator.device), self.packing is not None

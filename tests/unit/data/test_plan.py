@@ -40,6 +40,22 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert plan.examples(7, plan.order(1)).tolist() == plan.examples(7).tolist()
 
 
+@given(LENGTHS, st.integers(1, 5), st.integers(0, 3))
+def test_steps_of_alike_length_hold_every_example_once(lengths: list[int], batch_size: int, epoch: int) -> None:
+    plan = Plan(len(lengths), batch_size, seed=13, lengths=np.array(lengths))
+    assert sorted(plan.order(epoch).tolist()) == list(range(len(lengths)))
+    assert plan.order(epoch).tolist() == Plan(len(lengths), batch_size, seed=13, lengths=np.array(lengths)).order(epoch).tolist()
+
+
+def test_a_step_of_alike_length_takes_its_neighbours_by_length_and_steps_come_in_random_order() -> None:
+    lengths = np.arange(100)[::-1].copy()
+    plan = Plan(100, 10, seed=13, lengths=lengths)
+    steps = [sorted(lengths[plan.examples(step)].tolist()) for step in range(10)]
+    assert sorted(steps) == [list(range(start, start + 10)) for start in range(0, 100, 10)]
+    assert steps != sorted(steps)
+    assert steps != [sorted(lengths[plan.examples(step)].tolist()) for step in range(10, 20)]
+
+
 @given(LENGTHS, st.integers(1, 5))
 def test_dealing_gives_each_example_to_one_rank(lengths: list[int], ranks: int) -> None:
     parts = deal(np.arange(len(lengths)), np.array(lengths), ranks)
