@@ -59,7 +59,7 @@ def make(folder: Path, *, rows: int = 20_000, small: bool = False) -> None:
             continue
         role, size = ("decoder", 50_257) if bench.task == "clm" else ("encoder", 30_522)
         words = inputs.Words(size if not small else 1_000, role)
-        tokenizer = words.tokenizer(role)
+        tokenizer = words.tokenizer(role, bench.length)
         inputs._texts(folder / f"{name}.jsonl", words, rows, seed=6)
         shared = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         if bench.task == "clm":

@@ -133,9 +133,11 @@ def step(task: str, preset: str, length: int, batch: int, place: speed.Place) ->
     """Seconds of a training step, its useful FLOPs, and the run's memory."""
     out, recipe = place.root / "growth-run", place.root / "growth.yaml"
     shutil.rmtree(out, ignore_errors=True)
-    steps = speed.WARM_UP + STEPS
+    steps, tokenizer = speed.WARM_UP + STEPS, place.root / f"growth-{task}"
+    role = "decoder" if task == "clm" else "encoder"
+    inputs.Words(16_000, role).tokenizer(role, LENGTHS[-1]).save_pretrained(tokenizer)
     content = {
-        "task": task, "model": {"preset": preset}, "tokenizer": {"base": str(place.inputs / task)},
+        "task": task, "model": {"preset": preset}, "tokenizer": {"base": str(tokenizer)},
         "data": {"train": str(place.inputs / f"{task}.jsonl"), "max_length": length, "max_rows": 4000},
         "train": {"max_steps": steps, "batch_size": batch, "warmup": 0}, "logging": {"every": 1},
         "hardware": {"checkpoint_every": None},

@@ -50,7 +50,7 @@ class Words:
         """Numbers of words."""
         return np.searchsorted(self.sums, rng.random(count)).clip(max=len(self.words) - 1)
 
-    def tokenizer(self, role: str) -> Any:
+    def tokenizer(self, role: str, longest: int = 512) -> Any:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
@@ -61,7 +61,7 @@ class Words:
         marks = [(mark, vocabulary[mark]) for mark in (first.strip(), last.strip()) if mark]
         fast.post_processor = processors.TemplateProcessing(single=f"{first}$A{last}", special_tokens=marks)
         names = ["input_ids", "token_type_ids", "attention_mask"] if role == "encoder" else ["input_ids", "attention_mask"]
-        return PreTrainedTokenizerFast(tokenizer_object=fast, model_max_length=512, model_input_names=names, **self.special)
+        return PreTrainedTokenizerFast(tokenizer_object=fast, model_max_length=longest, model_input_names=names, **self.special)
 
 
 def _strings(rng: np.random.Generator, count: int, length: int) -> list[str]:

@@ -31,6 +31,8 @@ def test_inputs_are_made_in_small(tmp_path: Path) -> None:
         per_layer = 12 * 32 * 32 if name == "gpu-clm" else 4 * 32 * 32 + 2 * 32 * 64
         heads = 0 if name == "gpu-clm" else 32 * 32  # the transform before the output
         assert size["encoder"] == 2 * per_layer + heads
+        told = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert told["model_max_length"] == gpu.BENCHES[name].length
         assert len((tmp_path / f"{name}.jsonl").read_text().splitlines()) == 3
 
 
