@@ -245,7 +245,7 @@ def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a model directory or a hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; without any, lines of stdin.")] = None,
     file: Annotated[
-        str | None, typer.Option("-f", "--file", metavar="FILE", help="Rows of a data file, or lines of a .txt file.")
+        str | None, typer.Option("-f", "--file", metavar="FILE", help="Rows of a data file, or lines of a text file.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key, for example generation.num_beams=1.")

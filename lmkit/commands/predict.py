@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmkit import console
 from lmkit.commands.evaluate import facts_of, find_subject, tokenizer_of
 from lmkit.errors import DataError
 from lmkit.tasks.base import Row, Task, TooLong
@@ -111,6 +112,8 @@ class Predictor:
                 if not error.problem.startswith("no column for"):
                     break
             else:
+                if wanted is raw and kind in ("text", None) and self.recipe.data.document == "line":
+                    _say_blank_lines(rows)
                 yield from self.answers(self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows)
                 return
         assert first is not None
@@ -132,6 +135,13 @@ class Predictor:
             folders=[Path.cwd()],
             cache_dir=cache_folder(),
         )
+
+
+def _say_blank_lines(rows: Rows) -> None:
+    """Blank lines are no rows: say so before somebody lays the answers beside the lines of another file."""
+    path, _, line = rows.place(len(rows) - 1).rpartition(":")
+    if blank := int(line) - len(rows):
+        console.warn(f"{path}: blank lines get no answer ({blank} here)")
 
 
 def _for_predict(error: DataError) -> DataError:

@@ -142,8 +142,19 @@ def _added_rows(model: Any, added: list[int]) -> dict[str, list[int]] | None:
 
 def _past_rows(adapted: Any, table: Any) -> list[str]:
     """The modules that read the embeddings' weights past PEFT's rows: it follows what is tied only where config and class say so."""
+    from lmkit.models.packing import in_evaluation
+
     named = adapted.get_base_model().named_modules(remove_duplicate=False)
-    return [name for name, module in named if _weight(module) is table and "token_adapter" not in name]
+    beside = {name: module for name, module in named if _weight(module) is table and "token_adapter" not in name}
+    read: list[str] = []  # Marian has a table more that nobody reads
+    hooks = [module.register_forward_hook(lambda *_, name=name: read.append(name)) for name, module in beside.items()]
+    try:
+        with in_evaluation(adapted):
+            probe_logits(adapted)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(read))
 
 
 def _not_kept(model: Any, why: str) -> RecipeError:

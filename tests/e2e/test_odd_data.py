@@ -85,7 +85,7 @@ def test_words_of_a_text_file_and_of_a_tagged_file_are_tagged(tmp_path: Path, co
     sentence = "Ada B-PER\nLovelace I-PER\nlived O\nin O\n{} B-LOC\n\n"
     (tmp_path / "x.conll").write_text("".join(sentence.format(city) for city in ("London", "巴黎", "القاهرة")))
     (tmp_path / "x.txt").write_text("Ada lived in London.\n")
-    (tmp_path / "x.en").write_text("Ada lived in London.\n")  # one of two parallel files
+    (tmp_path / "x.en").write_text("\nAda lived in London.\n")  # one of two parallel files
     assert command("finetune", "ner.yaml", "data.train=x.conll", "-q", cwd=tmp_path).status == 0
     for arguments, words in (
         (["-f", "x.txt"], "Ada lived in London ."),
@@ -99,6 +99,8 @@ def test_words_of_a_text_file_and_of_a_tagged_file_are_tagged(tmp_path: Path, co
         assert [first["text"][entity["start"] : entity["end"]] for entity in first["entities"]] == [
             e["text"] for e in first["entities"]
         ]
+    said = command("predict", "runs/ner", "-f", "x.en", cwd=tmp_path).err
+    assert said == "warning: x.en: blank lines get no answer (1 here)\n"
 
 
 MISTAKES = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -127,26 +128,23 @@ def test_the_same_texts_teach_the_same_tokenizer_which_loads_as_it_was(texts: li
     assert for_words(loaded, str(tmp_path))([["in", "春"]], is_split_into_words=True).word_ids(0)[-2] == 1
 
 
-def test_words_are_read_by_the_tokenizer_of_the_same_revision(
-    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A byte-level tokenizer without a space before the first word is loaded once more, from where it came."""
-    from transformers import AutoTokenizer, RobertaTokenizer
+def test_words_are_read_by_the_tokenizer_of_the_same_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that wants a space before each word is loaded once more, as it was the first time."""
+    from transformers import AutoTokenizer
 
-    state = json.loads(learned(texts, "bpe").backend_tokenizer.to_str())["model"]
-    plain = RobertaTokenizer(vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]])
-    plain.save_pretrained(tmp_path)
     asked: list[Any] = []
-    load = AutoTokenizer.from_pretrained
 
     def from_pretrained(source: str, **options: Any) -> Any:
-        asked.append((options["revision"], options["trust_remote_code"]))
-        return load(source, add_prefix_space=options["add_prefix_space"])
+        asked.append((source, options))
+        return SimpleNamespace(pad_token=None)
+
+    def refuse(words: Any, **options: Any) -> Any:
+        raise AssertionError("You need to instantiate it with add_prefix_space=True to use it with pretokenized inputs.")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
-    spaced = for_words(plain, str(tmp_path), revision="v2", trust_remote_code=True)
-    assert asked == [("v2", True)]
-    assert spaced([["in", "sea"]], is_split_into_words=True).word_ids(0)[-2] == 1
+    plain = mock.Mock(side_effect=refuse, pad_token="<pad>")
+    assert for_words(plain, "org/name", revision="v2", trust_remote_code=True).pad_token == "<pad>"
+    assert asked == [("org/name", {"revision": "v2", "trust_remote_code": True, "add_prefix_space": True})]
 
 
 def test_a_folder_without_a_tokenizer_is_said(tmp_path: Path) -> None:
