@@ -16,6 +16,20 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def num_positions(model: Any) -> int | None:
+    """How many tokens the model has positions for; None: there is no table of them (T5, XLNet, Mamba).
+
+    The positions of RoBERTa and its kin begin behind that of the padding, so it reads two fewer than its table holds.
+    """
+    names = ("max_position_embeddings", "max_seq_len")  # MPT has the second
+    limit = next((getattr(model.config, name) for name in names if hasattr(model.config, name)), None)
+    if limit is None or limit < 1:  # XLNet says -1
+        return None
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    padding = next((table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None), None)
+    return int(limit) if padding is None else int(limit) - padding - 1
+
+
 def crf_of(model: Any) -> Any:
     """The CRF layer of a word tagger (``tagging.crf``), or None."""
     return getattr(unwrap(model), "crf", None)

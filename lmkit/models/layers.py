@@ -1,4 +1,4 @@
-"""The layers of a model, found by the names of its parameters: what is frozen, what learns more slowly; and its positions."""
+"""The layers of a model, found by the names of its parameters: what is frozen, and what learns more slowly."""
 
 from __future__ import annotations
 
@@ -11,20 +11,6 @@ from lmkit.errors import RecipeError
 # encoder.layer.3.attention..., model.layers.3..., transformer.h.3..., encoder.block.3.layer.0...: the outermost counts
 _LAYER = re.compile(r"^(.*?(?:^|\.)(?:layers?|h|blocks?))\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|shared)\.")
-
-
-def num_positions(model: Any) -> int | None:
-    """How many tokens the model has positions for; None: there is no table of them (T5, XLNet, Mamba).
-
-    The positions of RoBERTa and its kin begin behind that of the padding, so it reads two fewer than its table holds.
-    """
-    names = ("max_position_embeddings", "max_seq_len")  # MPT has the second
-    limit = next((getattr(model.config, name) for name in names if hasattr(model.config, name)), None)
-    if limit is None or limit < 1:  # XLNet says -1
-        return None
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    padding = next((table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None), None)
-    return int(limit) if padding is None else int(limit) - padding - 1
 
 
 def layer_of(name: str) -> tuple[str, int] | None:

@@ -237,22 +237,41 @@ def load_tokenizer(
 def for_words(
     tokenizer: PreTrainedTokenizerBase, source: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer that takes lists of words: byte-level ones need a space before each (RoBERTa, GPT-2).
+    """A tokenizer that reads the words of a list as it reads them in a text: byte-level ones need a space before each.
+
+    Without it RoBERTa, GPT-2 and their kin, where they do not refuse, take all words for the continuation of one.
 
     Args:
         source, revision, trust_remote_code: where and how it was loaded.
     """
     from transformers import AutoTokenizer
 
+    if _reads_words(tokenizer):
+        return tokenizer
+    spaced = AutoTokenizer.from_pretrained(
+        source, revision=revision or "main", trust_remote_code=trust_remote_code, add_prefix_space=True
+    )
+    spaced.pad_token = spaced.pad_token or tokenizer.pad_token
+    if not _reads_words(spaced):  # ModernBERT's class does not know the option
+        _space_first(spaced)
+    return spaced
+
+
+def _reads_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
-        tokenizer([["a"]], is_split_into_words=True)
+        words = tokenizer([["a", "b"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
     except (AssertionError, ValueError):
-        spaced = AutoTokenizer.from_pretrained(
-            source, revision=revision or "main", trust_remote_code=trust_remote_code, add_prefix_space=True
-        )
-        spaced.pad_token = spaced.pad_token or tokenizer.pad_token
-        return spaced
-    return tokenizer
+        return False
+    return bool(words == tokenizer("a b", add_special_tokens=False)["input_ids"])
+
+
+def _space_first(tokenizer: PreTrainedTokenizerBase) -> None:
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if (state["pre_tokenizer"] or {}).get("type") == "ByteLevel":
+        state["pre_tokenizer"]["add_prefix_space"] = True
+        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(state)).pre_tokenizer
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

@@ -75,7 +75,6 @@ ROOMS: dict[str, set[str]] = {
 EXCEPTIONS = {
     ("tasks.base", "models.token_loss"),  # what a loss needs of the head's logits is the model's
     ("data.encode", "models.tokenizer"),  # the cache key holds the tokenizer's hash
-    ("tasks.clm", "models.layers"),  # how much may be continued is the model's
     ("tasks.denoise", "models.languages"),  # the language of the text is the tokenizer's to mark
     ("tasks.translation", "models.languages"),  # codes of languages are the tokenizer's
     ("tasks.translation", "models.search"),  # how it writes is the model's

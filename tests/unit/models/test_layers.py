@@ -10,7 +10,8 @@ import transformers
 
 from lmkit.errors import RecipeError
 from lmkit.models.build import build_model
-from lmkit.models.layers import freeze, layer_of, layer_scales, num_positions, stacks
+from lmkit.models.heads import num_positions
+from lmkit.models.layers import freeze, layer_of, layer_scales, stacks
 
 STACKS = {
     "bert": {"bert.encoder.layer": 2},

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 
 from lmkit.data.sources import SAMPLES
 from lmkit.errors import ModelError, RecipeError
@@ -128,23 +128,35 @@ def test_the_same_texts_teach_the_same_tokenizer_which_loads_as_it_was(texts: li
     assert for_words(loaded, str(tmp_path))([["in", "春"]], is_split_into_words=True).word_ids(0)[-2] == 1
 
 
-def test_words_are_read_by_the_tokenizer_of_the_same_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that wants a space before each word is loaded once more, as it was the first time."""
-    from transformers import AutoTokenizer
+@pytest.mark.parametrize("known", [True, False])
+def test_words_of_a_list_are_read_as_in_a_text(
+    texts: list[str], known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RoBERTa's tokenizer and, whose class knows no ``add_prefix_space``, ModernBERT's; loaded from the same revision."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
+    backend = learned(texts, "bpe").backend_tokenizer
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    model = json.loads(backend.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    plain = RobertaTokenizer(vocab=model["vocab"], merges=merges) if known else PreTrainedTokenizerFast(tokenizer_object=backend)
+    plain.save_pretrained(tmp_path)
     asked: list[Any] = []
+    load = AutoTokenizer.from_pretrained
 
-    def from_pretrained(source: str, **options: Any) -> Any:
-        asked.append((source, options))
-        return SimpleNamespace(pad_token=None)
-
-    def refuse(words: Any, **options: Any) -> Any:
-        raise AssertionError("You need to instantiate it with add_prefix_space=True to use it with pretokenized inputs.")
+    def from_pretrained(source: str, *, revision: str, trust_remote_code: bool, **options: Any) -> Any:
+        asked.append((revision, trust_remote_code))
+        return load(source, **options)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
-    plain = mock.Mock(side_effect=refuse, pad_token="<pad>")
-    assert for_words(plain, "org/name", revision="v2", trust_remote_code=True).pad_token == "<pad>"
-    assert asked == [("org/name", {"revision": "v2", "trust_remote_code": True, "add_prefix_space": True})]
+    spaced = for_words(plain, str(tmp_path), revision="v2", trust_remote_code=True)
+    assert asked == [("v2", True)]
+    read = spaced([["in", "the", "sea"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
+    assert read == plain(" in the sea", add_special_tokens=False)["input_ids"]
+    assert for_words(spaced, str(tmp_path)) is spaced
+    spaced.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert again([["in", "the", "sea"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0] == read
 
 
 def test_a_folder_without_a_tokenizer_is_said(tmp_path: Path) -> None:
