@@ -156,7 +156,7 @@ def recipe_of(name: str, place: Place) -> dict[str, Any]:
     elif name not in ("eval", "tokenize"):
         rate = {"mlm": 5e-4, "clm": 5e-4, "translation": 7e-4}.get(name, 5e-5)
         recipe["train"] = {"max_steps": place.steps, "batch_size": bench.batch, "learning_rate": rate, "warmup": 0}
-        recipe["train"] |= {"weight_decay": 0.0}
+        recipe["train"] |= {"weight_decay": 0.0} | ({"group_by_length": True} if name == "translation" else {})  # as best does
         recipe |= {"logging": {"every": 1}, "hardware": {"checkpoint_every": None}}
     return recipe
 
