@@ -86,7 +86,6 @@ def preset_config(name: str, *, max_length: int) -> dict[str, Any]:
         "scale_embedding": True,
         # embeddings of norm 1 after scaling; with the 0.02 of the Hugging Face config small models never find the source
         "init_std": width**-0.5,
-        "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,
     }
 

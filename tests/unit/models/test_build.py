@@ -34,7 +34,7 @@ def test_saved_models_open_with_plain_transformers(tiny: Any, task: str) -> None
     text = "Coffee will be ready in a minute."
     inputs = tokenizer(text, return_tensors="pt")
     assert inputs["input_ids"].tolist() == [prepared.task.tokenizer(text)["input_ids"]]
-    inputs = dict(inputs) | ({"decoder_input_ids": inputs["input_ids"]} if task == "translation" else {})
+    inputs = dict(inputs) | ({"decoder_input_ids": inputs["input_ids"]} if prepared.task.generates else {})
     with torch.inference_mode():
         torch.testing.assert_close(theirs(**inputs).logits, ours(**inputs).logits, atol=1e-6, rtol=0)
     for field in ("id2label", "num_labels", "pad_token_id"):
