@@ -213,7 +213,7 @@ def test_a_compiled_run_that_was_killed_goes_on_up_to_rounding(tiny: Any, monkey
         patch.setattr(Run, "append_log", fall)
         with pytest.raises(Killed):
             tiny.fit(recipe)
-    assert checkpoint_steps(Run(recipe.output)) == [2]
+    assert checkpoint_steps(Run(recipe.output))[-1] < 4  # that of step 3 may be there or not
     torch.compiler.reset()  # a new process has no kernels
     resumed = tiny.fit(recipe, resume=True)
     for run in (whole, resumed):
