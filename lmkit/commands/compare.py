@@ -92,7 +92,10 @@ def compare(
     elif method == "permutation":
         raise RunError("not for metrics of eval.metrics", place="--method permutation", remedy="use --method bootstrap")
     else:
-        scored, resamples = score_by_module(task, records, chosen, Module(**module)), min(resamples, MOST_RESAMPLES)
+        scored = score_by_module(task, records, chosen, Module(**module))
+        if resamples > MOST_RESAMPLES:
+            console.say(f"{MOST_RESAMPLES} resamples, for each computes the metric of a module anew")
+            resamples = MOST_RESAMPLES
     pairs = compare_all(scored, chosen, Test(method, confidence, resamples, seed))
     about = {
         "task": name,

@@ -26,17 +26,19 @@ def look(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict
 
     Returns:
         For ``--json``: by split ``rows``, ``left_out``, ``files``, ``characters`` (of a row: shortest, median, longest,
-        and in all), ``repeated`` (rows whose text another row of the split has, too), ``in_train``, ``labels``, ``first``.
+        and in all), ``repeated`` (rows whose text an earlier row of the split has, too), ``in_train``, ``labels``, ``first``.
 
     Raises:
-        LmkitError: whatever training would refuse in recipe and data.
+        LmkitError: what training would refuse in the data.
     """
     recipe = load_recipe(source, overrides)
     if not recipe.task:
         raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
     if is_repeated(recipe):
         check_repeat(recipe)
-        recipe = single_runs(recipe)[0][1]
+        runs = single_runs(recipe)
+        recipe = runs[0][1]
+        console.say(f"{len(runs)} runs; this is the data of the first")
     from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
 
     splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
@@ -86,8 +88,9 @@ def _labels(rows: Rows) -> dict[str, int]:
         return {}
     values = (row[name] for row in rows)
     flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
-    counted = Counter(label.removeprefix("B-") for label in flat if not label.startswith("I-"))
-    return dict(counted.most_common())
+    if name == "tags":
+        flat = (label.removeprefix("B-") for label in flat if not label.startswith("I-"))
+    return dict(Counter(flat).most_common())
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -107,7 +110,7 @@ def tables(found: dict[str, Any]) -> str:
     ]
     header = ["split", "rows", "left out", "characters: shortest / median / longest", "in all", "repeated", "also in train"]
     parts = [console.table(header, rows)]
-    labels = Counter({label: count for each in splits.values() for label, count in each.get("labels", {}).items()})
+    labels = dict.fromkeys(label for each in splits.values() for label in each.get("labels", {}))
     if labels:
         shown = [
             [label, *(each.get("labels", {}).get(label, 0) for each in splits.values())] for label in list(labels)[:SHOWN_LABELS]

@@ -115,7 +115,7 @@ def check_stage(recipe: Recipe, stage: str) -> None:
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
     """What can be said of the model section before torch is there."""
     from lmkit.models.adapters import check_adapter_keys
-    from lmkit.models.presets import preset_config
+    from lmkit.models.presets import is_encoder_decoder, preset_config
     from lmkit.train.optim import check_optimizer
 
     check_adapter_keys(recipe)
@@ -125,6 +125,12 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
         raise RecipeError("given beside model.base", place="model.preset", remedy="keep one of the two")
     if model.preset:
         preset_config(model.preset, max_length=recipe.data.max_length)
+        if task_class(recipe.task).generates and not is_encoder_decoder(model.preset):
+            raise RecipeError(
+                f"{model.preset} is no encoder-decoder, and {recipe.task} needs one",
+                place="model.preset",
+                remedy=f"for example {task_class(recipe.task).family}-mini",
+            )
     if found is None and not model.preset and "model_type" not in model.config:
         raise RecipeError(
             "no model: neither model.base nor model.preset is given",

@@ -40,6 +40,7 @@ THREAD_TOKENS = (
     1024  # what a core's caches hold of a small model's pass: 8192 took one thread 1.45 times as long (6 x 384 BERT, bf16)
 )
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "pseudo_perplexity", "bits_per_byte", "ter", "mse", "empty", "truncated"})
+LOWER_IN_MODULES = frozenset({"wer", "cer", "mae", "rmse", "mape", "smape", "mase", "brier_score"})  # of the evaluate library
 
 
 @dataclass(frozen=True)

@@ -154,15 +154,15 @@ def _decided(recipe: Recipe, decided: dict[str, Any]) -> dict[str, Any]:
     """
     asked = recipe.model.config
     rows = asked.get("vocab_size")
-    if isinstance(rows, int) and rows > decided["vocab_size"]:
-        decided = decided | {"vocab_size": rows}
-    for name, value in asked.items():
-        if name in decided and value != decided[name]:
-            raise RecipeError(
-                f"{value!r}, but tokenizer and task make it {decided[name]!r}",
-                place=f"model.config.{name}",
-                remedy="leave it out",
-            )
+    if "vocab_size" in decided and isinstance(rows, int) and rows > decided["vocab_size"]:
+        shared = {"decoder_vocab_size"} & decided.keys() if decided.get("share_encoder_decoder_embeddings", True) else set()
+        decided = decided | dict.fromkeys({"vocab_size", *shared}, rows)
+    against = {name: value for name, value in asked.items() if name in decided and value != decided[name]}
+    if against:
+        found = ", ".join(
+            f"{name} is {value!r}, but tokenizer and task make it {decided[name]!r}" for name, value in against.items()
+        )
+        raise RecipeError(found, place="model.config", remedy=f"leave out {', '.join(against)}")
     return decided
 
 
@@ -229,7 +229,14 @@ def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTr
     base = load_config(source, recipe)
     _check_fields(recipe.model.config, base)
     _check_kind(base, task)
-    decided = task.model_config() | (decoder_fields(base) if task.causal else {})
+    rows = getattr(base, "vocab_size", None)
+    if (asked := recipe.model.config.get("vocab_size", rows)) != rows:
+        raise RecipeError(
+            f"{asked!r}, but this base has {rows}",
+            place="model.config.vocab_size",
+            remedy="leave it out; with tokenizer.add_tokens the embeddings of a base grow",
+        )
+    decided = _decided(recipe, task.model_config() | (decoder_fields(base) if task.causal else {}))
     changes = _with_dropout(recipe.model.config | decided, base.to_dict(), recipe.train.dropout)
     if recipe.lora is not None and recipe.lora.quantize is not None:
         changes |= quantization(recipe.lora.quantize, task.model_class, base, recipe.hardware.precision)

@@ -33,6 +33,10 @@ def preset_names() -> list[str]:
     return [f"{family}-{size}" for family in FAMILIES for size in SIZES]
 
 
+def is_encoder_decoder(name: str) -> bool:
+    return FAMILIES[name.partition("-")[0]].startswith("encoder-decoder")
+
+
 def preset_config(name: str, *, max_length: int) -> dict[str, Any]:
     """The Hugging Face config of a preset, ``model_type`` included, without vocabulary.
 

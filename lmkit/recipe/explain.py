@@ -28,9 +28,16 @@ def explain(dotted: str) -> dict[str, Any]:
         RecipeError: there is no such key; suggests the nearest.
     """
     section: type[Section] | None = Recipe
-    path, key = dotted.split("."), None
+    path = dotted.split(".")
+    key = section.model_fields.get(path[0])
     for depth, name in enumerate(path):
-        key = section.model_fields.get(name) if section is not None else None
+        if section is None:
+            assert key is not None
+            parent = ".".join(path[:depth])
+            if "a mapping" in described(key.annotation):  # what stands in it is the user's to name
+                return explain(parent)
+            raise RecipeError(f"{parent} has no keys below it", place=dotted)
+        key = section.model_fields.get(name)
         if key is None:
             raise RecipeError(explain_unknown(path[: depth + 1]), place=dotted)
         section = key.section

@@ -12,16 +12,19 @@ from typing import Any
 
 import yaml
 
+from lmkit import console
 from lmkit.errors import RecipeError, nearest, suggest
 from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
 from lmkit.recipe.section import Mistake, Section, checked
 
 SUFFIXES = (".yaml", ".yml")
-TASKS_OF = {  # key -> the tasks it has an effect on
+READ_BY = {  # keys that older recipes give to other tasks, too: said, not refused
     "data.labels": ("classification", "ner"),
     "data.long_text": ("classification", "ner", "translation"),
     "data.overlap": ("classification", "ner"),
+}
+TASKS_OF = {  # key -> the tasks it has an effect on
     "train.group_by_length": ("classification", "ner", "translation"),
     "masking": ("mlm", "denoise"),
     "masking.whole_words": ("mlm",),
@@ -172,8 +175,11 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         here = FOREIGN_TASKS.get(recipe.task.lower().replace("_", "-"))
         remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
         raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
-    for key, tasks in TASKS_OF.items():
+    for key, tasks in (READ_BY | TASKS_OF).items():
         if recipe.task and recipe.task not in tasks and _value(recipe, key) != _value(Recipe(), key):
+            if key in READ_BY:
+                console.warn(f"{key} has no effect on {recipe.task}: it is for {', '.join(tasks)}")
+                continue
             raise RecipeError(f"has no effect on {recipe.task}", place=key, remedy=f"leave it out: it is for {', '.join(tasks)}")
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):

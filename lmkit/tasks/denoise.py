@@ -48,6 +48,12 @@ class Denoising(LanguageModeling):
                 remedy="take a t5 or bart model, learn a tokenizer with tokenizer.train, or make sentinels with tokenizer.add_tokens",
             )
         self._before, self._behind = surroundings(tokenizer)
+        if not self._behind:
+            raise ModelError(
+                "this tokenizer puts no end mark behind a text, and a decoder would never learn to stop",
+                place="tokenizer",
+                remedy="take that of a t5 or bart model, or learn one with tokenizer.train",
+            )
         self._room = self.max_length - len(self._before) - len(self._behind)
         masking = recipe.masking
         gaps = int((int(self._room * masking.share) + 1) / masking.span) + 1
@@ -55,7 +61,7 @@ class Denoising(LanguageModeling):
             raise RecipeError(
                 f"{gaps} gaps in {recipe.data.max_length} tokens, and the tokenizer has {len(self._sentinels)} sentinel tokens, one of which stands at the end",
                 place="masking.span",
-                remedy="raise it, or lower masking.share or data.max_length",
+                remedy="raise it, lower masking.share or data.max_length, or give more of them with tokenizer.add_tokens",
             )
 
     def configure(self, model: Any) -> None:
@@ -131,7 +137,7 @@ class Denoising(LanguageModeling):
                         ends = self._sentinels
                     else:
                         written += ids[last + 1 : gap]
-                        ends = next([token] for token in [*ids[gap:], self.tokenizer.eos_token_id] if token not in gap_tokens)
+                        ends = next([token] for token in [*ids[gap:], self._behind[0]] if token not in gap_tokens)
                     ways = self._fill(inner, encoded.last_hidden_state, written, ends, place=f"text {row['id'] + 1}")
                     fills.append(
                         [{"token": self.tokenizer.decode(way, skip_special_tokens=True).strip(), "score": p} for way, p in ways]
@@ -147,8 +153,10 @@ class Denoising(LanguageModeling):
         import torch
         from transformers.modeling_outputs import BaseModelOutput
 
-        options, stops = self.recipe.generation, [*ends, self.tokenizer.eos_token_id]
-        limit = getattr(model.config, "max_position_embeddings", None)
+        from lmkit.models.heads import num_positions
+
+        options, stops = self.recipe.generation, [*ends, self._behind[0]]
+        limit = num_positions(model)
         room = options.max_new_tokens if limit is None else min(options.max_new_tokens, limit - len(written))
         if room < 1:
             raise TooLong([(0, len(written))], limit or 0, place=place)
@@ -213,7 +221,8 @@ def draw_spans(size: int, share: float, mean: float, *, rng: Any, poisson: bool 
     places = size - tokens + 1  # before, between and behind the tokens that stay
     if poisson:
         drawn = rng.poisson(mean, 4 * tokens + 8)
-        lengths = drawn[: 1 + int(np.searchsorted(np.cumsum(drawn), tokens))][:places]
+        enough = 1 + int(np.searchsorted(np.cumsum(drawn), tokens))
+        lengths = drawn[: min(enough, places, tokens)]  # no more marks than tokens that they hide: the text grows no longer
         lengths[-1] += tokens - lengths.sum()
         lengths = rng.permutation(lengths)
     else:
