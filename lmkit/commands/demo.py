@@ -85,9 +85,9 @@ def _row(name: str, found: dict[str, Any], metric: str, *, trained: str = "") ->
     """A line of the table: the trained model, and beside it the best of its baselines."""
     recipe = load_recipe(f"demo/{name}")
     how = TRAINED[name] + (" with LoRA" if recipe.lora else ", all weights" if recipe.model.base else "")
-    from lmkit.evaluation.evaluate import LOWER_IS_BETTER
+    from lmkit.evaluation.evaluate import lower_is_better
 
-    choose = min if metric in LOWER_IS_BETTER else max
+    choose = min if lower_is_better(metric) else max
     best = choose(found["baselines"], key=lambda baseline: found["baselines"][baseline]["metrics"][metric]["value"])
     return {
         "task": name,

@@ -147,13 +147,13 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
     Raises:
         LmkitError: no such metric, or no interval to be strict about.
     """
-    from lmkit.evaluation.evaluate import LOWER_IS_BETTER
+    from lmkit.evaluation.evaluate import lower_is_better
 
     metrics = {"loss": {"value": found["loss"], "low": None, "high": None}} | dict(found["metrics"])
     said = []
     _check_limited(limits, metrics)
     for name, limit in limits.items():
-        is_loss = name in LOWER_IS_BETTER
+        is_loss = lower_is_better(name)
         value = metrics[name][("high" if is_loss else "low") if strict else "value"]
         if value is None and strict and metrics[name]["value"] is not None:
             raise LmkitError(f"{name} has no interval", place="--strict", remedy="leave it out, or eval.resamples=1000")

@@ -187,10 +187,15 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
     return total / items if items else math.nan
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether less is better; of what a module of ``eval.metrics`` computes (``module.name``) by its own name."""
+    return metric.rpartition(".")[2] in LOWER_IS_BETTER | LOWER_IN_MODULES
+
+
 def is_better(metric: str, value: float, than: float | None) -> bool:
     if math.isnan(value):
         return False
-    return than is None or (value < than if metric in LOWER_IS_BETTER else value > than)
+    return than is None or (value < than if lower_is_better(metric) else value > than)
 
 
 def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval, seed: int) -> dict[str, Any]:

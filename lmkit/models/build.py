@@ -159,10 +159,8 @@ def _decided(recipe: Recipe, decided: dict[str, Any]) -> dict[str, Any]:
         decided = decided | dict.fromkeys({"vocab_size", *shared}, rows)
     against = {name: value for name, value in asked.items() if name in decided and value != decided[name]}
     if against:
-        found = ", ".join(
-            f"{name} is {value!r}, but tokenizer and task make it {decided[name]!r}" for name, value in against.items()
-        )
-        raise RecipeError(found, place="model.config", remedy=f"leave out {', '.join(against)}")
+        found = "; ".join(f"{value!r}, but tokenizer and task make it {decided[name]!r}" for name, value in against.items())
+        raise RecipeError(found, place=", ".join(f"model.config.{name}" for name in against), remedy="leave out what is named")
     return decided
 
 

@@ -46,6 +46,15 @@ def test_tags_are_counted_by_entity_and_numbers_are_not(tmp_path: Path) -> None:
     assert "labels" not in numbers["splits"]["train"]
 
 
+def test_classes_that_look_like_tags_are_counted_as_they_are(tmp_path: Path) -> None:
+    labels = ["I-beam", "B-cell", "T-cell", "cell", "I-beam"]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(f'{{"text": "{number}", "label": "{label}"}}\n' for number, label in enumerate(labels))
+    )
+    found = look({"task": "classification", "data": {"train": str(tmp_path / "a.jsonl")}})
+    assert found["splits"]["train"]["labels"] == {"I-beam": 2, "B-cell": 1, "T-cell": 1, "cell": 1}
+
+
 def test_what_training_would_refuse_is_refused(recipe: str) -> None:
     with pytest.raises(DataError, match="no such file"):
         look(recipe, ["data.train=trian.jsonl"])

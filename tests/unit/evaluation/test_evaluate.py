@@ -75,7 +75,7 @@ def test_a_translation_carries_the_signatures_of_sacrebleu(tiny: Any) -> None:
     assert found["metrics"]["chrf"]["value"] == pytest.approx(100)
 
 
-@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_byte", "ter"])
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_byte", "ter", "wer", "my_module.mse"])
 def test_less_of_these_is_better(metric: str) -> None:
     assert is_better(metric, 1.0, 2.0)
     assert not is_better(metric, 2.0, 1.0)

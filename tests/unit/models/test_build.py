@@ -176,6 +176,8 @@ def test_a_field_that_tokenizer_or_task_decide_is_refused_where_it_would_have_no
 
 
 def test_there_may_be_more_embeddings_than_tokens(tiny: Any) -> None:
+    with pytest.raises(RecipeError, match=r"model\.config\.vocab_size: 512, but this base has \d+"):
+        built(tiny, tiny.recipe("mlm", base=tiny.base("mlm"), model={"config": {"vocab_size": 512}}))
     model = built(tiny, tiny.recipe("mlm", model={"config": {"vocab_size": 512}})).model
     assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 512
 

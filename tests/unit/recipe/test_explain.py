@@ -35,6 +35,13 @@ def test_an_unknown_key_is_answered_with_the_one_to_use(key: str, said: str) -> 
         explain(key)
 
 
+def test_what_stands_in_a_mapping_is_explained_by_the_mapping() -> None:
+    assert explain("data.columns.text") == explain("data.columns")
+    assert explain("model.config.num_hidden_layers") == explain("model.config")
+    with pytest.raises(RecipeError, match=r"train\.warmup has no keys below it"):
+        explain("train.warmup.x")
+
+
 def test_the_json_schema_knows_the_same_keys_and_no_others() -> None:
     def keys(schema: dict[str, Any], prefix: str = "") -> list[str]:
         found = []

@@ -350,9 +350,15 @@ def test_numbers_and_texts_of_numpy_are_taken() -> None:
     assert {type(recipe.train.batch_size), type(recipe.train.learning_rate), type(recipe.data.labels[0])} == {int, float, str}
 
 
-@pytest.mark.parametrize(
-    "override", ["data.long_text=head", "data.overlap=0.5", "data.labels=[a]", "masking.share=0.3", "tagging.crf=true"]
-)
+@pytest.mark.parametrize("override", ["data.long_text=head", "data.overlap=0.5", "data.labels=[a]"])
+def test_what_older_recipes_give_to_other_tasks_is_said_to_have_no_effect(
+    override: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load_recipe({"task": "clm"}, [override]).task == "clm"
+    assert f"{override.split('=')[0]} has no effect on clm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["train.group_by_length=true", "masking.share=0.3", "tagging.crf=true"])
 def test_a_key_that_the_task_has_no_use_for_is_refused(override: str) -> None:
     with pytest.raises(RecipeError, match="has no effect on clm"):
         load_recipe({"task": "clm"}, [override])

@@ -67,6 +67,7 @@ def test_gaps_lie_apart_and_something_is_always_hidden(size: int, share: float, 
     assert all(end < start for (_, end), (start, _) in pairwise(spans))  # a token stays between two
     assert all(0 <= start <= end <= size and (poisson or start < end) for start, end in spans)
     assert hidden == size if size < 2 else 1 <= hidden < size
+    assert len(spans) <= hidden or not size  # a mark for each: the text with gaps is no longer than without
     if size > 1:
         assert hidden in (max(1, int(size * share)), min(size - 1, int(size * share) + 1))
 
