@@ -9,7 +9,8 @@ a fresh process; lmkit, script and best take turns. lmkit's side is the real com
 runs from the end of step 3 to the end of the last; of evaluation and generation over prediction (lmkit's also measures
 the loss of every translation); of startup from the command to the end of the first optimizer step.
 
-``*/s`` counts real tokens, never padding. Useful FLOPs of training: 6 x weights of the layers x tokens + 12 x layers x
+``*/s`` counts real tokens, never padding; rows a second of training are tokens a second over the mean length of a row, for
+transformers' group_by_length takes the longest rows of 50 batches first. Useful FLOPs of training: 6 x weights of the layers x tokens + 12 x layers x
 width x length x tokens for attention (half of it where a token sees only those before it) + 6 x width x vocabulary x
 predicted positions (15 % in MLM); a third of that in evaluation. They are the same for both sides, whatever a side
 computes beside them. The share of the peak is of the matrix product measured in the same run, in the side's dtype.
@@ -240,6 +241,8 @@ def result_of(name: str, found: dict[str, Any], side: str, place: Place, mean: d
         length = bench.length if bench.task in ("mlm", "clm") else mean["source"]
         flops = useful_flops(size, bench.task, tokens=flops_tokens, length=length, training=name != "eval")
         result["flops_per_second"] = flops / seconds
+    if bench.unit == "rows" and name not in ("eval", "generate"):
+        rows = tokens / mean["tokens"]  # of mean length: a side that groups by length takes the longest rows first
     return result | {"rate": (tokens if bench.unit == "tokens" else rows) / seconds}
 
 
