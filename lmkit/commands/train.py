@@ -210,7 +210,7 @@ def _train_in_processes(
     """
     import tempfile
 
-    from lmkit.train.launch import launch
+    from lmkit.train.launch import ProcessFailed, launch
     from lmkit.train.prepare import prepare
 
     prepare(recipe, splits, found)
@@ -226,6 +226,10 @@ def _train_in_processes(
         try:
             chosen = [flag for flag, is_set in flags.items() if is_set]
             launch(["-m", "lmkit", stage, str(file), *chosen], processes=processes)
+        except ProcessFailed as error:
+            if error.is_killed:
+                console.fail(f"{error}; often the memory is full\n  --resume goes on from the last checkpoint")
+            raise
         finally:
             del os.environ[console.STARTED_AS]
     return {"run": str(run.path), "task": recipe.task, "processes": processes, **_summary(run)}
