@@ -204,25 +204,32 @@ def _train_in_processes(
     resume: bool,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe."""
+    """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe.
+
+    The run directory is left to the first of them: it removes an old run under its lock, once it is known that this one can begin.
+    """
     import tempfile
 
-    from lmkit.train.launch import launch
+    from lmkit.train.launch import ProcessFailed, launch
     from lmkit.train.prepare import prepare
 
     prepare(recipe, splits, found)
-    run.start(resume=resume, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
         file = Path(folder) / f"{recipe.name}.yaml"
         values = recipe.model_copy(update={"output": str(run.path.resolve())})
         write_text(
             file, dump_recipe(values.model_copy(update={"hardware": recipe.hardware.model_copy(update={"processes": processes})}))
         )
-        flags = {"--json": console.is_json(), "--quiet": console.is_quiet(), "--verbose": console.is_verbose()}
+        started = {"--resume": resume, "--overwrite": overwrite}
+        flags = started | {"--json": console.is_json(), "--quiet": console.is_quiet(), "--verbose": console.is_verbose()}
         os.environ[console.STARTED_AS] = json.dumps(command_line())
         try:
             chosen = [flag for flag, is_set in flags.items() if is_set]
-            launch(["-m", "lmkit", stage, str(file), "--resume", *chosen], processes=processes)
+            launch(["-m", "lmkit", stage, str(file), *chosen], processes=processes)
+        except ProcessFailed as error:
+            if error.is_killed:
+                console.fail(f"{error}; often the memory is full\n  --resume goes on from the last checkpoint")
+            raise
         finally:
             del os.environ[console.STARTED_AS]
     return {"run": str(run.path), "task": recipe.task, "processes": processes, **_summary(run)}

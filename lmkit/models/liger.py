@@ -151,7 +151,8 @@ def _ways(module: Any, kernels: Kernels) -> Iterator[Callable[[Any], Forward]]:
 
 
 def _is_same(module: Any, way: Callable[[Any], Forward], kind: torch.dtype, precision: Precision) -> bool:
-    """Whether a module computes this, forward and backward, in fp32, and from inputs of this type in the run's precision.
+    """Whether a module in evaluation mode computes this, forward and backward, in fp32, from inputs of this type in the run's
+    precision, and once more as in training.
 
     The output has to be of the module's type: Llama's norms make fp32 of bf16 where their weights are in fp32, Liger's do not.
     """
@@ -170,7 +171,21 @@ def _is_same(module: Any, way: Callable[[Any], Forward], kind: torch.dtype, prec
     plain, found = (_values(function, states.to(kind), learned, precision()) for function in (module.forward, fused))
     if any(one.dtype != other.dtype for one, other in zip(plain, found, strict=True)):
         return False
-    return not any(farther(*(each.float() for each in three)) for three in zip(exact, plain, found, strict=True))
+    if any(farther(*(each.float() for each in three)) for three in zip(exact, plain, found, strict=True)):
+        return False
+    exact, found = (_in_training(module, function, states, learned) for function in (module.forward, fused))
+    return not any(farther(true, true, value) for true, value in zip(exact, found, strict=True))
+
+
+def _in_training(module: Any, function: Forward, states: torch.Tensor, learned: list[Any]) -> list[torch.Tensor]:
+    """As ``_values``, with the dropout inside of the module, of which evaluation shows nothing; drawn alike in every call."""
+    module.train()
+    try:
+        with torch.random.fork_rng([states.device] if states.is_cuda else []):
+            torch.manual_seed(0)
+            return _values(function, states, learned, in_fp32(module))
+    finally:
+        module.eval()
 
 
 def _values(

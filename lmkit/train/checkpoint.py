@@ -44,21 +44,16 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def checkpoint_steps(run: Run, *, until: int | None = None) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first.
-
-    Args:
-        until: the step a run stands at; what comes after it is damaged, and was passed over when the run was resumed.
-    """
+def checkpoint_steps(run: Run) -> list[int]:
+    """Steps of the checkpoints that are there, oldest first."""
     if not run.checkpoints.is_dir():
         return []
     names = [re.fullmatch(r"step-(\d{8,})", path.name) for path in run.checkpoints.iterdir()]
-    steps = sorted(int(name[1]) for name in names if name)
-    return steps if until is None else [step for step in steps if step <= until]
+    return sorted(int(name[1]) for name in names if name)
 
 
 def newest_whole(run: Run) -> int | None:
-    """The step of the newest checkpoint whose files are what was written; damaged ones after it are named, and stay there."""
+    """The step of the newest checkpoint whose files are what was written; damaged ones after it are named, and stay where they are."""
     for step in reversed(checkpoint_steps(run)):
         try:
             verify(run, step)
@@ -327,12 +322,23 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
     return load_state(run, step)
 
 
-def drop_old(run: Run, *, newest: int, keep: int, best: int | None, also: Collection[int] = ()) -> None:
-    """Of the checkpoints up to the ``newest``, remove all but the last ``keep``, the best one, and those ``also`` needed."""
-    steps = checkpoint_steps(run, until=newest)
+def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = ()) -> None:
+    """Remove all checkpoints but the last ``keep``, the best one, and those ``also`` needed."""
+    steps = checkpoint_steps(run)
     for step in steps[: max(0, len(steps) - keep)]:
         if step != best and step not in also:
             shutil.rmtree(run.checkpoints / name_of(step))
+
+
+def set_aside_after(run: Run, step: int) -> None:
+    """Let the checkpoints after the one that a run goes on from be none, for they are damaged: each would count as a good one."""
+    for later in [each for each in checkpoint_steps(run) if each > step]:
+        damaged = run.checkpoints / name_of(later)
+        aside = damaged.with_name(f"damaged-{damaged.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        damaged.rename(aside)
+        console.warn(f"{damaged} is damaged, and now {aside.name}; nothing reads it, it may be removed")
 
 
 def drop_unfinished(run: Run) -> None:

@@ -257,8 +257,7 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
 def _choose(run: Run, recipe: Recipe, plan: Plan, progress: Progress, model: Any) -> list[int]:
     """Give the model the best weights, or the mean of the last ones up to them; returns the steps of a mean."""
     every, number = evaluation_interval(recipe, plan), recipe.train.average_checkpoints
-    there = checkpoint_steps(run, until=progress.step)
-    steps = averaged(there, number, every=every, last=progress.step, best=progress.best_step)
+    steps = averaged(checkpoint_steps(run), number, every=every, last=progress.step, best=progress.best_step)
     if number and len(steps) < number:
         console.warn(
             f"train.average_checkpoints: {number}, but there were only {len(steps)} evaluations; train.eval_every makes more"

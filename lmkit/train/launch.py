@@ -12,11 +12,24 @@ from lmkit.train.device import share_of_cores
 
 
 class ProcessFailed(Exception):
-    """A process ended with this exit status; it has said why itself."""
+    """A process ended with this exit status, and has said why itself; or by a signal, and could say nothing.
 
-    def __init__(self, status: int):
-        super().__init__(f"a process ended with exit status {status}")
-        self.status = status
+    Attributes:
+        is_killed: whether a signal ended it that nobody sent to stop the run.
+    """
+
+    def __init__(self, status: int, *, killed: tuple[int, int] | None = None):
+        """``killed``: rank and number of the signal."""
+        what = f"process {killed[0]} was ended by {_name(killed[1])}" if killed else f"a process ended with exit status {status}"
+        super().__init__(what)
+        self.status, self.is_killed = status, killed is not None
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def launch(arguments: list[str], *, processes: int) -> None:
@@ -49,11 +62,19 @@ def launch(arguments: list[str], *, processes: int) -> None:
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        status = error.get_first_failure()[1].exitcode
-        raise ProcessFailed(status if status > 0 else 1) from None
+        raise _failed({rank: failure.exitcode for rank, failure in error.failures.items()}, error.get_first_failure()[0]) from None
     except SignalException as error:  # the processes were ended, each after a checkpoint
         raise ProcessFailed(128 + int(error.sigval)) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():  # the launcher leaves its own behind
                 signal.signal(number, handler)
+
+
+def _failed(codes: dict[int, int], first: int) -> ProcessFailed:
+    """What to say of processes that ended: of one that was killed before those that miss it; below 0 is the signal."""
+    stopped = (signal.SIGINT, signal.SIGTERM)
+    killed = next(((rank, -code) for rank, code in codes.items() if code < 0 and -code not in stopped), None)
+    if killed is not None:
+        return ProcessFailed(1, killed=killed)
+    return ProcessFailed(codes[first] if codes[first] > 0 else 128 - codes[first])

@@ -19,7 +19,7 @@ from lmkit.models.packing import Packing
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, write_text
 from lmkit.train.averages import averaged_weights
-from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, drop_unfinished
+from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, drop_unfinished, set_aside_after
 from lmkit.train.compiled import choose_compile, uncompiled
 from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import choose_precision, micro_batch_tokens
@@ -128,6 +128,7 @@ def run_steps(
     writer = Writer(run, together=accelerator if sharded else None)
     if accelerator.is_main_process:
         drop_unfinished(run)
+        set_aside_after(run, progress.step)
     second_best = progress.best_step, progress.best_value
 
     def evaluates(number: int, *, last: bool) -> bool:
@@ -172,7 +173,7 @@ def run_steps(
         step, best, keep = progress.step, progress.best_step, recipe.hardware.keep_checkpoints
 
         def drop() -> None:
-            drop_old(run, newest=step, keep=keep, best=best, also=to_average(step, best))
+            drop_old(run, keep=keep, best=best, also=to_average(best))
 
         with averaged_weights(optimizer):
             writer.save(step, model, optimizer, state, drop)
@@ -187,9 +188,9 @@ def run_steps(
             )
         accelerator.wait_for_everyone()
 
-    def to_average(step: int, best_step: int | None) -> set[int]:
+    def to_average(best_step: int | None) -> set[int]:
         """The checkpoints that the mean may still need: if the best one stays it, and if a later one becomes it."""
-        steps, number = checkpoint_steps(run, until=step), train.average_checkpoints
+        steps, number = checkpoint_steps(run), train.average_checkpoints
         best, newest = (averaged(steps, number, every=eval_steps, last=total, best=at) for at in (best_step, total))
         return {*best, *newest}
 
@@ -270,7 +271,7 @@ def run_steps(
                 if spikes is not None:
                     line["skipped"] = tally.skipped
                 bar.set_postfix_str(
-                    f"loss {line['loss'] or math.nan:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False
+                    f"loss {math.nan if line['loss'] is None else line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False
                 )
                 if accelerator.is_main_process:
                     run.append_log(line | {"seconds": round(progress.seconds, 3)})
@@ -377,5 +378,5 @@ def _write_rows(number: int, why: str, batches: StepBatches, prepared: Prepared,
 
 def _last_good(run: Run, writer: Writer, step: int) -> str:
     writer.wait()
-    last = checkpoint_steps(run, until=step)
+    last = checkpoint_steps(run)
     return f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"

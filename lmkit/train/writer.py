@@ -95,7 +95,7 @@ class Writer:
             raise error
 
     def _say_full(self, step: int, needed: int) -> None:
-        last = checkpoint_steps(self.run, until=step)
+        last = checkpoint_steps(self.run)
         stays = f"the one of step {last[-1]} stays" if last else "there is no other yet"
         folder = self.run.checkpoints
         free = shutil.disk_usage(self.run.path).free

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run
 from lmkit.tasks.registry import task_class
-from lmkit.train.launch import ProcessFailed, launch
+from lmkit.train.launch import ProcessFailed, _failed, launch
 
 SCRIPT = Path(__file__).with_name("as_one_of_several.py")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -104,3 +104,17 @@ def test_the_status_of_a_process_that_fails_is_passed_on_and_signals_mean_what_t
         launch(["-c", "raise SystemExit(7)"], processes=2)
     assert failed.value.status == 7
     assert [signal.getsignal(number) for number in SIGNALS] == HANDLERS
+
+
+def test_a_process_that_was_killed_is_named_and_not_those_that_miss_it() -> None:
+    script = "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)"
+    with pytest.raises(ProcessFailed, match="process 1 was ended by SIGKILL") as failed:
+        launch(["-c", script], processes=2)
+    assert (failed.value.status, failed.value.is_killed) == (1, True)
+    assert str(_failed({0: 1, 1: -signal.SIGKILL}, 0)) == str(failed.value)
+
+
+def test_a_process_that_was_told_to_stop_is_not_called_killed() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        failed = _failed({0: 1, 1: -number}, 1)
+        assert (failed.status, failed.is_killed) == (128 + number, False)

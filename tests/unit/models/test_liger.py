@@ -155,6 +155,17 @@ def test_an_error_of_the_compiler_is_the_reason() -> None:
     assert (problem, replaced(model)) == ("CompilationError: at 12:3: unknown type", 0)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_gated_layer_with_dropout_inside_is_left_as_it_is(share: float) -> None:
+    """Evaluation shows nothing of it."""
+    model = tiny_model("seed_oss", residual_dropout=share)
+    state = torch.get_rng_state()
+    _, problem, parts = fuse(model, STAND_IN, precision=nullcontext)
+    assert (problem, "gated layers" in parts) == (None, share == 0)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_an_encoder_decoder_without_such_layers_says_so() -> None:
     config = AutoConfig.for_model("bart", d_model=32, encoder_layers=1, decoder_layers=1, vocab_size=90)
     _, problem, parts = fuse(AutoModelForSeq2SeqLM.from_config(config), STAND_IN, precision=nullcontext)
@@ -172,8 +183,21 @@ def test_adapters_in_a_gated_layer_are_kept() -> None:
     undo.close()
 
 
+def test_dropout_of_adapters_is_drawn_as_before() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapters = LoraConfig(target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5)
+    model = get_peft_model(tiny_model("llama"), adapters)
+    before = [value.clone() for value in _adapter_gradients(model)]
+    undo, problem, parts = fuse(model, STAND_IN, precision=nullcontext)
+    assert (problem, "2 gated layers" in parts) == (None, True)
+    torch.testing.assert_close(_adapter_gradients(model), before, atol=1e-6, rtol=1e-5)
+    undo.close()
+
+
 def _adapter_gradients(model: Any) -> list[torch.Tensor]:
     model.zero_grad()
+    torch.manual_seed(0)
     model(input_ids=torch.arange(12).view(2, 6) + 5).logits.square().sum().backward()
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
 

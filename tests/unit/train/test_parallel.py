@@ -182,3 +182,23 @@ def test_the_process_that_starts_the_others_prepares_the_data_first(tiny: Any, m
     with pytest.raises(ProcessFailed):
         train("finetune", tiny.recipe("classification", hardware={"processes": 2}))
     assert order == ["prepare", "2 processes"]
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_an_old_run_is_left_to_the_first_of_the_processes(flag: str, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the lock, and knows whether the new run can begin."""
+    recipe, given = tiny.recipe("classification", hardware={"processes": 2}), []
+
+    def start(arguments: list[str], *, processes: int) -> None:
+        given.extend(arguments)
+        raise ProcessFailed(7)
+
+    monkeypatch.setattr(launching, "launch", start)
+    monkeypatch.setattr(preparing, "prepare", lambda *_: None)
+    old = Path(recipe.output) / "recipe.yaml"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with pytest.raises(ProcessFailed):
+        train("finetune", recipe, **{flag: True})
+    assert old.is_file()
+    assert [argument for argument in given if argument in ("--resume", "--overwrite")] == [f"--{flag}"]

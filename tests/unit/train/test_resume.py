@@ -233,25 +233,30 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
     assert_same_run(tiny.fit(recipe, resume=True), uninterrupted("mlm"))
     assert str(damaged) in capsys.readouterr().err
     assert checkpoint.newest_whole(run) == STEPS
+    assert (run.checkpoints / f"damaged-step-{STEPS:08d}" / file).is_file()
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in (2, 4, 6, 8):
         (run.checkpoints / checkpoint.name_of(step)).mkdir(parents=True)
-    checkpoint.drop_old(run, newest=8, keep=2, best=2)
+    checkpoint.drop_old(run, keep=2, best=2)
     assert checkpoint_steps(run) == [2, 6, 8]
-    checkpoint.drop_old(run, newest=8, keep=1, best=None)
+    checkpoint.drop_old(run, keep=1, best=None)
     assert checkpoint_steps(run) == [8]
 
 
 def test_a_damaged_checkpoint_that_was_passed_over_keeps_no_place(tmp_path: Path) -> None:
-    """Of a run that was resumed at step 2, with the checkpoint of step 8 damaged."""
+    """Of a run that was resumed at step 2, with those of steps 4 and 8 damaged; the next one is of step 5."""
     run = Run(tmp_path)
     for step in (2, 4, 8):
         (run.checkpoints / checkpoint.name_of(step)).mkdir(parents=True)
-    checkpoint.drop_old(run, newest=4, keep=1, best=None)
-    assert checkpoint_steps(run, until=4) == [4]
+    (run.checkpoints / "damaged-step-00000008").mkdir()  # of an earlier time
+    checkpoint.set_aside_after(run, 2)
+    (run.checkpoints / checkpoint.name_of(5)).mkdir()
+    checkpoint.drop_old(run, keep=2, best=None)
+    assert checkpoint_steps(run) == [2, 5]
+    assert len(list(run.checkpoints.glob("damaged-step-*"))) == 2
 
 
 def test_a_checkpoint_holds_no_pickle(uninterrupted: Any) -> None:
