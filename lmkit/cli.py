@@ -453,6 +453,7 @@ def recipe_schema() -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
+    console.own_process()
     sys.exit(_status())
 
 

@@ -21,6 +21,7 @@ STARTED_AS = "LMKIT_STARTED_AS"  # in the environment of processes that lmkit st
 class _State:
     as_json: bool = False
     level: int = 1  # 0 quiet, 1 normal, 2 verbose
+    owns_process: bool = False
 
 
 _state = _State()
@@ -29,6 +30,15 @@ _state = _State()
 def configure(*, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
     """Set once by the command line, before anything is printed."""
     _state.as_json, _state.level = as_json, 0 if quiet else 2 if verbose else 1
+
+
+def own_process() -> None:
+    """The process is the command's, not a program's that calls lmkit."""
+    _state.owns_process = True
+
+
+def owns_process() -> bool:
+    return _state.owns_process
 
 
 def is_verbose() -> bool:

@@ -37,7 +37,10 @@ def numbers(values: Any, dtype: Any, there: pa.Buffer | None = None) -> pa.Array
 
 
 def _ends(values: Sequence[Any], dtype: Any) -> pa.Buffer:
-    return pa.py_buffer(np.cumsum([0, *map(len, values)], dtype=dtype))
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    if ends[-1] > np.iinfo(dtype).max:
+        raise pa.ArrowCapacityError(f"{ends[-1]:,} values in the lists of one column are more than a batch can hold")
+    return pa.py_buffer(ends.astype(dtype, copy=False))
 
 
 def batch_of(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:

@@ -104,13 +104,14 @@ def micro_batches(examples: Index, lengths: np.ndarray, budget: int, *, padded: 
             if not starts or (at + 1 - starts[-1]) * size > budget:
                 starts.append(at)
         return np.split(order, starts[1:]) if starts else []
-    costs, before = [0.0], [0]  # of the first 0, 1, 2, ... examples, and where the last micro-batch of their cut begins
+    costs = np.zeros(len(sizes) + 1)  # of the first 0, 1, 2, ... examples
+    before = [0]  # where the last micro-batch of their cut begins
     for end, size in enumerate(sizes, 1):
-        cost, start = min(
-            (costs[start] + (end - start) * size, start) for start in range(max(0, end - max(1, budget // max(size, 1))), end)
-        )
-        costs.append(cost + budget * PASS)
-        before.append(start)
+        first = max(0, end - max(1, budget // max(size, 1)))
+        tried = costs[first:end] + size * np.arange(end - first, 0, -1)
+        best = int(tried.argmin())
+        costs[end] = tried[best] + budget * PASS
+        before.append(first + best)
     cuts = [len(sizes)]
     while cuts[-1] > 0:
         cuts.append(before[cuts[-1]])

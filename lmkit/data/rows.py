@@ -16,7 +16,7 @@ from lmkit.data.arrow import batch_of, numbers
 from lmkit.data.row import DataFile, Row, hash_of
 from lmkit.tasks.fields import Field
 
-BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 23
+BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 23  # of texts; words and other entries of lists count as one each
 
 
 class Rows(Sequence[Row]):
@@ -153,7 +153,7 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> None:
             characters = 0
             for row in rows:
                 batch.append(row)
-                characters += sum(len(value) for value in row.values() if isinstance(value, str))
+                characters += sum(len(value) for value in row.values() if isinstance(value, (str, list)))
                 if len(batch) == BATCH_ROWS or characters > BATCH_CHARACTERS:
                     writer.write_batch(_batch_of(batch, schema))
                     batch, characters = [], 0

@@ -12,6 +12,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from lmkit.models.dropout import dropout as drop
 
 _added = WeakTensorKeyDictionary()  # by mask: what _backwards_only made of it
+_kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)  # private: a later torch may be without it
 
 
 def use_cpu_attention(*, in_fp32: bool) -> None:
@@ -26,7 +27,8 @@ def use_cpu_attention(*, in_fp32: bool) -> None:
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, **options: Any
     ) -> tuple[torch.Tensor, None]:
         # checkpointed layers are computed twice and have to draw alike: both times with gradients, as use_reentrant=False does
-        plain = value.device.type != "cpu" or not torch.is_grad_enabled() or options.get("position_bias") is not None
+        unknown = options.get("position_bias") is not None or options.get("softcap") is not None
+        plain = value.device.type != "cpu" or not torch.is_grad_enabled() or unknown
         if plain:
             found: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **options)[0]
         elif dropout and query.shape[1] == key.shape[1]:
@@ -54,22 +56,25 @@ def _fused(
 ) -> torch.Tensor:
     """PyTorch's attention; where a mask hides all keys after a query, as of packed texts, its kernel is told and skips them.
 
-    The public function takes a mask or ``is_causal``, its kernel both; no bit is another.
+    The public function takes a mask or ``is_causal``, its kernel both; no bit is another. The kernel checks nothing: what the
+    public function would not give it (nothing at all, numbers that do not lie side by side) goes to the public function.
     """
     groups = query.shape[1] // key.shape[1]
     is_plain = (
-        torch.compiler.is_compiling()
+        _kernel is None
+        or torch.compiler.is_compiling()
         or dropout
         or mask is None
+        or not query.numel()
         or key.shape != value.shape
         or not query.dtype == key.dtype == value.dtype
+        or any(each.stride(-1) != 1 for each in (query, key, value))
     )
     if is_plain or (added := _backwards_only(mask, query)) is None:
         found: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, **options)[0]
         return found
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attended: torch.Tensor = kernel(query, key, value, 0.0, True, attn_mask=added, scale=options.get("scaling"))[0]
+    attended: torch.Tensor = _kernel(query, key, value, 0.0, True, attn_mask=added, scale=options.get("scaling"))[0]
     return attended.transpose(1, 2).contiguous()
 
 
@@ -103,7 +108,7 @@ def _with_dropout(
     scores = query * scale @ key.transpose(-1, -2)
     if mask is not None and mask.dtype == torch.bool:
         # filling would pass over all heads, forward and backward; where nothing is hidden, 0 is added
-        mask = torch.where(mask, 0.0, torch.finfo(scores.dtype).min).to(scores.dtype)
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     scores = scores if mask is None else scores + mask
     with torch.autocast("cpu", enabled=False):  # which would have softmax return fp32, to be rounded before the product
         shares = drop(scores.to(value.dtype).softmax(-1), rate)

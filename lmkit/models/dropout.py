@@ -5,6 +5,7 @@ PyTorch draws a number for every element, one after the other on a single core, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 
 RESOLUTION = 2**16  # a rate is kept to within half of its inverse
+_functions: Any = torch.nn.functional
+_plain = _functions.dropout
+_lock, _depth = threading.Lock(), 0  # how many drawn_faster are active
 
 
 class _Dropout(torch.autograd.Function):
@@ -42,21 +46,30 @@ def dropout(values: torch.Tensor, rate: float) -> torch.Tensor:
     return dropped
 
 
+def _draw(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: A002
+    if inplace:
+        return _plain(input, p, training, inplace)  # type: ignore[no-any-return]
+    return dropout(input, p) if training else input
+
+
 @contextmanager
 def drawn_faster(device: torch.device) -> Iterator[None]:
-    """While active, ``torch.nn.functional.dropout`` draws as above on a CPU: layers call it, and models that have none (Marian, BART)."""
+    """While active, ``torch.nn.functional.dropout`` draws as above on a CPU: layers call it, and models that have none (Marian, BART).
+
+    It is the function of all threads, until the last that asked for it is done.
+    """
     if device.type != "cpu":
         yield
         return
-
-    def draw(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: A002
-        if inplace:
-            return plain(input, p, training, inplace)  # type: ignore[no-any-return]
-        return dropout(input, p) if training else input
-
-    functions: Any = torch.nn.functional
-    plain, functions.dropout = functions.dropout, draw
+    _change(1)
     try:
         yield
     finally:
-        functions.dropout = plain
+        _change(-1)
+
+
+def _change(by: int) -> None:
+    global _depth
+    with _lock:
+        _depth += by
+        _functions.dropout = _draw if _depth else _plain

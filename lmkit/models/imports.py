@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lmkit import console
+
 MODELS, MODELING, SOLVER = "transformers.models", "transformers.modeling_utils", "scipy.optimize"
 
 
@@ -32,20 +34,29 @@ def import_modeling() -> None:
     """What every model imports, without SciPy's solvers, which the losses of object detection ask for."""
     import_models()
     if MODELING not in sys.modules:
-        with _to_stay(), _late_solver():
-            importlib.import_module(MODELING)
-            importlib.import_module("accelerate")
+        with _to_stay():
+            try:
+                with _late_solver():
+                    importlib.import_module(MODELING)
+                    importlib.import_module("accelerate")
+            except (ImportError, TypeError, AttributeError):  # something needs more of the solver than to call it later
+                importlib.import_module(MODELING)
+                importlib.import_module("accelerate")
 
 
 @contextmanager
 def _to_stay() -> Iterator[None]:
-    """What is imported is not garbage: nothing looks for any meanwhile, nor among it later."""
+    """What is imported is not garbage: nothing looks for any meanwhile, nor, in the command's own process, among it later.
+
+    A process that lmkit is a part of keeps objects of its own, which are not lmkit's to exempt from the search.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if console.owns_process():
+            gc.freeze()
         if was_enabled:
             gc.enable()
 

@@ -15,9 +15,9 @@ from lmkit.tasks.base import IGNORE
 
 CHUNK = 256  # tokens: on a CPU their logits, probabilities and gradient pass through its caches
 GPU_NUMBERS = 2**26  # logits at a time on a GPU: enough to fill it
-GROUP = (
-    2  # chunks whose rounded gradients make one product for the weight: the passes over its sum are as long as a quarter of one
-)
+# Chunks whose gradients, rounded to 16 bits, make one product for the weight. Adding a product to the sum in fp32 takes about a
+# quarter as long as the product of one chunk; two chunks share the addition.
+GROUP = 2
 SLAB = 2048  # rows of the weight whose product is added at a time: it stays in a core's cache
 
 
@@ -84,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             back = exact if dtype == torch.float16 else dtype
             back_given, back_projection = given.to(back), projection.to(back)
             # written anew by every chunk: fresh memory costs the system more time than the passes that fill it
-            group = chunk * (GROUP if back != exact and hidden.device.type == "cpu" else 1)
+            group = chunk * (GROUP if needs_weight and back != exact and hidden.device.type == "cpu" else 1)
             wide = torch.empty(min(chunk, len(labels)), vocabulary, dtype=exact, device=hidden.device)
             narrow = wide if dtype == exact else wide.new_empty(min(group, len(labels)), vocabulary, dtype=dtype)
             for start in range(0, len(labels), chunk):

@@ -246,7 +246,6 @@ def run_steps(
             tally.add(step)
             progress.step = step.number
             progress.tokens += step.tokens
-            progress.seconds = earlier + time.perf_counter() - begun
             if spikes is not None:
                 progress.norms = spikes.norms
                 progress.skipped += step.is_spike
@@ -266,6 +265,8 @@ def run_steps(
             if last or evaluating or saving or step.number % recipe.logging.every == 0 or accelerator.device.type == "cpu":
                 _check_finite(unchecked, batches, prepared, run, recipe, writer)
                 unchecked = []
+                now = time.perf_counter()  # the losses were waited for: a device computes them after it was told to
+            progress.seconds = earlier + now - begun
             if step.number % recipe.logging.every == 0 or ends:
                 line = _log_line(step, tally, plan, seconds=max(now - logged_at, 1e-9))
                 if spikes is not None:

@@ -4,9 +4,10 @@
     python tests/bench/quality.py --docs      # the page from what was measured; nothing is run
 
 DIR of ``--data`` has a folder for each data set: train, validation and test files. ``--model`` is a BERT-like encoder
-(all-MiniLM-L6-v2 for the page). Every run is the real command. What it found goes to docs/quality.json, one entry a run
-with date and machine, and is not run again while its recipe here stays the same: the measurements take many hours on two
-cores, and can be stopped, and gone on with elsewhere.
+(all-MiniLM-L6-v2 for the page). Every run is the real command, in a directory that is named after its recipe and model too, so
+that a run that was stopped goes on only with the same. What it found goes to docs/quality.json, one entry a run with date,
+machine and model, and is not run again while its recipe here stays the same: the measurements take many hours on two cores, and
+can be stopped, and gone on with elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from page import PAGE, between, processor
+from page import PAGE, processor, publish
 
 RESULTS = PAGE.with_name("quality.json")
 LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}, "train": {"learning_rate": 2e-3}}
@@ -157,12 +158,38 @@ def key_of(line: Line, variant: str) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def model_of(line: Line, folder: Path) -> dict[str, str]:
+    """The model that a line starts from: its name, and a hash of its configuration and the size of its weights; {} where random.
+
+    Nothing is read of the weights but their size: two models of one configuration whose weights have one size to the byte are
+    told apart by their names alone.
+    """
+    if "model" in line.recipe:
+        return {}
+    folder = folder.resolve()
+    sizes = sorted((file.name, file.stat().st_size) for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+    if not (folder / "config.json").is_file():
+        sys.exit(f"{folder}: no config.json; --model is the directory of the encoder")
+    config = (folder / "config.json").read_bytes()
+    identity = hashlib.sha256(config + json.dumps(sizes).encode()).hexdigest()[:12]
+    return {"model": f"{folder.name} ({identity})"}
+
+
+def directory_of(line: Line, variant: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Of a run: where nothing is that another recipe or model gave."""
+    decided = [key_of(line, variant), model_of(line, arguments.model)]
+    key = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:8]
+    folder: Path = arguments.out / f"{line.data}-{variant}-{seed}-{key}"
+    return folder
+
+
 def run(line: Line, variant: str, seed: int, arguments: argparse.Namespace) -> None:
     """Train and evaluate one run, and note what it found; unless that is noted."""
     entry = {"data": line.data, "variant": variant, "seed": seed, "recipe": key_of(line, variant)}
-    if any(entry.items() <= found.items() for found in measured()):
+    model = model_of(line, arguments.model)
+    if any(entry.items() <= found.items() and found.get("model") in (None, model.get("model")) for found in measured()):
         return
-    output, plain = (arguments.out / f"{line.data}-{name}-{seed}" for name in (variant, "full"))
+    output, plain = (directory_of(line, name, seed, arguments) for name in (variant, "full"))
     if variant == "viterbi":
         run(line, "full", seed, arguments)
         if not plain.is_dir():
@@ -180,7 +207,7 @@ def run(line: Line, variant: str, seed: int, arguments: argparse.Namespace) -> N
     if variant in DECODED and plain.is_dir():
         told = lmkit("compare", str(plain), str(output), "--json")
         entry["against_full"] = {name: told[name] for name in ("difference", "low", "high", "p_value", "verdict")}
-    entry |= {"date": manifest["finished"][:10], "machine": processor()}
+    entry |= {"date": manifest["finished"][:10], "machine": processor()} | model
     entry |= {"threads": manifest["hardware"]["threads"], "precision": manifest["hardware"]["precision"]}
     kept = [
         other for other in measured() if not entry.items() >= {key: other[key] for key in ("data", "variant", "seed")}.items()
@@ -263,10 +290,13 @@ def decoding_table(found: list[dict[str, Any]]) -> str:
 
 
 def where(found: list[dict[str, Any]]) -> str:
-    """Dates and machines of the runs."""
+    """Dates, machines and models of the runs."""
+    if not found:
+        return "nothing is measured yet."
     dates = sorted({one["date"] for one in found})
     machines = sorted({f"{one['machine']}, {one['precision']}, {one['threads']} thread(s)" for one in found})
-    return f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {'; '.join(machines)}."
+    models = sorted({one["model"] for one in found if "model" in one})
+    return f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {'; '.join([*machines, *models])}."
 
 
 def section() -> str:
@@ -291,7 +321,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(LINES))
     parser.add_argument("--variants", default=",".join([*TRAINED, *DECODED]))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--docs", action="store_true")
+    parser.add_argument("--docs", action="store_true", help="write the page from what was measured, and measure nothing")
     arguments = parser.parse_args()
     if not arguments.docs:
         for seed in range(13, 13 + arguments.seeds):
@@ -299,7 +329,7 @@ def main() -> None:
                 for name in arguments.only.split(","):
                     if variant in ("full", *LINES[name].variants):
                         run(LINES[name], variant, seed, arguments)
-    PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), "quality", section()), encoding="utf-8")
+    publish("quality", section(), docs=arguments.docs)
 
 
 if __name__ == "__main__":

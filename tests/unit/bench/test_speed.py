@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
-
-SOURCE = Path(__file__).parents[2] / "bench" / "speed.py"
-spec = importlib.util.spec_from_file_location("speed_bench", SOURCE)
-assert spec is not None
-assert spec.loader is not None
-speed = importlib.util.module_from_spec(spec)
-sys.modules["speed_bench"] = speed  # dataclasses look their module up
-spec.loader.exec_module(speed)
+import speed
 
 SIZE = {"encoder": 100, "decoder": 0, "layers": 2, "width": 4, "vocabulary": 10}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lmkit.data.arrow import array_of, numbers
+from lmkit.data.arrow import _ends, array_of, numbers
 
 TEXT = pa.large_string()
 
@@ -34,6 +34,13 @@ def test_arrays_are_those_of_pyarrow(values: list[Any], kind: pa.DataType) -> No
     found = array_of(values, kind)
     found.validate(full=True)
     assert found.equals(pa.array(values, type=kind))
+
+
+def test_lists_that_a_batch_cannot_hold_are_refused_and_not_counted_from_the_start_again() -> None:
+    values = [range(2**30)] * 2
+    assert np.frombuffer(_ends(values, np.int64), np.int64).tolist() == [0, 2**30, 2**31]
+    with pytest.raises(pa.ArrowCapacityError, match="2,147,483,648"):
+        _ends(values, np.int32)
 
 
 def test_numbers_may_be_a_view() -> None:

@@ -143,6 +143,25 @@ def test_where_padding_is_computed_the_cut_costs_least() -> None:
     assert cost(found) < cost(micro_batches(np.arange(len(lengths)), lengths, budget))
 
 
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 400))
+def test_where_padding_is_computed_the_cut_is_that_of_the_plain_loop(lengths: list[int], budget: int) -> None:
+    """Of cuts that cost the same, the one whose last micro-batch begins first."""
+    sizes = sorted(lengths)
+    costs, before = [0.0], [0]
+    for end, size in enumerate(sizes, 1):
+        starts = range(max(0, end - max(1, budget // max(size, 1))), end)
+        cost, start = min((costs[start] + (end - start) * size, start) for start in starts)
+        costs.append(cost + budget * PASS)
+        before.append(start)
+    wanted: list[list[int]] = []
+    end = len(sizes)
+    while end > 0:
+        wanted.append(sizes[before[end] : end])
+        end = before[end]
+    found = micro_batches(np.arange(len(lengths)), np.array(lengths, dtype=np.int64), budget, padded=True)
+    assert [[lengths[i] for i in part] for part in found] == wanted[::-1]
+
+
 def test_an_example_longer_than_the_budget_is_a_micro_batch_also_where_padding_is_computed() -> None:
     parts = micro_batches(np.arange(3), np.array([50, 2, 60]), 10, padded=True)
     assert [part.tolist() for part in parts] == [[1], [0], [2]]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from lmkit.data import sources
@@ -79,3 +80,11 @@ def test_an_arrow_file_is_whole_or_absent() -> None:
     with pytest.raises(KeyboardInterrupt):
         write_rows(Path("a.arrow"), schema_of(list(FIELDS)), rows())
     assert not list(Path().iterdir())
+
+
+def test_a_batch_of_the_arrow_file_ends_where_lists_are_long_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmkit.data.rows.BATCH_CHARACTERS", 10)
+    schema = pa.schema([("tags", pa.list_(pa.large_string()))])
+    write_rows(Path("rows.arrow"), schema, [{"tags": ["O"] * 4}] * 7)
+    with pa.ipc.open_file("rows.arrow") as file:
+        assert [file.get_batch(i).num_rows for i in range(file.num_record_batches)] == [3, 3, 1]

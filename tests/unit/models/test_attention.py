@@ -93,6 +93,16 @@ def test_with_dropout_the_mean_is_that_without(
     torch.testing.assert_close(found, wanted)
 
 
+def test_a_mask_hides_keys_of_doubles_too(in_fp32: None) -> None:
+    query, key, value = (torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    found, _ = AttentionInterface._global_mapping["sdpa"](Attention(), query, key, value, mask, dropout=0.1)
+    found[:, :2].sum().backward()
+    assert key.grad is not None
+    assert key.grad[:, :, 2:].abs().max() == 0
+    assert key.grad[:, :, :2].abs().max() > 0
+
+
 def test_dropout_drops_shares_of_the_attention(in_fp32: None) -> None:
     value = torch.ones(1, 1, 1, 1000, requires_grad=True).transpose(2, 3)  # every query sees 1,000 ones
     query = torch.zeros(1, 1, 4000, 1)
@@ -137,3 +147,36 @@ def test_a_mask_that_shows_a_later_key_is_kept(in_fp32: None) -> None:
     found, _ = attend(Attention(), query, key, value, mask, dropout=0.0)
     wanted, _ = sdpa_attention_forward(Attention(), query, key, value, mask, dropout=0.0)
     torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["numbers apart", "another torch"])
+def test_what_the_bare_kernel_cannot_take_goes_to_the_public_function(
+    in_fp32: None, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    query, key, value = (torch.randn(2, 2, 6, 4, requires_grad=True) for _ in range(3))
+    if kind == "numbers apart":
+        value = torch.randn(2, 2, 4, 6, requires_grad=True).transpose(-1, -2)
+    else:
+        monkeypatch.setattr(attention, "_kernel", None)
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    attend = AttentionInterface._global_mapping["sdpa"]
+    found, _ = attend(Attention(), query, key, value, mask, dropout=0.0)
+    wanted, _ = sdpa_attention_forward(Attention(), query, key, value, mask, dropout=0.0)
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 6, 4), (2, 2, 0, 4)])
+def test_nothing_to_attend_to_is_no_crash(in_fp32: None, shape: tuple[int, ...]) -> None:
+    """transformers refuses it; of the bare kernel texts without tokens end the process."""
+    inputs = [torch.randn(shape, requires_grad=True)] * 3
+    mask = torch.ones(shape[0], 1, shape[2], shape[2], dtype=torch.bool).tril()
+    with pytest.raises(RuntimeError, match="0 elements"):
+        AttentionInterface._global_mapping["sdpa"](Attention(), *inputs, mask, dropout=0.0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_capped_scores_are_refused_as_by_transformers_and_never_left_uncapped(in_fp32: None, rate: float) -> None:
+    inputs = [torch.randn(1, 2, 6, 4, requires_grad=True)] * 3
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match="softcap"):
+        AttentionInterface._global_mapping["sdpa"](Attention(), *inputs, mask, dropout=rate, softcap=5.0)

@@ -46,6 +46,18 @@ def test_at_rate_0_nothing_is_computed_and_at_rate_1_all_is_dropped() -> None:
     assert dropout(values, 1.0).tolist() == [0, 0, 0, 0, 0]
 
 
+def test_plain_dropout_comes_back_when_the_last_is_done_in_whatever_order() -> None:
+    plain = torch.nn.functional.dropout
+    first, second = drawn_faster(torch.device("cpu")), drawn_faster(torch.device("cpu"))
+    first.__enter__()
+    faster = torch.nn.functional.dropout
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.nn.functional.dropout is faster is not plain
+    second.__exit__(None, None, None)
+    assert torch.nn.functional.dropout is plain
+
+
 def test_layers_and_models_without_layers_draw_so_while_it_is_active() -> None:
     layer, values = torch.nn.Dropout(0.4), torch.randn(30, 20)
 

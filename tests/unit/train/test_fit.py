@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,24 @@ def test_a_line_of_the_log_tells_speed_padding_and_the_share_of_waiting() -> Non
         tally.add(step)
     line = session._log_line(steps[-1], tally, Plan(4, 2, 13), seconds=2.0)
     assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (64, 32.0, 0.2, 0.75)
+
+
+def test_the_clock_of_the_log_waits_for_the_losses(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is told what to compute long before it has computed it: without waiting its steps would seem to take no time."""
+    check, waits = session._check_finite, []
+
+    def waited(*given: Any) -> None:
+        check(*given)
+        waits.append(1000.0)
+
+    clock, plain = types.SimpleNamespace(), time.perf_counter
+    clock.perf_counter = lambda: plain() + sum(waits)
+    monkeypatch.setattr(session, "_check_finite", waited)
+    monkeypatch.setattr(session, "time", clock)
+    lines = [json.loads(line) for line in (tiny.fit(tiny.recipe("classification")).path / "log.jsonl").read_text().splitlines()]
+    first, second = (line for line in lines if "tokens" in line)
+    assert 1000 <= first["seconds"] < 2000 <= second["seconds"] < 3000
+    assert first["tokens"] / first["tokens_per_second"] > 900
 
 
 def test_a_line_of_steps_in_which_no_label_counted_has_no_loss() -> None:
