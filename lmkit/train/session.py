@@ -272,7 +272,8 @@ def run_steps(
                 if spikes is not None:
                     line["skipped"] = tally.skipped
                 bar.set_postfix_str(
-                    f"loss {math.nan if line['loss'] is None else line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False
+                    f"loss {math.nan if line['loss'] is None else line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s",
+                    refresh=False,
                 )
                 if accelerator.is_main_process:
                     run.append_log(line | {"seconds": round(progress.seconds, 3)})
