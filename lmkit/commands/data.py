@@ -87,7 +87,7 @@ def _labels(rows: Rows) -> dict[str, int]:
     if name is None or isinstance(rows[0][name], float):
         return {}
     values = (row[name] for row in rows)
-    flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+    flat: Iterator[str] = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
     if name == "tags":
         flat = (label.removeprefix("B-") for label in flat if not label.startswith("I-"))
     return dict(Counter(flat).most_common())

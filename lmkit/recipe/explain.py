@@ -28,8 +28,7 @@ def explain(dotted: str) -> dict[str, Any]:
         RecipeError: there is no such key; suggests the nearest.
     """
     section: type[Section] | None = Recipe
-    path = dotted.split(".")
-    key = section.model_fields.get(path[0])
+    path, key = dotted.split("."), None
     for depth, name in enumerate(path):
         if section is None:
             assert key is not None
