@@ -72,8 +72,8 @@ def slopes(lines: Sequence[dict[str, Any]]) -> list[float | None]:
 
     None for the first line, and where nothing can be said: the work is no more, or the first step took no more seconds.
 
-    >>> slopes([{"seconds": 5.0, "work": 10}, {"seconds": 6.0, "work": 20}, {"seconds": 12.0, "work": 40}])
-    [None, 1.0, 3.0]
+    >>> slopes([{"seconds": 5.0, "work": 10}, {"seconds": 7.0, "work": 18}, {"seconds": 15.0, "work": 34}])
+    [None, 1.0, 2.0]
     """
     steps = [(b["seconds"] - a["seconds"], b["work"] - a["work"]) for a, b in pairwise(lines)]
     found = [seconds / work if work > 0 else None for seconds, work in steps]
