@@ -12,7 +12,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from lmkit.models.dropout import dropout as drop
 
 _added = WeakTensorKeyDictionary()  # by mask: what _backwards_only made of it
-_kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)  # private: a later torch may be without it
+_kernel: Any = getattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None
+)  # private: a later torch may be without it
 
 
 def use_cpu_attention(*, in_fp32: bool) -> None:
