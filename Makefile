@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-all lint reference bench growth clean
+.PHONY: install demo test test-all lint reference bench clean
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,10 +38,6 @@ reference: install
 # mlm clm classification ner translation eval generate startup tokenize time growth gpu, or several with commas
 bench: install
 	$(BIN)/python tests/bench/speed.py
-
-# how seconds and memory grow with rows, model and length: minutes
-growth: install
-	$(BIN)/python tests/bench/growth.py
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -4,7 +4,7 @@
 
 Causal LM of GPT-2 (124 M) at length 1,024 and MLM of BERT base (110 M) at length 512, each step 65,536 tokens of
 synthetic text without padding on the peer's side (inputs as in tests/bench/inputs.py). The peer is ``transformers.Trainer`` at
-its best settings: bf16, fused AdamW, ``torch_compile``, as many rows a pass as fit (a step in one pass, or the least number that
+its best settings: bf16, fused AdamW, ``torch_compile``, two loader workers, liger-kernel where it is installed, as many rows a pass as fit (a step in one pass, or the least number that
 does not run out of memory). lmkit's side is the real command with ``hardware.compile: on``. Both take turns in fresh
 processes; the clock runs from the end of step 20, when all is compiled, to the end of the last. The share of the peak is
 of the bf16 matrix product of 8192 x 8192 measured in the same run, FLOPs as in tests/bench/speed.py. Without a GPU nothing is done.
@@ -19,13 +19,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import inputs
 import speed
-from page import publish
+from page import machines, publish
 
 WARM_UP = 20
 SIDES = ("lmkit", "best")
@@ -91,7 +92,7 @@ def spec_of(name: str, place: speed.Place, passes: int) -> dict[str, Any]:
         "bench": bench.task, "side": "best", "inputs": str(place.inputs), "model": str(place.inputs / name), "rows": None,
         "data": str(place.inputs / f"{name}.jsonl"), "out": str(place.root / f"{name}-best.json"), "length": bench.length,
         "batch": bench.batch // passes, "accumulation": passes, "steps": place.steps, "learning_rate": 5e-4, "bf16": True,
-        "device": "cuda", "compile": True, "warm_up": WARM_UP,
+        "device": "cuda", "compile": True, "warm_up": WARM_UP, "workers": 2, "liger": find_spec("liger_kernel") is not None,
     }  # fmt: skip
 
 
@@ -136,21 +137,28 @@ def run_peer(name: str, place: speed.Place, passes: int) -> tuple[dict[str, Any]
     return of_peer(found, passes) | {"memory": found["device_memory"]}, passes
 
 
-def summary(name: str, rounds: Sequence[dict[str, dict[str, float]]], size: dict[str, Any], peak: float) -> dict[str, Any]:
-    """The ratio of tokens a second with its range, and each side's share of the peak."""
+def summary(
+    name: str, rounds: Sequence[dict[str, dict[str, float]]], size: dict[str, Any], *, length: float, peak: float
+) -> dict[str, Any]:
+    """The ratio of tokens a second with its range, and each side's share of the peak; ``length``: as ``speed.seen`` counts it."""
     bench = BENCHES[name]
     rated = [{side: run | {"rate": run["tokens"] / run["seconds"]} for side, run in pair.items()} for pair in rounds]
     found: dict[str, Any] = {"name": name, "what": bench.what, "ratio": speed.ratios(rated, "best")}
     for side in SIDES:
         rate = statistics.median(pair[side]["rate"] for pair in rated)
-        flops = speed.useful_flops(size, bench.task, tokens=rate, length=bench.length, training=True)
+        flops = speed.useful_flops(size, bench.task, tokens=rate, length=length, training=True)
         memory = statistics.median(pair[side]["memory"] for pair in rated)
         found[side] = {"tokens_per_second": rate, "share_of_peak": flops / peak, "memory": memory}
     return found
 
 
+def described(machine: dict[str, Any]) -> str:
+    peak = f"{machine['peak'] / 1e12:,.0f} TFLOP/s in bf16"
+    return f"{machine['gpu']}, {machine['date']}, torch {machine['torch']}, matrix products {peak}"
+
+
 def section(found: Sequence[dict[str, Any]]) -> str:
-    machine = found[-1]["machine"]
+    on = {bench["name"]: described(bench["machine"]) for bench in found}
     lines = [
         "| work | against Trainer at its best | target | lmkit | Trainer | share of peak | target | memory |",
         "|---|---|---|---|---|---|---|---|",
@@ -167,8 +175,7 @@ def section(found: Sequence[dict[str, Any]]) -> str:
     table = "\n".join(lines)
     return f"""### One GPU
 
-`make bench BENCH=gpu` on {machine["gpu"]}, {machine["date"]}, torch {machine["torch"]}; matrix products there:
-{machine["peak"] / 1e12:,.0f} TFLOP/s in bf16. How each side is set up stands at the head of `tests/bench/gpu.py`.
+`make bench BENCH=gpu` on {machines(on)}. How each side is set up stands at the head of `tests/bench/gpu.py`.
 
 {table}
 """
@@ -203,7 +210,9 @@ def main() -> None:
                 theirs, passes = run_peer(name, place, passes)
                 rounds.append({"lmkit": ours, "best": theirs})
             size = json.loads((place.inputs / name / "sizes.json").read_text())
-            found = summary(name, rounds, size, peak["bf16"]) | {"machine": machine}
+            lengths = speed.lengths_of(speed.texts_of(place.inputs / f"{name}.jsonl"), place.inputs / name)
+            seen = speed.seen(lengths, BENCHES[name].length)
+            found = summary(name, rounds, size, length=seen, peak=peak["bf16"]) | {"machine": machine}
             (place.root / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     done = [json.loads(path.read_text()) for name in BENCHES if (path := place.root / f"{name}.json").is_file()]
     if done:

@@ -7,8 +7,9 @@
 - *length*: training steps of 4,096 tokens, in texts of 64 to 1,024 (mini, MLM and causal LM).
 
 A training step's own growth is that of its useful FLOPs (tests/bench/speed.py says what they are), that of preparation
-is that of the rows. ``over its own`` is how much more than that the seconds have grown since the first line: 1 and less
-means that no term grows faster than the work itself. Memory is the greatest size of a process's own pages (RssAnon of
+is that of the rows. ``for more work`` is what the work since the line above took, each unit of it, over what it took from the
+first line to the second: what every line takes alike falls out, and about 1 means that no term grows faster than the
+work itself, more that one does. Memory is the greatest size of a process's own pages (RssAnon of
 /proc, looked at every 10 ms): files that are mapped are left out, as the system takes their pages back when it needs
 them. Each line is a process of its own. Writes runs/bench/growth.json; ``--docs`` makes docs/growth.svg and the table.
 """
@@ -22,13 +23,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import inputs
 import speed
-from page import PAGE, publish
+from page import PAGE, machines, publish
 
 FACTORS = (1, 4, 16)
 PRESETS = ("nano", "mini", "small", "medium", "base")
@@ -65,14 +67,18 @@ def watched(command: Sequence[str], place: speed.Place, log: Path) -> int:
     return most
 
 
-def over_its_own(lines: Sequence[dict[str, Any]]) -> list[float]:
-    """How many times more the seconds have grown since the first line than the work has.
+def slopes(lines: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Seconds for each unit of the work that a line has more than the one before, over those of the second line.
 
-    >>> over_its_own([{"seconds": 1.0, "work": 10}, {"seconds": 3.0, "work": 20}])
-    [1.0, 1.5]
+    None for the first line, and where nothing can be said: the work is no more, or the first step took no more seconds.
+
+    >>> slopes([{"seconds": 5.0, "work": 10}, {"seconds": 7.0, "work": 18}, {"seconds": 15.0, "work": 34}])
+    [None, 1.0, 2.0]
     """
-    first = lines[0]
-    return [line["seconds"] / first["seconds"] / (line["work"] / first["work"]) for line in lines]
+    steps = [(b["seconds"] - a["seconds"], b["work"] - a["work"]) for a, b in pairwise(lines)]
+    found = [seconds / work if work > 0 else None for seconds, work in steps]
+    first = found[0] if found else None
+    return [None, *(None if slope is None or first is None or first <= 0 else slope / first for slope in found)]
 
 
 def bytes_each(lines: Sequence[dict[str, Any]]) -> float:
@@ -148,7 +154,8 @@ def step(task: str, preset: str, length: int, batch: int, place: speed.Place) ->
     seconds = (lines[-1]["seconds"] - lines[speed.WARM_UP - 1]["seconds"]) / STEPS
     size = sizes_of(task, out / "model")
     tokens = sum(line["tokens"] for line in lines[speed.WARM_UP :]) / STEPS
-    work = speed.useful_flops(size, task, tokens=tokens, length=length, training=True)
+    seen = speed.seen(speed.lengths_of(speed.texts_of(place.inputs / f"{task}.jsonl"), tokenizer), length)
+    work = speed.useful_flops(size, task, tokens=tokens, length=seen, training=True)
     print(f"{task} {preset}, length {length}: {seconds:.2f} s a step, {memory / 1e6:.0f} MB", file=sys.stderr)
     return {"what": task, "seconds": seconds, "memory": memory, "work": work, "weights": size["encoder"]}
 
@@ -185,15 +192,16 @@ def groups(lines: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    said = ["| growing | | seconds | grown | its own | over its own | memory |", "|---|---|---|---|---|---|---|"]
+    said = ["| growing | | seconds | grown | its own | for more work | memory |", "|---|---|---|---|---|---|---|"]
     for part in ("rows", "model", "length"):
         for lines in groups(found.get(part, [])):
             first = lines[0]
-            for line, over in zip(lines, over_its_own(lines), strict=True):
+            for line, slope in zip(lines, slopes(lines), strict=True):
+                more = "" if slope is None else f"{slope:.2f}x"
                 at = f"{line['at']:,}" if isinstance(line["at"], int) else line["at"]
                 said.append(
                     f"| {part}, {line['what']} | {at} | {line['seconds']:.2f} | {line['seconds'] / first['seconds']:.1f}x "
-                    f"| {line['work'] / first['work']:.1f}x | {over:.2f}x | {line['memory'] / 1e6:,.0f} MB |"
+                    f"| {line['work'] / first['work']:.1f}x | {more} | {line['memory'] / 1e6:,.0f} MB |"
                 )
     return "\n".join(said)
 
@@ -232,13 +240,20 @@ def _panel(lines: Sequence[Sequence[float]], at: Sequence[float], title: str, x_
     return frame.drawn(content, x_label=x_label, y_label=title, title=title)
 
 
+def machine_of(found: dict[str, Any], part: str) -> dict[str, Any]:
+    """What a part was measured on; earlier files have one machine for all."""
+    machine: dict[str, Any] = found.get("machines", {}).get(part) or found["machine"]
+    return machine
+
+
 def section(found: dict[str, Any]) -> str:
-    machine = found["machine"]
+    parts = {part: machine_of(found, part) for part in UNITS if part in found}
+    on = {part: "{cores} cores ({cpu}), {date}".format_map(machine) for part, machine in parts.items()}
     each = ", ".join(f"{bytes_each(lines):,.0f} bytes for {lines[0]['what']}" for lines in groups(found.get("rows", [])))
     said = f" A row more takes {each} of memory while data is prepared." if each else ""
     return f"""### Growth
 
-`make growth` on {machine["cores"]} cores ({machine["cpu"]}), {machine["date"]}; what is measured stands at the head of
+`make bench BENCH=growth` on {machines(on)}; what is measured stands at the head of
 `tests/bench/growth.py`. Seconds are those of preparing all rows, or of a training step.{said}
 
 ![seconds and memory by rows, model and length](growth.svg)
@@ -266,9 +281,10 @@ def main() -> None:
     if not given.docs:
         place.root.mkdir(parents=True, exist_ok=True)
         speed.timed([str(speed.HERE / "inputs.py"), str(place.inputs)], place, place.root / "inputs.log")
-        found["machine"] = speed.machine_of(place)
+        machine = speed.machine_of(place)
         for part in given.only.split(","):
             found[part] = measure(part, place, given.base)
+            found["machines"] = found.get("machines", {}) | {part: machine}
             file.write_text(json.dumps(found, indent=1) + "\n")
     if found:
         publish("growth", section(found), docs=given.docs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -28,9 +29,31 @@ def publish(name: str, content: str, *, docs: bool) -> None:
         PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), name, content), encoding="utf-8")
 
 
-def processor() -> str:
-    """The model's name, and what of it matters for matrix products."""
+def chip() -> tuple[str, list[str]]:
+    """The processor's name, and what it has that matters for matrix products."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
-    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {flag} " in f"{info} "]
-    return f"{names[0] if names else platform.processor()} ({', '.join(flags)})"
+    words = set(info.split())
+    return names[0] if names else platform.processor(), [
+        flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in words
+    ]
+
+
+def processor() -> str:
+    """Both in a line."""
+    name, has = chip()
+    return f"{name} ({', '.join(has)})"
+
+
+def machines(parts: Mapping[str, str]) -> str:
+    """What the parts of a section were measured on; said once where it is the same for all.
+
+    >>> machines({"mlm": "2 cores", "clm": "2 cores"})
+    '2 cores'
+    >>> machines({"mlm": "2 cores", "clm": "2 cores", "ner": "4 cores"})
+    '2 cores (mlm, clm) and 4 cores (ner)'
+    """
+    named: dict[str, list[str]] = {}
+    for part, machine in parts.items():
+        named.setdefault(machine, []).append(part)
+    return " and ".join(f"{machine} ({', '.join(names)})" if len(named) > 1 else machine for machine, names in named.items())

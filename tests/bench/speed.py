@@ -12,8 +12,10 @@ the loss of every translation); of startup from the command to the end of the fi
 ``*/s`` counts real tokens, never padding; rows a second of training are tokens a second over the mean length of a row, for
 transformers' group_by_length takes the longest rows of 50 batches first. Useful FLOPs of training: 6 x weights of the layers x tokens + 12 x layers x
 width x length x tokens for attention (half of it where a token sees only those before it) + 6 x width x vocabulary x
-predicted positions (15 % in MLM); a third of that in evaluation. They are the same for both sides, whatever a side
-computes beside them. The share of the peak is of the matrix product measured in the same run, in the side's dtype.
+predicted positions (15 % in MLM); a third of that in evaluation. The length is that of the texts, in MLM and causal LM, where
+lmkit packs several in a row that do not see one another, the mean over their tokens of the length of the text (of its
+part, where it is longer than a row). They are the same for both sides, whatever a side computes beside them, as the script
+does, whose texts see their neighbours in the block. The share of the peak is of the matrix product measured in the same run, in the side's dtype.
 
 Every bench writes runs/bench/NAME.json once it is done; ``--docs`` makes the section of the page from those.
 """
@@ -24,7 +26,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from page import publish
+from page import chip, machines, publish
 
 HERE = Path(__file__).parent
 SIDES = ("lmkit", "script", "best")
@@ -93,6 +94,29 @@ def useful_flops(size: dict[str, Any], task: str, *, tokens: float, length: floa
     attention = 12 * size["layers"] * size["width"] * length * tokens * (0.5 if task == "clm" else share)
     predicted = {"mlm": 0.15, "clm": 1.0, "translation": 0.5}.get(task, 0.0) * tokens
     return (layers + attention + 6 * size["width"] * size["vocabulary"] * predicted) / (1 if training else 3)
+
+
+def seen(lengths: Sequence[int], most: int) -> float:
+    """Tokens of its own text around a token, itself included, in the mean over all tokens; longer texts are cut after ``most``.
+
+    >>> seen([2, 2, 4], 4), seen([7], 4)
+    (3.0, 3.5714285714285716)
+    """
+    squares = sum(length // most * most**2 + (length % most) ** 2 for length in lengths)
+    return squares / sum(lengths)
+
+
+def lengths_of(texts: Sequence[str], model: Path) -> list[int]:
+    """Tokens of each text, marks included, with the tokenizer in a model's directory."""
+    from tokenizers import Tokenizer
+
+    return [len(text.ids) for text in Tokenizer.from_file(str(model / "tokenizer.json")).encode_batch(list(texts))]
+
+
+def texts_of(file: Path) -> list[str]:
+    """The first texts (of a translation the sources) of a file of the inputs."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()[:2000]]
+    return [row.get("source") or row.get("text") or " ".join(row["tokens"]) for row in rows]
 
 
 def ratios(rounds: Sequence[dict[str, dict[str, float]]], against: str, value: str = "rate") -> tuple[float, float, float]:
@@ -238,7 +262,7 @@ def result_of(name: str, found: dict[str, Any], side: str, place: Place, mean: d
     result |= {"seconds": seconds, "padding": padding, "tokens_per_second": tokens / seconds, "rows_per_second": rows / seconds}
     if name != "generate":  # what beams compute is no function of the rows
         size = json.loads((place.inputs / bench.model / "sizes.json").read_text())
-        length = bench.length if bench.task in ("mlm", "clm") else mean["source"]
+        length = mean["seen"] if bench.task in ("mlm", "clm") else mean["source"]
         flops = useful_flops(size, bench.task, tokens=flops_tokens, length=length, training=name != "eval")
         result["flops_per_second"] = flops / seconds
     if bench.unit == "rows" and name not in ("eval", "generate"):
@@ -247,18 +271,15 @@ def result_of(name: str, found: dict[str, Any], side: str, place: Place, mean: d
 
 
 def mean_tokens(name: str, place: Place) -> dict[str, float]:
-    """Mean tokens of a row, and of its source (of the whole row but in translation), marks included."""
-    from tokenizers import Tokenizer
-
-    recipe = recipe_of(name, place)
-    lines = Path(recipe["data"].get("train", recipe["data"].get("test"))).read_text().splitlines()[:2000]
-    rows = [json.loads(line) for line in lines]
-    texts = [row.get("source") or row.get("text") or " ".join(row["tokens"]) for row in rows]
-    tokenizer = Tokenizer.from_file(str(place.inputs / BENCHES[name].model / "tokenizer.json"))
-    source = statistics.mean(len(row.ids) for row in tokenizer.encode_batch(texts))
-    target = [row["target"] for row in rows if "target" in row and name == "translation"]
-    written = statistics.mean(len(row.ids) for row in tokenizer.encode_batch(target)) if target else 0.0
-    return {"source": source, "tokens": source + written}
+    """Mean tokens of a row, and of its source (of the whole row but in translation), marks included; and what is ``seen``."""
+    recipe, bench = recipe_of(name, place), BENCHES[name]
+    file = Path(recipe["data"].get("train", recipe["data"].get("test")))
+    lengths = lengths_of(texts_of(file), place.inputs / bench.model)
+    source, written = statistics.mean(lengths), 0.0
+    if name == "translation":
+        targets = [json.loads(line)["target"] for line in file.read_text().splitlines()[:2000]]
+        written = statistics.mean(lengths_of(targets, place.inputs / bench.model))
+    return {"source": source, "tokens": source + written, "seen": seen(lengths, bench.length)}
 
 
 def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dict[str, Any]) -> dict[str, Any]:
@@ -327,12 +348,11 @@ def machine_of(place: Place) -> dict[str, Any]:
     (place.root / "spec.json").write_text(json.dumps({"side": "peak", "out": str(place.root / "peak.json")}))
     timed([str(HERE / "peer.py"), str(place.root / "spec.json")], place, place.root / "peak.log")
     peak = json.loads((place.root / "peak.json").read_text())
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    name, has = chip()
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": name,
         "cores": os.cpu_count(),
-        "has": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {flag} " in f"{info} "],
+        "has": has,
         "peak": peak,
         "date": today(),
         "versions": {package: version(package) for package in ("torch", "transformers")},
@@ -439,15 +459,21 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def section(found: Sequence[dict[str, Any]]) -> str:
-    """The text of the page, from the JSON of the benches."""
-    machine = found[-1]["machine"]
+def described(machine: dict[str, Any]) -> str:
+    """What ``machine_of`` found, in a line."""
     peak = ", ".join(f"{machine['peak'][dtype] / 1e9:,.0f} GFLOP/s in {dtype}" for dtype in ("fp32", "bf16"))
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+    has = ", ".join(machine["has"])
+    return f"{machine['cores']} cores ({machine['cpu']}; {has}), {machine['date']}, {versions}, matrix products {peak}"
+
+
+def section(found: Sequence[dict[str, Any]]) -> str:
+    """The text of the page, from the JSON of the benches."""
+    on = {bench["name"]: described(bench["machine"]) for bench in found}
     return f"""## Speed
 
-`make bench` on {machine["cores"]} cores ({machine["cpu"]}; {", ".join(machine["has"])}), {machine["date"]}, {versions}; matrix
-products there: {peak}. How each side is set up stands at the head of `tests/bench/speed.py`. Ratios are medians of pairs with
+`make bench` on {machines(on)}.
+How each side is set up stands at the head of `tests/bench/speed.py`. Ratios are medians of pairs with
 least and greatest; above 1 lmkit is faster. Memory: lmkit's peak over that of script / best. Padding, share of peak and mean
 training loss: lmkit / script / best.
 

@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import inputs
 import speed
-from page import publish
+from page import machines, publish
 
 SAMPLES = Path(__file__).parents[2] / "lmkit" / "samples" / "mobydick_en"
 VOCABULARY = 8_000
@@ -192,7 +192,7 @@ def measure(task: str, place: speed.Place, *, minutes: float, machine: dict[str,
 
 def section(found: Sequence[dict[str, Any]]) -> str:
     """The text of the page."""
-    machine = found[-1]["machine"]
+    on = {bench["name"]: "{cores} cores ({cpu}), {date}".format_map(bench["machine"]) for bench in found}
     lines = [
         "| work | the peer's loss | its time | lmkit's time to it | share | target | lmkit's last loss, time |",
         "|---|---|---|---|---|---|---|",
@@ -209,7 +209,7 @@ def section(found: Sequence[dict[str, Any]]) -> str:
     table = "\n".join(lines)
     return f"""### Time to a validation loss
 
-`make bench BENCH=time` on {machine["cores"]} cores ({machine["cpu"]}), {machine["date"]}: lmkit's time to the validation loss that
+`make bench BENCH=time` on {machines(on)}: lmkit's time to the validation loss that
 `transformers.Trainer` (bf16 where the chip has it) reaches in its time, on Moby-Dick, from the same weights. How they are compared
 stands at the head of `tests/bench/time_to_loss.py`. One run of either side: no spread is known.
 

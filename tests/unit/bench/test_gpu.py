@@ -50,9 +50,9 @@ def test_summary_takes_ratios_pair_by_pair_and_shares_of_the_peak() -> None:
         {side: {"tokens": 10.0 * rate, "seconds": 10.0, "memory": 1e9} for side, rate in zip(gpu.SIDES, pair, strict=True)}
         for pair in pairs
     ]
-    found = gpu.summary("gpu-clm", rounds, size, peak=1e6)
+    found = gpu.summary("gpu-clm", rounds, size, length=300, peak=1e6)
     assert found["ratio"] == (2.0, 1.5, 4.0)
-    flops = speed.useful_flops(size, "clm", tokens=3.0, length=1024, training=True)
+    flops = speed.useful_flops(size, "clm", tokens=3.0, length=300, training=True)
     assert found["lmkit"]["share_of_peak"] == pytest.approx(flops / 1e6)
     machine = {"gpu": "a GPU", "date": "2026-11-25", "torch": "2", "peak": 1e12}
     assert "| 2.00x (1.50 ... 4.00) | 1.3x | 3 tokens/s | 1 tokens/s |" in gpu.section([found | {"machine": machine}])

@@ -53,3 +53,22 @@ def test_every_bench_has_a_recipe_that_names_its_inputs(tmp_path: Path) -> None:
     assert recipes["mlm"]["train"]["max_steps"] == 8
     assert "train" not in recipes["eval"]
     assert recipes["startup"]["data"]["train"].endswith("inputs/classification.jsonl")
+
+
+def test_a_token_sees_the_text_or_part_of_a_text_that_it_stands_in() -> None:
+    lengths, most = [3, 8, 5, 1], 4
+    parts = [3, 4, 4, 4, 1, 1]
+    tokens = [part for part in parts for _ in range(part)]
+    assert speed.seen(lengths, most) == pytest.approx(sum(tokens) / len(tokens))
+
+
+def test_the_page_says_what_was_measured_where() -> None:
+    machine = {"cores": 2, "cpu": "a chip", "has": ["avx2"], "date": "2026-11-25", "versions": {"torch": "2"}}
+    machine["peak"] = {"fp32": 1e9, "bf16": 2e9}
+    side = {"ratio": [2.0, 1.9, 2.1], "rate": 1000.0, "seconds": 3.0}
+    bench = {"name": "ner", "what": "NER", "unit": "rows", "targets": {}, "lmkit": {"rate": 2.0}, "script": side, "best": side}
+    bench["machine"] = machine
+    place = "2 cores (a chip; avx2), 2026-11-25, torch 2, matrix products 1 GFLOP/s in fp32, 2 GFLOP/s in bf16"
+    assert f"`make bench` on {place}.\n" in speed.section([bench, bench | {"name": "clm"}])
+    both = speed.section([bench, bench | {"name": "clm", "machine": machine | {"cores": 8}}])
+    assert f"`make bench` on {place} (ner) and {place.replace('2 cores', '8 cores')} (clm)." in both

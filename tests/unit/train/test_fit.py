@@ -102,7 +102,7 @@ def test_the_clock_of_the_log_waits_for_the_losses(tiny: Any, monkeypatch: pytes
     lines = [json.loads(line) for line in (tiny.fit(tiny.recipe("classification")).path / "log.jsonl").read_text().splitlines()]
     first, second = (line for line in lines if "tokens" in line)
     assert 1000 <= first["seconds"] < 2000 <= second["seconds"] < 3000
-    assert first["tokens"] / first["tokens_per_second"] > 900
+    assert first["tokens_per_second"] < 1
 
 
 def test_a_line_of_steps_in_which_no_label_counted_has_no_loss() -> None:
