@@ -62,7 +62,9 @@ def launch(arguments: list[str], *, processes: int) -> None:
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        raise _failed({rank: failure.exitcode for rank, failure in error.failures.items()}, error.get_first_failure()[0]) from None
+        raise _failed(
+            {rank: failure.exitcode for rank, failure in error.failures.items()}, error.get_first_failure()[0]
+        ) from None
     except SignalException as error:  # the processes were ended, each after a checkpoint
         raise ProcessFailed(128 + int(error.sigval)) from None
     finally:
