@@ -260,8 +260,8 @@ def test_gradients_that_come_out_otherwise_each_time_are_refused_where_that_coun
 
     def unsteady(query: Any, *arguments: Any, **options: Any) -> torch.Tensor:
         calls.append(1)
-        noise = query - query.detach()
-        return by_text(query, *arguments, **options) + noise.sum(-1, keepdim=True) * 1e-7 * (len(calls) % 2)
+        found = by_text(query, *arguments, **options)
+        return found.detach() + (found - found.detach()) * (1 + 1e-6 * (len(calls) % 2))
 
     model = tiny_model("bert")
     packing = packing_of(model, Kernel("tried", unsteady))

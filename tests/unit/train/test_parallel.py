@@ -214,3 +214,16 @@ def test_an_old_run_is_left_to_the_first_of_the_processes(flag: str, tiny: Any, 
         train("finetune", recipe, **{flag: True})
     assert old.is_file()
     assert [argument for argument in given if argument in ("--resume", "--overwrite")] == [f"--{flag}"]
+
+
+def test_a_process_that_was_killed_is_said_with_what_to_do(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: Any, processes: int) -> None:
+        raise ProcessFailed(1, killed=(1, 9))
+
+    monkeypatch.setattr(launching, "launch", start)
+    monkeypatch.setattr(preparing, "prepare", lambda *_: None)
+    with pytest.raises(ProcessFailed):
+        train("finetune", tiny.recipe("classification", hardware={"processes": 2}))
+    assert "process 1 was ended by SIGKILL; often the memory is full\n  --resume goes on" in capsys.readouterr().err
