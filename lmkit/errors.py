@@ -71,6 +71,11 @@ def is_full(error: BaseException) -> bool:
     return told is not None and int(told[1]) in FULL
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its name where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None when nothing is close."""
     names = list(known)

@@ -18,6 +18,7 @@ import yaml
 from lmkit.console import STARTED_AS
 from lmkit.errors import RunError
 
+REMOVED = ".removed"  # ends the name of a folder while it is removed
 TIMES = ("seconds", "tokens_per_second", "data_wait")  # of a line of log.jsonl: all that may differ where a run is repeated
 
 
@@ -137,11 +138,18 @@ class Run:
             raise RunError(f"no permission to write in {existing}", place=str(self.path), remedy="give another -o/--output")
 
     def start(self, *, resume: bool, overwrite: bool) -> None:
-        """Claim the directory for a training command; see ``check_start``. What it holds is removed, it itself may be a link."""
+        """Claim the directory for a training command; see ``check_start``. What it holds is removed, it itself may be a link.
+
+        A process that is killed meanwhile leaves what ``--resume`` and ``--overwrite`` take for what it is: folders go whole, the
+        checkpoints first, and the recipe last.
+        """
         self.check_start(resume=resume, overwrite=overwrite)
-        for entry in self.path.iterdir() if overwrite and self.path.is_dir() else ():
+        for left in self.path.glob(f".*{REMOVED}"):
+            shutil.rmtree(left)
+        entries = list(self.path.iterdir()) if overwrite and self.path.is_dir() else []
+        for entry in sorted(entries, key=lambda each: (each != self.checkpoints, each == self.recipe_file, each.name)):
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                shutil.rmtree(entry.rename(entry.with_name(f".{entry.name}{REMOVED}")))
             else:
                 entry.unlink()
         try:
@@ -220,7 +228,7 @@ def versions() -> dict[str, str]:
 
     found = {"python": sys.version.split()[0]}
     libraries = ("lmkit", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "evaluate", "numpy")
-    for name in (*libraries, "flash-attn", "liger-kernel"):
+    for name in (*libraries, "flash-attn", "liger-kernel", "triton"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmkit import console
 from lmkit.data.splits import Splits, load_splits
-from lmkit.errors import ModelError
+from lmkit.errors import ModelError, RunError
 from lmkit.models.presets import preset_config, shrink
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
@@ -30,6 +30,8 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
     from lmkit.commands.evaluate import evaluate
     from lmkit.commands.train import check_choice, check_model_keys
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError("one process is enough for it", place="--smoke", remedy="the same command without the launcher")
     cls = task_class(recipe.task)
     if recipe.model.base is None or recipe.model.preset:
         check_model_keys(recipe, None)  # a base that is not there yet is no mistake here; keys that contradict each other are

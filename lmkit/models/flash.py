@@ -17,15 +17,19 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from lmkit.errors import first_line
 from lmkit.models.heads import unwrap
-from lmkit.models.memory import is_out_of_memory
+from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.nearness import Precision, embedded, farther, in_fp32, states_and_gradients
 from lmkit.models.packing import TRIAL_ERRORS, Packing, in_evaluation
 from lmkit.tasks.base import lay_out
 
+NO_MEMORY = "finds no memory to be tried"
 NAME = "lmkit_flash"  # of the attention, to transformers
 TEXT = 150  # tokens of the longest text that is tried: more than a tile of the kernels
 WIDTH = 64  # of the head that is tried without a model
+REPEATED = 8  # texts whose gradients are computed again
+LONG = 2048  # tokens of each of them, where there are longer ones
 SHORT = 4  # tokens of one in which each of them can be seen to count
 
 
@@ -109,9 +113,9 @@ def _torchs() -> Kernel | str:
 def _flash_attns() -> Kernel | str:
     try:
         from flash_attn import flash_attn_varlen_func
-    except (ImportError, OSError) as error:
+    except Exception as error:  # of a package that is broken, and not wanted by name
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == "flash_attn"
-        return "is not installed (pip install flash-attn)" if is_missing else f"cannot be loaded: {str(error).splitlines()[0]}"
+        return "is not installed (pip install flash-attn)" if is_missing else f"cannot be loaded: {first_line(error)}"
 
     def attend(
         query: torch.Tensor,
@@ -137,6 +141,7 @@ def _flash_attns() -> Kernel | str:
             softmax_scale=scale,
             causal=causal,
             window_size=_sides(causal, window),
+            deterministic=True,
         )
         return cast(torch.Tensor, found)
 
@@ -229,7 +234,9 @@ AttentionInterface.register(NAME, _attend)
 # ---------------------------------------------------------------------------------- the proof
 
 
-def refuted(model: Any, packing: Packing, *, longest: int, precision: Precision) -> str | None:
+def refuted(
+    model: Any, packing: Packing, *, longest: int, precision: Precision, repeatable: bool = False, again: bool = False
+) -> str | None:
     """Why the kernel of a packing does not compute what SDPA computes on this model; None: it does.
 
     Three texts in two rows, the model where it is trained. In evaluation mode, hidden states and the gradients of the embeddings
@@ -241,6 +248,9 @@ def refuted(model: Any, packing: Packing, *, longest: int, precision: Precision)
         packing: shown to be exact with SDPA (``find_packing``), with a kernel.
         longest: tokens of the longest text.
         precision: autocast as in training.
+        repeatable: whether gradients have to be the same bit by bit when they are computed again.
+        again: whether all of this was shown before, of this kernel on this device, with other weights: of what rounding decides
+            nothing is tried, for trained weights may round more.
     """
     inner = unwrap(model)
     if inner.base_model is inner:
@@ -248,7 +258,11 @@ def refuted(model: Any, packing: Packing, *, longest: int, precision: Precision)
     trial = _Trial(inner, packing, longest, precision)
     try:
         with in_evaluation(inner), torch.enable_grad():
-            problem = _kernel_problem(packing, inner.device, precision) or trial.is_near() or trial.keeps_apart()
+            problem = None if again else _kernel_problem(packing, inner.device, precision) or trial.is_near()
+            problem = problem or trial.keeps_apart()
+            is_tried = repeatable and not again and problem is None
+            if is_tried and not _repeats(packing, _head_width(inner.config), min(longest, LONG), inner.device, precision):
+                problem = "adds in another order each time, so that a resumed run would not be the same bit for bit"
         if problem is None:
             was_training = inner.training
             inner.train()
@@ -258,17 +272,16 @@ def refuted(model: Any, packing: Packing, *, longest: int, precision: Precision)
             finally:
                 inner.train(was_training)
     except TRIAL_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        return str(error).strip().split("\n")[0] or type(error).__name__
+        problem = NO_MEMORY if is_out_of_memory(error) else first_line(error)
+    if problem == NO_MEMORY:
+        free_cached_memory()
     return problem
 
 
 def _kernel_problem(packing: Packing, device: torch.device, precision: Precision) -> str | None:
     """What is wrong with a kernel between two texts, without a model: which value reaches which query, numbers and gradients."""
     assert packing.kernel is not None
-    with precision():
-        half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+    half = _half(device, precision)
     for window in {None, packing.window}:
         first = TEXT if window is None else window + 2
         texts = torch.tensor([0] * first + [1] * SHORT, device=device)
@@ -297,6 +310,29 @@ def _kernel_problem(packing: Packing, device: torch.device, precision: Precision
             if not torch.equal(reached.ne(0).any(-1).any(-1), may[:, seen]):
                 return "does not see what it may, and that alone"
     return None
+
+
+def _repeats(packing: Packing, width: int, longest: int, device: torch.device, precision: Precision) -> bool:
+    """Whether the gradients of a kernel are the same, bit by bit, each time: what adds in no order is seen at long texts alone."""
+    assert packing.kernel is not None
+    starts = torch.arange(0, (REPEATED + 1) * longest, longest, dtype=torch.int32, device=device)
+    states = [
+        torch.sin(torch.arange(REPEATED * longest * 8 * width, device=device) * (n + 1)).view(-1, 8, width) for n in range(3)
+    ]
+    kernel = partial(packing.kernel.attend, starts=starts, longest=longest, causal=packing.causal, window=None, dropout=0.0)
+    first, *again = (_values(kernel, states, _half(device, precision), None) for _ in range(3))
+    return all(torch.equal(one, other) for each in again for one, other in zip(first, each, strict=True))
+
+
+def _half(device: torch.device, precision: Precision) -> torch.dtype:
+    """The type that products are computed in."""
+    with precision():
+        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+def _head_width(config: Any) -> int:
+    """Numbers of a head, which the tiles of a kernel depend on."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _values(

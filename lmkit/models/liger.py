@@ -16,14 +16,17 @@ from typing import Any
 
 import torch
 
+from lmkit.errors import first_line
 from lmkit.models.heads import unwrap
-from lmkit.models.memory import is_out_of_memory
+from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.nearness import Precision, farther, in_fp32, states_and_gradients
 from lmkit.models.packing import in_evaluation
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 NORMS = ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))  # what is added to the weight, and what is computed in fp32
+NO_MEMORY = "there is no memory to try them"
 NOTHING = "this model has no layers whose formula liger-kernel is shown to have"
+NO_WAY = -1
 LENGTHS = (12, 7)  # tokens of the texts that the whole model is tried with
 
 
@@ -44,22 +47,25 @@ def liger_kernels() -> Kernels | str:
     """The functions, or why there are none."""
     try:
         from liger_kernel.ops import LigerGELUMulFunction, LigerRMSNormFunction, LigerSiLUMulFunction
-    except (ImportError, RuntimeError) as error:
+    except Exception as error:  # of a package that is broken, and not wanted by name
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == "liger_kernel"
         return (
             "liger-kernel is not installed (pip install 'lmkit[liger]')"
             if is_missing
-            else f"liger-kernel cannot be loaded: {str(error).splitlines()[0]}"
+            else f"liger-kernel cannot be loaded: {first_line(error)}"
         )
     return Kernels(LigerRMSNormFunction.apply, {"silu": LigerSiLUMulFunction.apply, "gelu": LigerGELUMulFunction.apply})
 
 
-def fuse(model: Any, kernels: Kernels, *, precision: Precision) -> tuple[ExitStack, str | None, str]:
+def fuse(
+    model: Any, kernels: Kernels, *, precision: Precision, ways: dict[str, int] | None = None
+) -> tuple[ExitStack, str | None, str]:
     """Let the modules of a model compute with these kernels, where that is shown to be the same.
 
     Args:
         model: where it is trained.
         precision: autocast as in training.
+        ways: what was found out before, for this model with these kernels, and is not tried again; filled where it is empty.
 
     Returns:
         What makes the modules again what they were, when it is closed; None, or why nothing was replaced; and what was.
@@ -69,33 +75,37 @@ def fuse(model: Any, kernels: Kernels, *, precision: Precision) -> tuple[ExitSta
         return undo, "the model has no backbone of its own", ""
     if not any(_kind(module) for module in inner.base_model.modules()):
         return undo, NOTHING, ""
-    known: dict[Any, Callable[[Any], Forward] | None] = {}
+    ways = {} if ways is None else ways
+    is_known = bool(ways)
     counts: Counter[str] = Counter()
     try:
         with in_evaluation(inner):
             with _arriving(inner) as types:
-                plain = [states_and_gradients(inner, lambda c=context: _states(inner, c)) for context in _both(inner, precision)]  # type: ignore[misc]
+                contexts = [precision] if is_known else [lambda: in_fp32(inner), precision]
+                plain = [states_and_gradients(inner, lambda c=context: _states(inner, c)) for context in contexts]  # type: ignore[misc]
             for module, kind in types.items():  # of the pass in the run's precision, the last one
                 what, *formula = _kind(module) or ("",)
-                key = (type(module), kind, *formula)
-                if key not in known:
-                    known[key] = next((way for way in _ways(module, kernels) if _is_same(module, way, kind, precision)), None)
-                way = known[key]
-                if way is not None:
-                    module.forward = way(module)
+                key, possible = " ".join(map(str, (type(module), kind, *formula))), list(_ways(module, kernels))
+                if key not in ways:
+                    tried = () if is_known else enumerate(possible)
+                    ways[key] = next((n for n, way in tried if _is_same(module, way, kind, precision)), NO_WAY)
+                if ways[key] != NO_WAY:
+                    module.forward = possible[ways[key]](module)
                     undo.callback(delattr, module, "forward")
                     counts[what] += 1
             if not counts:
                 return undo, NOTHING, ""
             found = states_and_gradients(inner, lambda: _states(inner, precision))
-        problem = next((each for three in zip(*plain, found, strict=True) if (each := farther(*three))), None)
+        problem = None
+        if not is_known:
+            problem = next((each for three in zip(*plain, found, strict=True) if (each := farther(*three))), None)
     except Exception as error:  # triton's and its compilers' have nothing else in common
         undo.close()
-        if is_out_of_memory(error):
-            raise
-        problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        problem = NO_MEMORY if is_out_of_memory(error) else ": ".join(dict.fromkeys((type(error).__name__, first_line(error))))
     if problem:
         undo.close()
+        if problem == NO_MEMORY:
+            free_cached_memory()
         return undo, problem, ""
     return undo, None, " and ".join(f"{number} {name}" for name, number in counts.items())
 
@@ -198,10 +208,6 @@ def _values(
         weights = torch.arange(output.numel(), device=output.device).cos().view_as(output)
         gradients = torch.autograd.grad((output * weights).sum(), [leaf, *learned])
     return [output.detach(), *gradients]
-
-
-def _both(model: Any, precision: Precision) -> tuple[Precision, Precision]:
-    return (lambda: in_fp32(model)), precision
 
 
 def _states(model: Any, precision: Precision) -> torch.Tensor:

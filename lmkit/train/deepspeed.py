@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Collection
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import RecipeError, TrainingStopped
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WHERE = "the Accelerate configuration"
+TRIED = "0.19"  # the versions that pyproject.toml names: what is used here is not all public
 INSTALL = "pip install 'lmkit[deepspeed]'"
 BUCKET_NUMBERS = 2**25  # summed, and fetched, at once; DeepSpeed's own 5e8 would take 2 GB on each device
 
@@ -62,6 +64,9 @@ def check_deepspeed(recipe: Recipe, model: Any) -> None:
             raise RecipeError(f"{problem} ({WHERE} asks for it)", place=place, remedy=remedy)
     if importlib.util.find_spec("deepspeed") is None:
         raise RecipeError("deepspeed is not installed", place=WHERE, remedy=INSTALL)
+    found = version("deepspeed")
+    if found.split(".")[:2] != TRIED.split("."):
+        raise RecipeError(f"this is deepspeed {found}, and lmkit is tried with {TRIED}", place=WHERE, remedy=INSTALL)
 
 
 def is_partitioned(model: Any) -> bool:
@@ -189,7 +194,7 @@ def _loss_of(model: Any, task: Task) -> Any:
 
 def _reached(loss: torch.Tensor) -> set[int]:
     """The leaves, by ``id``, that a backward pass from here gives a gradient."""
-    waiting: list[Any] = [loss.grad_fn]
+    waiting: list[Any] = [] if loss.grad_fn is None else [loss.grad_fn]
     seen, found = set(waiting), set()
     while waiting:
         node = waiting.pop()

@@ -115,8 +115,10 @@ def _fit(
     stage = zero_stage() if accelerator.num_processes > 1 else None
     sharded = asks_to_shard() and accelerator.num_processes > 1
     if accelerator.num_processes > 1:
-        parts = "weights (FSDP2)" if sharded else f"optimizer's state (DeepSpeed, ZeRO stage {stage})"
-        console.say(f"processes: {accelerator.num_processes}{f', each with a part of the {parts}' if sharded or stage else ''}")
+        parts = ", each with a part of the weights (FSDP2)" if sharded else ""
+        if stage is not None:
+            parts = f", each with a part of the optimizer's state (DeepSpeed, ZeRO stage {stage})"
+        console.say(f"processes: {accelerator.num_processes}{parts}")
     built = build_model(recipe, task, source)
     if sharded:
         check_sharding(recipe, built.model)

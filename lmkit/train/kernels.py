@@ -13,6 +13,7 @@ from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.models.packing import Packing
 from lmkit.recipe.schema import Hardware
+from lmkit.run import versions
 from lmkit.train.device import choose_precision
 from lmkit.train.parallel import largest
 from lmkit.train.sharding import is_sharded
@@ -48,16 +49,22 @@ def choose_attention(
     kept = known.get("on") if {key: known.get(key) for key in wanted} == wanted else None
     if kept == SDPA:
         return known, packing
-    chosen, why = None, "the recipe says so"
+    chosen, why, proof = None, "the recipe says so", _proof(accelerator)
     if hardware.attention != "sdpa":
         problem = _without_flash(wanted, model, packing)
         if problem is None:
             assert packing is not None
-            chosen, problem = _proven(model, accelerator, packing, kept, longest)
+            again = kept is not None and known.get("proof") == proof
+            repeatable = hardware.attention == "auto"
+            chosen, problem = _proven(model, accelerator, packing, kept, longest, repeatable=repeatable, again=again)
         why = problem or "shown to compute what SDPA computes on this model"
     if chosen is None:
         _refuse(kept, FLASH if hardware.attention == "flash" else None, why, "hardware.attention", "sdpa")
-    found = wanted | {"on": SDPA if chosen is None else f"{FLASH}, {getattr(chosen.kernel, 'name', '')}", "why": why}
+    found = wanted | {
+        "on": SDPA if chosen is None else f"{FLASH}, {getattr(chosen.kernel, 'name', '')}",
+        "why": why,
+        "proof": proof,
+    }
     if hardware.attention == "auto" and accelerator.device.type in TRIED_ON and packing is not None:
         console.say(f"attention of shared rows: {found['on']}; {why}")
     return found, chosen or packing
@@ -75,7 +82,7 @@ def _without_flash(wanted: dict[str, Any], model: Any, packing: Packing | None) 
 
 
 def _proven(
-    model: Any, accelerator: Accelerator, packing: Packing, kept: str | None, longest: int
+    model: Any, accelerator: Accelerator, packing: Packing, kept: str | None, longest: int, *, repeatable: bool, again: bool
 ) -> tuple[Packing | None, str | None]:
     """The packing with the first kernel that no process refutes, or None and why there is none."""
     from lmkit.models.flash import kernels, refuted
@@ -88,7 +95,9 @@ def _proven(
             other, problem = packing, kernel
         else:
             other = replace(packing, kernel=kernel)
-            problem = refuted(model, other, longest=longest, precision=accelerator.autocast)  # type: ignore[assignment]
+            problem = refuted(  # type: ignore[assignment]
+                model, other, longest=longest, precision=accelerator.autocast, repeatable=repeatable, again=again
+            )
         if not largest(accelerator, [float(problem is not None)])[0]:
             return other, None
         problems.append(f"{name} {problem or 'cannot be used by another process'}")
@@ -109,19 +118,19 @@ def choose_kernels(
     kept = known.get("on") if {key: known.get(key) for key in wanted} == wanted else None
     if kept == TORCH:
         return known, ExitStack()
-    modules, why = ExitStack(), "the recipe says so"
-    is_fused = False
+    modules, why, proof = ExitStack(), "the recipe says so", _proof(accelerator)
+    is_fused, ways = False, dict[str, int](known.get("ways", {}) if kept is not None and known.get("proof") == proof else {})
     if hardware.kernels != "torch":
-        is_fused, modules, why = _fused(wanted, model, accelerator)
+        is_fused, modules, why = _fused(wanted, model, accelerator, ways)
     if not is_fused:
         _refuse(kept, LIGER if hardware.kernels == "liger" else None, why, "hardware.kernels", "torch")
-    found = wanted | {"on": LIGER if is_fused else TORCH, "why": why}
+    found = wanted | {"on": LIGER if is_fused else TORCH, "why": why, "proof": proof, "ways": ways}
     if hardware.kernels == "auto" and accelerator.device.type in TRIED_ON:
         console.say(f"kernels of norms and gated layers: {found['on']}; {why}")
     return found, modules
 
 
-def _fused(wanted: dict[str, Any], model: Any, accelerator: Accelerator) -> tuple[bool, ExitStack, str]:
+def _fused(wanted: dict[str, Any], model: Any, accelerator: Accelerator, ways: dict[str, int]) -> tuple[bool, ExitStack, str]:
     """Whether Liger's kernels are in place on all processes, what takes them back, and why."""
     from lmkit.models.liger import fuse, liger_kernels
 
@@ -136,7 +145,7 @@ def _fused(wanted: dict[str, Any], model: Any, accelerator: Accelerator) -> tupl
     if isinstance(kernels, str):
         modules, problem, parts = ExitStack(), kernels, ""
     else:
-        modules, problem, parts = fuse(model, kernels, precision=accelerator.autocast)
+        modules, problem, parts = fuse(model, kernels, precision=accelerator.autocast, ways=ways)
     if largest(accelerator, [float(problem is not None)])[0]:
         modules.close()
         return False, modules, problem or "another process cannot use them"
@@ -151,6 +160,16 @@ def _wanted(asked: str, hardware: Hardware, accelerator: Accelerator) -> dict[st
         "processes": accelerator.num_processes,
         "precision": choose_precision(hardware),
     }
+
+
+def _proof(accelerator: Accelerator) -> dict[str, str]:
+    """What a proof holds for: the device, and the versions of what computes."""
+    import torch
+
+    found = versions()
+    device = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
+    names = ("torch", "transformers", "peft", "flash-attn", "liger-kernel", "triton")
+    return {"device": device} | {name: found[name] for name in names if name in found}
 
 
 def _refuse(kept: str | None, asked: str | None, why: str, place: str, plain: str) -> None:

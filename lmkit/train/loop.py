@@ -75,7 +75,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def __init__(self, encoded: Encoded, plan: Plan, task: Task, *, rank: int, ranks: int, budget: int, packed: bool):
         self.encoded, self.plan, self.task = encoded, plan, task
         self.rank, self.ranks, self.budget, self.packed = rank, ranks, budget, packed
-        self._slots = encoded.slots(packed=packed and task.packs)
+        self.slots = encoded.slots(packed=packed and task.packs)
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[Batch]:
@@ -83,7 +83,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         mine = deal(examples, self.encoded.lengths, self.ranks)[self.rank]
         if not len(mine):  # fewer examples than ranks: take part in the step all the same
             return [self.idle(step)]
-        return [self._collate(part, epoch) for part in self._cut(mine)]
+        return [self._collate(part, epoch) for part in self.cut(mine)]
 
     def _examples(self, step: int) -> tuple[int, np.ndarray]:
         """Epoch and examples of a step."""
@@ -95,7 +95,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def idle(self, step: int) -> Batch:
         """A small micro-batch of a step in which nothing counts."""
         epoch, examples = self._examples(step)
-        batch = self._collate(examples[[self._slots[examples].argmin()]], epoch)
+        batch = self._collate(examples[[self.slots[examples].argmin()]], epoch)
         batch["labels"] = uncounted(batch["labels"])
         return batch | {"idle": torch.ones(())}
 
@@ -106,8 +106,8 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
 
     def longest(self, tokens: int) -> np.ndarray:
         """The longest examples that a micro-batch of so many tokens has room for; at least one, and no more than a step's."""
-        order = np.argsort(-self._slots, kind="stable")
-        return order[: max(1, min(tokens // int(self._slots[order[0]]), self.share))]
+        order = np.argsort(-self.slots, kind="stable")
+        return order[: max(1, min(tokens // int(self.slots[order[0]]), self.share))]
 
     def collate(self, examples: np.ndarray) -> Batch:
         return self._collate(examples, 0)
@@ -115,10 +115,11 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def largest(self, step: int) -> int:
         """Tokens, padding included, of the largest micro-batch of a step that can still be divided; 0: there is none."""
         mine = deal(self.plan.examples(step), self.encoded.lengths, self.ranks)[self.rank]
-        return max((len(part) * int(self._slots[part].max()) for part in self._cut(mine) if len(part) > 1), default=0)
+        return max((len(part) * int(self.slots[part].max()) for part in self.cut(mine) if len(part) > 1), default=0)
 
-    def _cut(self, examples: np.ndarray) -> list[np.ndarray]:
-        return micro_batches(examples, self._slots, self.budget, padded=not self.packed)
+    def cut(self, examples: np.ndarray, budget: int | None = None) -> list[np.ndarray]:
+        """The micro-batches of these examples, with at most so many tokens where there are several examples; None: as in training."""
+        return micro_batches(examples, self.slots, self.budget if budget is None else budget, padded=not self.packed)
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
         pieces = self.encoded.examples(examples.tolist())

@@ -140,10 +140,11 @@ def clip_gradients(
     from lmkit.train.sharding import is_distributed, whole
 
     inner = optimizer.optimizer
-    if accelerator.device.type != "cpu" or type(inner) is not torch.optim.AdamW or any(is_distributed(p) for p in parameters):
+    is_fused = type(inner) is torch.optim.AdamW and inner.defaults.get("fused")
+    if accelerator.device.type != "cpu" or not is_fused or any(is_distributed(p) for p in parameters):
         return whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
     norm: torch.Tensor = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    excess = (norm + 1e-6) / limit  # as torch.nn.utils.clip_grads_with_norm_
+    excess = (norm.float() + 1e-6) / limit  # as torch.nn.utils.clip_grads_with_norm_
     inner.grad_scale = excess if excess > 1 else None  # type: ignore[attr-defined]  # what the update divides by
     return norm
 

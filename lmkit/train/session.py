@@ -346,7 +346,7 @@ def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, r
             continue
         count, listing = _write_rows(step.number, "not-finite", batches, prepared, run)
         raise TrainingStopped(
-            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {_last_good(run, writer, step.number)}\n"
+            f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {_last_good(run, writer)}\n"
             f"  the {count} rows of that step are in {listing}; a lower train.learning_rate{other} often helps"
         )
 
@@ -361,7 +361,7 @@ def _say_spike(
         return
     count, listing = _write_rows(step.number, "spike", batches, prepared, run)
     raise TrainingStopped(
-        f"{found} (loss {step.loss.item():.4g}); {_last_good(run, writer, step.number)}\n"
+        f"{found} (loss {step.loss.item():.4g}); {_last_good(run, writer)}\n"
         f"  the {count} rows of that step are in {listing}; --resume with train.on_spike=skip leaves the step out"
     )
 
@@ -378,7 +378,7 @@ def _write_rows(number: int, why: str, batches: StepBatches, prepared: Prepared,
     return len(rows), listing
 
 
-def _last_good(run: Run, writer: Writer, step: int) -> str:
+def _last_good(run: Run, writer: Writer) -> str:
     writer.wait()
     last = checkpoint_steps(run)
     return f"the last good checkpoint is step {last[-1]}" if last else "there is no checkpoint yet"

@@ -6,7 +6,6 @@ import time
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
-from lmkit.data.plan import micro_batches
 from lmkit.data.splits import Splits
 from lmkit.models.build import build_model, count_parameters
 from lmkit.models.heads import unwrap
@@ -114,11 +113,9 @@ class Trial:
 
     def _cut(self, budget: int) -> tuple[list[int], int]:
         """Examples in each micro-batch of some steps, and the tokens that the largest has room for."""
-        slots = self._encoded.slots(packed=self._batches.packed and self._task.packs)
         steps = range(min(COMPARED_STEPS, self._plan.steps_per_epoch))
-        padded = not self._batches.packed
-        parts = [part for step in steps for part in micro_batches(self._plan.examples(step), slots, budget, padded=padded)]
-        return [len(part) for part in parts], max(len(part) * int(slots[part].max()) for part in parts)
+        parts = [part for step in steps for part in self._batches.cut(self._plan.examples(step), budget)]
+        return [len(part) for part in parts], max(len(part) * int(self._batches.slots[part].max()) for part in parts)
 
     def turn(self, seconds: float, *, settle: int) -> dict[str, Any]:
         """Steps for about so long, at least one.

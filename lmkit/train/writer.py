@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
@@ -15,6 +16,9 @@ from lmkit.train.parallel import largest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+WAITED_HOURS = 6  # by processes that have written their part of a checkpoint for those that still write
 
 
 class Writer:
@@ -32,17 +36,24 @@ class Writer:
 
     def __init__(self, run: Run, *, together: Accelerator | None = None) -> None:
         self.run, self.lost, self.together = run, set[int](), together
-        self._group = None if together is None else _group()
+        self._group: Any = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def __enter__(self) -> Writer:
+        if self.together is not None:
+            self._group = _group()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """After an error, too, what is being written is finished; not where the user wants to leave at once."""
         if self._thread is not None and (kind is None or issubclass(kind, Exception)):
             self._thread.join()
+        if self._group is not None and (kind is None or issubclass(kind, Exception)):
+            import torch
+
+            torch.distributed.destroy_process_group(self._group)
+            self._group = None
 
     def save(self, step: int, model: Any, optimizer: Any, state: dict[str, Any], then: Callable[[], object]) -> None:
         """Copy what is to be kept and return; the files follow.
@@ -108,7 +119,7 @@ class Writer:
 def _group() -> Any:
     import torch
 
-    return torch.distributed.new_group(backend="gloo")
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=WAITED_HOURS))
 
 
 def _free_memory() -> int:

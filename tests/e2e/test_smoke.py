@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lmkit.errors import RunError
 from lmkit.recipe import load_recipe, shipped_recipes
 from lmkit.tasks.registry import task_class
 
@@ -20,6 +21,18 @@ def test_shipped_recipe_passes_smoke(name: str, tmp_path: Path, monkeypatch: pyt
     assert found["steps"] == 4
     assert found["evaluation"]["examples"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmkit.commands.train import train
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="--smoke: one process is enough for it\\n  the same command without the launcher"):
+        train("pretrain", shipped_pretraining(), smoke=True)
+
+
+def shipped_pretraining() -> str:
+    return next(name for name in shipped_recipes() if task_class(load_recipe(name).task).stage == "pretrain")
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,6 +60,26 @@ def test_resume_leaves_the_run_as_it_is(run: Run) -> None:
 def test_overwrite_empties_the_run(run: Run) -> None:
     run.start(resume=False, overwrite=True)
     assert list(run.path.iterdir()) == []
+
+
+def test_whenever_removing_a_run_is_broken_off_it_is_a_run_without_checkpoints(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (run.checkpoints, run.model):
+        folder.mkdir()
+        (folder / "part").touch()
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda _: seen.append({path.name for path in run.path.iterdir()}))
+        run.start(resume=False, overwrite=True)
+    assert [("recipe.yaml" in names, "checkpoints" in names, "model" in names) for names in seen] == [
+        (True, False, True),
+        (True, False, False),
+    ]
+
+
+def test_what_was_left_of_an_old_run_is_removed(run: Run) -> None:
+    (run.path / ".model.removed").mkdir()
+    run.start(resume=True, overwrite=False)
+    assert not (run.path / ".model.removed").exists()
 
 
 @pytest.mark.parametrize("flag", ["resume", "overwrite"])

@@ -236,6 +236,51 @@ def test_an_error_of_the_kernel_is_the_reason() -> None:
     assert why_not("bert", failing) == "FlashAttention only supports Ampere GPUs or newer."
 
 
+def test_a_broken_package_is_the_reason_also_where_it_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name.partition(".")[0] == "flash_attn":
+                raise AttributeError
+
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert flash.kernels()["flash-attn's"] == "cannot be loaded: AttributeError"
+
+
+def test_no_memory_is_a_reason() -> None:
+    def greedy(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("Tried to allocate 9 GiB")
+
+    assert why_not("bert", greedy) == "finds no memory to be tried"
+
+
+def test_gradients_that_come_out_otherwise_each_time_are_refused_where_that_counts() -> None:
+    """By less than what rounding is."""
+    calls = []
+
+    def unsteady(query: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        found = by_text(query, *arguments, **options)
+        return found.detach() + (found - found.detach()) * (1 + 1e-6 * (len(calls) % 2))
+
+    model = tiny_model("bert")
+    packing = packing_of(model, Kernel("tried", unsteady))
+    options: Any = {"longest": LONGEST, "precision": nullcontext}
+    assert refuted(model, packing, **options) is None
+    assert "adds in another order each time" in (refuted(model, packing, repeatable=True, **options) or "")
+    assert refuted(model, packing_of(model), repeatable=True, **options) is None
+
+
+def test_what_was_shown_before_has_to_keep_texts_apart_still() -> None:
+    model = tiny_model("bert")
+    rounding = Kernel("tried", lambda *given, **options: by_text(*given, **options) * 1.01)
+    leaking = Kernel("tried", partial(by_text, leak=0.1))
+    options: Any = {"longest": LONGEST, "precision": nullcontext}
+    assert refuted(model, packing_of(model, rounding), **options) is not None
+    assert refuted(model, packing_of(model, rounding), again=True, **options) is None
+    assert "see another" in (refuted(model, packing_of(model, leaking), again=True, **options) or "")
+
+
 def test_an_attention_of_the_models_own_is_found_out() -> None:
     model = tiny_model("bert")
     packing = packing_of(model)
@@ -286,7 +331,9 @@ def test_both_kernels_are_called_by_the_names_of_their_arguments(
         softmax_scale: float | None = None,
         causal: bool = False,
         window_size: tuple[int, int] = (-1, -1),
+        deterministic: bool = False,
     ) -> Any:
+        assert deterministic
         called.append((causal, window_size, dropout_p, softmax_scale, max_seqlen_q, max_seqlen_k))
         return q
 

@@ -155,6 +155,28 @@ def test_an_error_of_the_compiler_is_the_reason() -> None:
     assert (problem, replaced(model)) == ("CompilationError: at 12:3: unknown type", 0)
 
 
+def test_no_memory_is_a_reason() -> None:
+    def greedy(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("Tried to allocate 9 GiB")
+
+    model = tiny_model("llama")
+    _, problem, _ = fuse(model, Kernels(greedy, {}), precision=nullcontext)
+    assert (problem, replaced(model)) == ("there is no memory to try them", 0)
+
+
+def test_what_was_found_out_is_done_again_and_not_tried() -> None:
+    model, ways = tiny_model("llama"), dict[str, int]()
+    fuse(model, Kernels(norm, {}), precision=nullcontext, ways=ways)[0].close()
+    assert sorted(ways.values()) == [-1, 0]
+
+    def rounding(*given: Any) -> torch.Tensor:
+        return norm(*given) * 1.0001
+
+    undo, problem, parts = fuse(model, Kernels(rounding, {"silu": silu}), precision=nullcontext, ways=ways)
+    assert (problem, parts) == (None, "5 norms")
+    undo.close()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_a_gated_layer_with_dropout_inside_is_left_as_it_is(share: float) -> None:
     """Evaluation shows nothing of it."""

@@ -196,6 +196,7 @@ def test_so_it_does_while_several_processes_write_their_rows(
         into.wait()
     assert checkpoint_steps(run) == [1]
     assert (run.checkpoints / name_of(1) / part_of(WEIGHTS, 0, 1)).exists()
+    assert into._group is None  # nothing of it outlives the steps
 
 
 def test_where_a_copy_would_fill_the_memory_it_is_written_at_once(

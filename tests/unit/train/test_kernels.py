@@ -113,6 +113,18 @@ def test_a_resumed_run_has_the_attention_that_it_had(tiny: Any, monkeypatch: pyt
     assert choose(tiny, had, attention="sdpa")[0]["on"] == "SDPA"
 
 
+@pytest.mark.usefixtures("gpu")
+def test_what_trained_weights_round_more_does_not_end_a_resumed_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof holds for the device and the versions that it was made with."""
+    had = json.loads(json.dumps(choose(tiny)[0]))
+    rounding = Kernel("stand-in", lambda *given, **options: by_text(*given, **options) * 1.01)
+    monkeypatch.setattr(flash, "kernels", lambda: {"stand-in": rounding})
+    assert choose(tiny, had)[0] == had
+    monkeypatch.setattr(kernels, "versions", lambda: {"torch": "1.0"})
+    with pytest.raises(RecipeError, match="so far this run has computed with FlashAttention, stand-in"):
+        choose(tiny, had)
+
+
 # ---------------------------------------------------------------------------------- norms and gated layers
 
 

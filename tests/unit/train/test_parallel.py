@@ -15,6 +15,7 @@ import yaml
 from lmkit.commands.train import train
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
+from lmkit.train import deepspeed as zero
 from lmkit.train import fit as fitting
 from lmkit.train import launch as launching
 from lmkit.train import prepare as preparing
@@ -133,10 +134,21 @@ def test_deepspeed_that_is_not_installed_is_asked_for(tiny: Any, monkeypatch: py
         check_deepspeed(recipe, tiny.model(recipe))
 
 
+def test_another_version_of_deepspeed_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny.recipe("mlm")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(zero, "version", lambda name: "0.20.1")
+    with pytest.raises(RecipeError, match=r"this is deepspeed 0.20.1, and lmkit is tried with 0.19\n  pip install 'lmkit"):
+        check_deepspeed(recipe, tiny.model(recipe))
+    monkeypatch.setattr(zero, "version", lambda name: "0.19.3")
+    check_deepspeed(recipe, tiny.model(recipe))
+
+
 def test_parameters_that_a_backward_pass_does_not_reach_are_known_before_it() -> None:
     used, unused = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     again = torch.utils.checkpoint.checkpoint(used, torch.ones(1, 3), use_reentrant=False)
     assert _reached((used(again) + unused(again).detach()).sum()) == {id(parameter) for parameter in used.parameters()}
+    assert _reached(torch.zeros(())) == set()
 
 
 def test_layers_are_units_unless_they_share_weights_with_something(tiny: Any) -> None:
@@ -202,3 +214,16 @@ def test_an_old_run_is_left_to_the_first_of_the_processes(flag: str, tiny: Any, 
         train("finetune", recipe, **{flag: True})
     assert old.is_file()
     assert [argument for argument in given if argument in ("--resume", "--overwrite")] == [f"--{flag}"]
+
+
+def test_a_process_that_was_killed_is_said_with_what_to_do(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: Any, processes: int) -> None:
+        raise ProcessFailed(1, killed=(1, 9))
+
+    monkeypatch.setattr(launching, "launch", start)
+    monkeypatch.setattr(preparing, "prepare", lambda *_: None)
+    with pytest.raises(ProcessFailed):
+        train("finetune", tiny.recipe("classification", hardware={"processes": 2}))
+    assert "process 1 was ended by SIGKILL; often the memory is full\n  --resume goes on" in capsys.readouterr().err
