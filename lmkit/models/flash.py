@@ -248,7 +248,7 @@ def refuted(
         packing: shown to be exact with SDPA (``find_packing``), with a kernel.
         longest: tokens of the longest text.
         precision: autocast as in training.
-        repeatable: whether gradients have to be the same bit by bit when they are computed again.
+        repeatable: whether the kernel's gradients have to be the same bit by bit when they are computed again.
         again: whether all of this was shown before, of this kernel on this device, with other weights: of what rounding decides
             nothing is tried, for trained weights may round more.
     """

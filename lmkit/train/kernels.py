@@ -55,7 +55,7 @@ def choose_attention(
         if problem is None:
             assert packing is not None
             again = kept is not None and known.get("proof") == proof
-            repeatable = hardware.attention == "auto"
+            repeatable = hardware.attention == "auto" and kept is None  # a run that goes on had it as it is
             chosen, problem = _proven(model, accelerator, packing, kept, longest, repeatable=repeatable, again=again)
         why = problem or "shown to compute what SDPA computes on this model"
     if chosen is None:

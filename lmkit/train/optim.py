@@ -145,7 +145,7 @@ def clip_gradients(
         return whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
     norm: torch.Tensor = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     excess = (norm.float() + 1e-6) / limit  # as torch.nn.utils.clip_grads_with_norm_
-    inner.grad_scale = excess if excess > 1 else None  # type: ignore[attr-defined]  # what the update divides by
+    inner.grad_scale = excess if excess > 1 else None  # what the update divides by
     return norm
 
 

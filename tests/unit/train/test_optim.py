@@ -160,3 +160,20 @@ def test_gradients_that_are_clipped_in_the_update_give_the_update_of_clipped_gra
         found.append((weight.detach(), optimizer.state[weight]["exp_avg_sq"], torch.stack(norms)))
     for apart, together in zip(*found, strict=True):
         torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-7)
+
+
+def test_an_update_that_knows_no_scale_gets_clipped_gradients(tiny: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], fused=False))
+    weight.grad = torch.full((4,), 3.0)
+    assert clip_gradients(tiny.accelerator, optimizer, [weight], 1.0) == 6
+    torch.testing.assert_close(weight.grad, torch.full((4,), 0.5))
+
+
+def test_gradients_in_half_precision_are_clipped_in_the_update_too(tiny: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], fused=True))
+    weight.grad = torch.full((4,), 3.0, dtype=torch.bfloat16)
+    clip_gradients(tiny.accelerator, optimizer, [weight], 1.0)
+    assert optimizer.optimizer.grad_scale.dtype == torch.float32
+    optimizer.step()
