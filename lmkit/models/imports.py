@@ -1,4 +1,4 @@
-"""torch and transformers, imported without work that is done twice, or that no model of lmkit's asks for: a quarter of every start."""
+"""torch and transformers, imported without work that is done twice, or that no model of lmkit's asks for: a fifth of every start."""
 
 from __future__ import annotations
 
