@@ -8,9 +8,11 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lmkit.models.dropout import dropout as drop
 
+TAKE_BEAMS = ("bart", "marian", "mbart", "m2m_100")  # whose attention hands on keys and values of the cache as they are
 _added = WeakTensorKeyDictionary()  # by mask: what _backwards_only made of it
 _kernel: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None
@@ -28,6 +30,8 @@ def use_cpu_attention(*, in_fp32: bool) -> None:
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, **options: Any
     ) -> tuple[torch.Tensor, None]:
+        if len(query) != len(key):
+            return _of_beams(module, query, key, value, attention_mask, **options), None
         # checkpointed layers are computed twice and have to draw alike: both times with gradients, as use_reentrant=False does
         unknown = options.get("position_bias") is not None or options.get("softcap") is not None
         plain = value.device.type != "cpu" or not torch.is_grad_enabled() or unknown
@@ -45,6 +49,31 @@ def use_cpu_attention(*, in_fp32: bool) -> None:
         return found, None
 
     AttentionInterface.register("sdpa", attend)
+    attend.takes_beams = True  # type: ignore[attr-defined]
+
+
+def takes_beams(model: Any) -> bool:
+    """Whether the decoder may attend to sources that are fewer than its rows: each is read by as many, which follow one another."""
+    is_taken = getattr(ALL_ATTENTION_FUNCTIONS["sdpa"], "takes_beams", False) and model.device.type == "cpu"
+    return is_taken and model.config._attn_implementation == "sdpa" and model.config.model_type in TAKE_BEAMS
+
+
+def _of_beams(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+) -> torch.Tensor:
+    """Beams of a sentence are several queries to its source, which is read once.
+
+    Args:
+        query, mask: ``(rows, heads, 1, width)`` and ``(rows, 1, 1, length)``. key, value: ``(sources, heads, length, width)``.
+    """
+    rows, heads, new, width = query.shape
+    assert new == 1
+    beams = rows // len(key)
+    together = query.view(len(key), beams, heads, width).transpose(1, 2)
+    options |= {"is_causal": False}
+    mask = None if mask is None else mask[::beams]
+    found: torch.Tensor = sdpa_attention_forward(module, together, key, value, mask, **options)[0]
+    return found.reshape(rows, 1, heads, width)
 
 
 def _fused(

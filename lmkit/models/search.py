@@ -83,6 +83,7 @@ class _Decoder:
     def __init__(self, model: Any, hidden: torch.Tensor, mask: torch.Tensor, inputs: dict[str, Any]):
         self._model, self._hidden, self._mask = model, hidden, mask
         self._cache = inputs["past_key_values"]
+        self._beams = 1  # that read the same keys and values of a source
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits ``(rows, vocabulary)`` of what follows ``tokens`` ``(rows, new)``."""
@@ -97,15 +98,21 @@ class _Decoder:
         return logits
 
     def widen(self, beams: int) -> None:
-        """Every row is followed by copies of itself."""
-        self._cache.batch_repeat_interleave(beams)
+        """Every row is followed by copies of itself; what it attends to of the source is copied only where it has to be."""
+        from lmkit.models.attention import takes_beams
+
+        if takes_beams(self._model):
+            self._cache.self_attention_cache.batch_repeat_interleave(beams)
+            self._beams = beams
+        else:
+            self._cache.batch_repeat_interleave(beams)
         self._hidden, self._mask = (value.repeat_interleave(beams, 0) for value in (self._hidden, self._mask))
 
     def go_on_with(self, rows: torch.Tensor, *, same_sources: bool) -> None:
         """Each row takes the place of another; with ``same_sources`` that of one that reads the same source."""
         self._cache.self_attention_cache.batch_select_indices(rows)
         if not same_sources:
-            self._cache.cross_attention_cache.batch_select_indices(rows)
+            self._cache.cross_attention_cache.batch_select_indices(rows[:: self._beams] // self._beams)
             self._hidden, self._mask = self._hidden[rows], self._mask[rows]
 
 
@@ -169,10 +176,10 @@ def _beam_search(decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping:
     while True:
         flat = ids.flatten(0, 1)
         log_probabilities = processor(flat, decoder(tokens).log_softmax(-1))
-        vocabulary = log_probabilities.shape[-1]
-        totals = (log_probabilities.view(len(ids), width, vocabulary) + scores[:, :, None]).flatten(1)
-        values, index = totals.topk(candidates)
-        parents, tokens = index // vocabulary, index % vocabulary
+        likely, following = log_probabilities.topk(candidates)  # of each beam: no other can be among the best of all beams
+        totals = likely.view(len(ids), width, candidates) + scores[:, :, None]
+        values, index = totals.flatten(1).topk(candidates)
+        parents, tokens = index // candidates, following.view(len(ids), -1).take_along_dim(index, 1)
         written = torch.cat([ids.take_along_dim(parents[:, :, None], 1), tokens[:, :, None]], 2)
         ended = stopping(written.flatten(0, 1), None).view_as(values)
         penalty = (written.shape[2] - start) ** options.length_penalty

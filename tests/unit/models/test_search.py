@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import GenerationConfig
+from transformers import AttentionInterface, EncoderDecoderCache, GenerationConfig
 
 from lmkit.models import search as searching
+from lmkit.models.attention import use_cpu_attention
 from lmkit.models.search import search
 
 VOCABULARY, END, PAD = 48, 2, 1
@@ -94,9 +96,19 @@ def generated(model: Any, text: list[int]) -> tuple[list[int], float | None]:
     return output.sequences[0, 1:].tolist(), output.sequences_scores.item() if beams else None
 
 
+@pytest.fixture(params=["attention of transformers", "attention on CPUs"])
+def attention(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The attention that a model is given here and in training; with the second one beams share what they read of a source."""
+    plain = AttentionInterface._global_mapping["sdpa"]
+    if request.param == "attention on CPUs":
+        use_cpu_attention(in_fp32=True)
+    yield request.param
+    AttentionInterface.register("sdpa", plain)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sentence_of_a_batch_is_what_generate_writes_for_it_alone(family: str, options: str) -> None:
+def test_a_sentence_of_a_batch_is_what_generate_writes_for_it_alone(family: str, options: str, attention: str) -> None:
     model = model_of(family, **OPTIONS[options])
     texts = sources()
     found, scores = written(model, texts)
@@ -108,6 +120,19 @@ def test_a_sentence_of_a_batch_is_what_generate_writes_for_it_alone(family: str,
         assert scores == pytest.approx([score for _, score in expected], rel=1e-5, abs=1e-5)
     if options in ("greedy", "four beams"):
         assert len(set(map(len, found))) > 2  # so that sentences leave the batch one after the other
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_read_the_keys_of_their_source_together_where_the_architecture_allows_it(
+    family: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, kept = model_of(family, num_beams=4), []
+    repeat = EncoderDecoderCache.batch_repeat_interleave
+    monkeypatch.setattr(
+        EncoderDecoderCache, "batch_repeat_interleave", lambda cache, beams: kept.append(beams) or repeat(cache, beams)
+    )
+    written(model, sources())
+    assert kept == ([] if attention == "attention on CPUs" and family != "T5" else [4])
 
 
 @pytest.mark.parametrize("beams", [1, 4])
