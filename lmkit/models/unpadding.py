@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.models.heads import unwrap
 from lmkit.models.packing import TOLERANCE, TRIAL_ERRORS, Packing, candidates, find_packing, in_evaluation, trial_length
+from lmkit.models.padding import check_padding
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import MODEL_INPUTS, Batch, Task, pad
 
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
 
 
 def choose_packing(recipe: Recipe, task: Task | type[Task], model: Any) -> Packing | None:
-    """How this model takes several texts in a row, as ``hardware.packing`` says; None: it has one text a row."""
-    if recipe.hardware.packing == "off":
-        return None
+    """How this model takes several texts in a row, as ``hardware.packing`` says; None: it has one text a row.
+
+    Raises:
+        ModelError: nor can it be given padded ones.
+    """
     find = find_packing if task.packs else find_unpadding
-    return find(model, longest=recipe.data.max_length)
+    packing = find(model, longest=recipe.data.max_length) if recipe.hardware.packing != "off" else None
+    if packing is None:
+        check_padding(model, recipe.hardware)
+    return packing
 
 
 def find_unpadding(model: Any, *, longest: int) -> Packing | None:
