@@ -223,6 +223,13 @@ def load_tokenizer(
         raise ModelError(
             "this tokenizer has an empty vocabulary", place=source, remedy="are all its files there? or give tokenizer.base"
         )
+    unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None) if tokenizer.is_fast else None
+    if unknown is not None and tokenizer.backend_tokenizer.model.token_to_id(unknown) is None:
+        raise ModelError(
+            f"the token for what this tokenizer does not know, {unknown}, is not in its own vocabulary",
+            place=source,
+            remedy="it fails at the first such word: put it there, or give another tokenizer.base",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from lmkit.data.sources import SAMPLES
 from lmkit.errors import ModelError, RecipeError
@@ -161,6 +164,13 @@ def test_words_of_a_list_are_read_as_in_a_text(
 
 def test_a_folder_without_a_tokenizer_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_that_fails_at_unknown_words_is_refused_before_one_comes(tmp_path: Path) -> None:
+    words = Tokenizer(WordPiece({"[PAD]": 0, "a": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"does not know, \[UNK\], is not in its own vocabulary"):
         load_tokenizer(str(tmp_path))
 
 
