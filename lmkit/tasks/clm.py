@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, lay_out
 from lmkit.tasks.language import LanguageModeling
+from lmkit.tasks.translation import check_beams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lmkit.recipe.schema import Recipe
 
 
 class CausalLanguageModeling(LanguageModeling):
@@ -18,6 +21,10 @@ class CausalLanguageModeling(LanguageModeling):
     family = "llama"
     counts_bytes = True
     causal = True
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
+        super().__init__(recipe, facts, tokenizer)
+        check_beams(recipe.generation)
 
     def for_evaluation(self) -> Task:
         stride = self.recipe.eval.stride
@@ -70,6 +77,7 @@ class CausalLanguageModeling(LanguageModeling):
                     attention_mask=torch.ones_like(inputs),
                     max_new_tokens=room,
                     num_beams=generation.num_beams,
+                    length_penalty=generation.length_penalty if generation.num_beams > 1 else None,
                     do_sample=False,
                     pad_token_id=self.tokenizer.pad_token_id,
                 )

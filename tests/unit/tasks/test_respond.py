@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmkit.errors import DataError
+from lmkit.errors import DataError, RecipeError
 from lmkit.tasks.base import TooLong
 
 
@@ -54,6 +54,16 @@ def test_a_continuation_is_greedy_and_leaves_the_prompt_out(tiny: Any) -> None:
         with torch.inference_mode():
             expected.append(int(model(torch.tensor([ids + expected])).logits[0, -1].argmax()))
     assert answer == {"id": 0, "text": "I know", "continuation": task.tokenizer.decode(expected, skip_special_tokens=True)}
+
+
+def test_beams_of_a_continuation_are_weighed_by_its_length_as_asked(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = subject(tiny, "clm", generation={"num_beams": 3, "length_penalty": 2.5, "max_new_tokens": 3})
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(model, "generate", lambda inputs, **options: asked.update(options) or inputs)
+    task.respond(model, task.text_rows(["I know"]))
+    assert asked["length_penalty"] == 2.5
+    with pytest.raises(RecipeError, match=r"generation\.length_penalty: has no effect with one beam"):
+        subject(tiny, "clm", generation={"num_beams": 1, "length_penalty": 2.5})
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(tiny: Any) -> None:
