@@ -17,7 +17,8 @@ lmkit packs several in a row that do not see one another, the mean over their to
 part, where it is longer than a row). They are the same for both sides, whatever a side computes beside them, as the script
 does, whose texts see their neighbours in the block. The share of the peak is of the matrix product measured in the same run, in the side's dtype.
 
-Every bench writes runs/bench/NAME.json once it is done; ``--docs`` makes the section of the page from those.
+Every bench writes runs/bench/NAME.json once it is done; ``--docs`` takes those into docs/speed.json, in place of what that has of
+the same benches, and makes the section of the page from it.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from page import chip, machines, publish
+from page import PAGE, chip, machines, publish
 
 HERE = Path(__file__).parent
+RESULTS = PAGE.with_name("speed.json")
 SIDES = ("lmkit", "script", "best")
 WARM_UP = 3  # steps that no clock counts
 MORE = {"time": "time_to_loss.py", "growth": "growth.py", "gpu": "gpu.py"}  # benches with a script of their own
@@ -481,6 +483,15 @@ training loss: lmkit / script / best.
 """
 
 
+def remembered(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All that docs/speed.json has once these are in it, in the order of the page."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    by_name = {bench["name"]: bench for bench in [*known, *measured]}
+    kept = [by_name[name] for name in BENCHES if name in by_name]
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return kept
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", default=os.environ.get("BENCH", ""), help="names with commas: " + ", ".join([*BENCHES, *MORE]))
@@ -506,8 +517,10 @@ def main() -> None:
     if not given.docs and (chosen := [name for name in names if name in BENCHES]):
         measure_all(chosen, Place(root, rows=given.rows), pairs=given.pairs, seconds=given.seconds, minutes=given.minutes)
     done = [json.loads(path.read_text()) for name in BENCHES if (path := root / f"{name}.json").is_file()]
-    if shown := [bench for bench in done if given.docs or bench["name"] in names]:
-        publish("speed", section(shown), docs=given.docs)
+    if given.docs:
+        publish("speed", section(remembered(done)), docs=True)
+    elif shown := [bench for bench in done if bench["name"] in names]:
+        publish("speed", section(shown), docs=False)
     for name in names:
         if name in MORE:
             subprocess.run([sys.executable, str(HERE / MORE[name]), "--out", str(root), *["--docs"] * given.docs], check=True)
