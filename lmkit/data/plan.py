@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 Index = np.ndarray  # (n,) int64 example numbers
-POOL = 50  # batches that are sorted by length together, as transformers' group_by_length does
+POOL = 50  # batches that are put together by length, as many as transformers' group_by_length sorts
 NARROWEST = 64  # tokens of a shared row: wider ones hold more texts and less padding, but attention is over the whole row
 PASS = 1 / 8  # of a full micro-batch: what a pass costs beside its tokens, in casts of weights, sums of gradients and calls
 WORTH = 0.05  # of a batch has to be padding before its tokens are moved

@@ -1,4 +1,4 @@
-"""Attention on CPUs, where PyTorch has no fused kernel with dropout, and a slow one for bf16 without a matrix unit."""
+"""Attention on CPUs, where PyTorch has no fused kernel with dropout, and a slow one for bf16 without a matrix unit; and of beams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lmkit.models.dropout import dropout as drop
 
-TAKE_BEAMS = ("bart", "marian", "mbart", "m2m_100")  # whose attention hands on keys and values of the cache as they are
+TAKE_BEAMS = ("bart", "marian", "mbart", "m2m_100")  # that hand on keys and values of the cache as they are; each is tested
 _added = WeakTensorKeyDictionary()  # by mask: what _backwards_only made of it
 _kernel: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None
@@ -30,7 +30,7 @@ def use_cpu_attention(*, in_fp32: bool) -> None:
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, **options: Any
     ) -> tuple[torch.Tensor, None]:
-        if len(query) != len(key):
+        if len(query) > len(key) and query.shape[2] == 1:
             return _of_beams(module, query, key, value, attention_mask, **options), None
         # checkpointed layers are computed twice and have to draw alike: both times with gradients, as use_reentrant=False does
         unknown = options.get("position_bias") is not None or options.get("softcap") is not None
@@ -66,8 +66,7 @@ def _of_beams(
     Args:
         query, mask: ``(rows, heads, 1, width)`` and ``(rows, 1, 1, length)``. key, value: ``(sources, heads, length, width)``.
     """
-    rows, heads, new, width = query.shape
-    assert new == 1
+    rows, heads, _, width = query.shape
     beams = rows // len(key)
     together = query.view(len(key), beams, heads, width).transpose(1, 2)
     options |= {"is_causal": False}

@@ -81,6 +81,8 @@ def logits_at(
     Args:
         inputs: of the model. labels, chosen: ``(batch, length)``, aligned with the logits.
     """
-    with only_at(model, chosen) as selection:
+    with only_at(model, chosen):
         logits = model(**inputs).logits
-    return logits if selection.happened else logits[chosen][None], labels[chosen][None]
+    found = labels[chosen][None]
+    # whole where there was no backbone to select at, or where the head reads something else of it (ProphetNet)
+    return logits if logits.shape[:2] == found.shape else logits[chosen][None], found

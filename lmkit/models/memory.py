@@ -36,7 +36,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep what tensors have freed for the next ones, in place of giving it back to the system.
 
     A step makes and frees the same hundreds of megabytes as the one before. New pages cost a microsecond each, to be found and
-    cleared: in short steps of small models a tenth of the time. ``free_cached_memory`` still gives all back.
+    cleared: in short steps of small models a tenth of the time. It holds for the whole process, which stays as large as its largest
+    step made it, until ``free_cached_memory`` gives back what is whole pages.
     """
     import ctypes
     import sys

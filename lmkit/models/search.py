@@ -2,7 +2,7 @@
 
 The texts and scores are those of transformers' ``generate`` on each sentence alone, which has a batch go on until its last
 sentence ends. Here those that have ended leave the batch, all beams of a sentence share its first step, and what attends to
-the source is not copied about while beams change places. ``generate`` itself prepares all that precedes the loop: the encoder,
+the source is not copied about while beams change places, nor at all where the attention takes beams together. ``generate`` itself prepares all that precedes the loop: the encoder,
 the first token, the processors of the logits.
 """
 
@@ -73,7 +73,7 @@ def _search(
 
 
 class _Decoder:
-    """The decoder, its cache, and the sources that it attends to; all have a row a beam.
+    """The decoder, its cache, and the sources that it attends to; all have a row a beam, but for keys and values that beams share.
 
     Args:
         hidden: ``(sentences, length, width)``, what the encoder made of the sources.

@@ -28,6 +28,7 @@ SPECIAL: dict[Role, dict[str, str]] = {
     "encoder-decoder with sentinels": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
     "encoder-decoder with a mask": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "mask_token": "<mask>"},
 }
+UNKNOWN = "𐎀"  # a letter (Ugaritic) that next to no vocabulary has
 NUM_SENTINELS = 100  # as T5 has them
 # What a unigram piece cannot cross: letters, ideographs and kana, single digits, the rest; each with the space before it.
 # (tokenizers' UnicodeScripts would part the space from the word: a third more tokens.)
@@ -223,13 +224,14 @@ def load_tokenizer(
         raise ModelError(
             "this tokenizer has an empty vocabulary", place=source, remedy="are all its files there? or give tokenizer.base"
         )
-    unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None) if tokenizer.is_fast else None
-    if unknown is not None and tokenizer.backend_tokenizer.model.token_to_id(unknown) is None:
+    try:
+        tokenizer(UNKNOWN)
+    except Exception as error:  # the tokenizers library has no kind of its own
         raise ModelError(
-            f"the token for what this tokenizer does not know, {unknown}, is not in its own vocabulary",
+            f"this tokenizer fails at a letter that it does not know: {_first_line(error)}",
             place=source,
-            remedy="it fails at the first such word: put it there, or give another tokenizer.base",
-        )
+            remedy="put its token for unknown words into its vocabulary, or give another tokenizer.base",
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:

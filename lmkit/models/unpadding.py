@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.models.heads import unwrap
 from lmkit.models.packing import TOLERANCE, TRIAL_ERRORS, Packing, candidates, find_packing, in_evaluation, trial_length
-from lmkit.models.padding import check_padding
+from lmkit.models.padding import warn_of_padding
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import MODEL_INPUTS, Batch, Task, pad
 
@@ -22,15 +22,11 @@ if TYPE_CHECKING:
 
 
 def choose_packing(recipe: Recipe, task: Task | type[Task], model: Any) -> Packing | None:
-    """How this model takes several texts in a row, as ``hardware.packing`` says; None: it has one text a row.
-
-    Raises:
-        ModelError: nor can it be given padded ones.
-    """
+    """How this model takes several texts in a row, as ``hardware.packing`` says; None: it has one text a row, and padding."""
     find = find_packing if task.packs else find_unpadding
     packing = find(model, longest=recipe.data.max_length) if recipe.hardware.packing != "off" else None
     if packing is None:
-        check_padding(model, recipe.hardware)
+        warn_of_padding(model)
     return packing
 
 

@@ -111,24 +111,25 @@ class Translation(Task):
         shifted = shift(unwrap(model), batch["labels"])
         return super().inputs(model, batch) | {"decoder_input_ids": shifted, "use_cache": False}
 
-    def logits(self, model: PreTrainedModel, batch: Batch, **known: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Args: known: ``encoder_outputs`` where there are some already."""
-        return model(**self.inputs(model, batch) | known).logits, batch["labels"]
-
     def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         """The source is encoded once, for the loss of the gold and for the search."""
+        import torch
         from torch.nn.functional import cross_entropy
 
-        from lmkit.models.heads import unwrap
+        from lmkit.models.heads import logits_at, unwrap
         from lmkit.models.search import search
 
         inner = unwrap(model)
         encoded = inner.get_encoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True)
         nll, items = [0.0] * len(pieces), [0] * len(pieces)
         if batch["labels"].shape[1]:
-            logits, labels = self.logits(model, batch, encoder_outputs=encoded)
-            losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
-            nll, items = losses.view_as(labels).sum(1).tolist(), (labels != IGNORE).sum(1).tolist()
+            counted = batch["labels"] != IGNORE
+            given = self.inputs(model, batch) | {"encoder_outputs": encoded}
+            logits, labels = logits_at(model, given, batch["labels"], counted)
+            losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+            owners = counted.nonzero()[:, 0]
+            nll = losses.new_zeros(len(pieces), dtype=torch.double).index_add_(0, owners, losses.double()).tolist()
+            items = counted.sum(1).tolist()
         written, scores = search(inner, batch, encoded)
         ends = inner.generation_config.eos_token_id
         marks = set(ends) if isinstance(ends, list) else {ends}

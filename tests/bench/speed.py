@@ -488,7 +488,8 @@ def remembered(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
     by_name = {bench["name"]: bench for bench in [*known, *measured]}
     kept = [by_name[name] for name in BENCHES if name in by_name]
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if kept:
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return kept
 
 
@@ -517,8 +518,8 @@ def main() -> None:
     if not given.docs and (chosen := [name for name in names if name in BENCHES]):
         measure_all(chosen, Place(root, rows=given.rows), pairs=given.pairs, seconds=given.seconds, minutes=given.minutes)
     done = [json.loads(path.read_text()) for name in BENCHES if (path := root / f"{name}.json").is_file()]
-    if given.docs:
-        publish("speed", section(remembered(done)), docs=True)
+    if given.docs and (kept := remembered(done)):
+        publish("speed", section(kept), docs=True)
     elif shown := [bench for bench in done if bench["name"] in names]:
         publish("speed", section(shown), docs=False)
     for name in names:

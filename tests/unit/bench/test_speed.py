@@ -34,6 +34,16 @@ def test_each_side_of_a_translator_reads_half_of_the_tokens() -> None:
     assert speed.useful_flops(both | {"width": 0}, "translation", tokens=10, length=5, training=True) == 6 * (30 + 70) * 5
 
 
+def test_what_is_measured_anew_takes_the_place_of_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "RESULTS", tmp_path / "speed.json")
+    assert speed.remembered([]) == []
+    assert not speed.RESULTS.exists()
+    speed.remembered([{"name": "ner", "steps": 1}, {"name": "eval", "steps": 2}])
+    kept = [{"name": "mlm", "steps": 4}, {"name": "ner", "steps": 3}, {"name": "eval", "steps": 2}]
+    assert speed.remembered([{"name": "ner", "steps": 3}, {"name": "mlm", "steps": 4}]) == kept
+    assert speed.remembered([]) == kept
+
+
 def test_ratios_are_taken_pair_by_pair() -> None:
     rounds = [{"lmkit": {"rate": a}, "best": {"rate": b}} for a, b in ((20.0, 2.0), (6.0, 3.0), (9.0, 3.0))]
     assert speed.ratios(rounds, "best") == (3.0, 2.0, 10.0)

@@ -42,3 +42,21 @@ def test_a_model_that_is_all_backbone_gives_all_logits_and_they_are_chosen_then(
     ids = torch.tensor([[1, 2, 3]])
     logits, labels = logits_at(Plain(), {"input_ids": ids}, ids, ids > 1)
     assert logits.argmax(-1).tolist() == labels.tolist() == [[2, 3]]
+
+
+def test_a_head_that_reads_something_else_of_its_backbone_gives_all_logits_and_they_are_chosen_then() -> None:
+    class Backbone(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return dict.fromkeys(("last_hidden_state", "of_the_head"), torch.nn.functional.one_hot(input_ids, 5).float())
+
+    class Elsewhere(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model = Backbone()
+
+        def forward(self, input_ids: torch.Tensor) -> Any:
+            return type("Output", (), {"logits": self.base_model(input_ids)["of_the_head"]})
+
+    ids = torch.tensor([[1, 2, 3], [4, 0, 0]])
+    logits, labels = logits_at(Elsewhere(), {"input_ids": ids}, ids, ids > 1)
+    assert logits.argmax(-1).tolist() == labels.tolist() == [[2, 3, 4]]

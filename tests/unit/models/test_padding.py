@@ -1,31 +1,51 @@
-"""A model that reads padding is refused before anything is learned that would depend on the batch."""
+"""A model that reads padding is known before anything is learned that depends on the batch, and no other is taken for one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import transformers
 
-from lmkit.errors import ModelError
-from lmkit.models.padding import check_padding
-from lmkit.recipe.schema import Hardware
+from lmkit.models.padding import warn_of_padding
+from lmkit.models.unpadding import choose_packing
+from lmkit.tasks.registry import task_class
 
 SIZE = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16}
+HEADS = {"num_attention_heads": 2}
+XLNET = {"vocab_size": 40, "d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 16}
 
 
-def fnet() -> transformers.PreTrainedModel:
-    return transformers.FNetForSequenceClassification(transformers.FNetConfig(**SIZE))
+def made(name: str, **values: Any) -> Any:
+    cls = getattr(transformers, name)
+    return cls(cls.config_class(**values))
 
 
-def test_fnet_is_refused_for_it_mixes_padding_into_texts() -> None:
-    with pytest.raises(ModelError, match=r"this fnet reads padding.*\n.*micro_batch_tokens=1"):
-        check_padding(fnet(), Hardware())
+def test_fnet_mixes_padding_into_texts_which_is_said(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny.recipe("classification")
+    assert choose_packing(recipe, task_class("classification"), made("FNetForSequenceClassification", **SIZE)) is None
+    assert "this fnet reads padding" in capsys.readouterr().err
 
 
-def test_fnet_is_taken_one_text_at_a_time() -> None:
-    check_padding(fnet(), Hardware(micro_batch_tokens=1))
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("BertForSequenceClassification", SIZE | HEADS),
+        ("BertForTokenClassification", SIZE | HEADS),
+        ("BertForMaskedLM", SIZE | HEADS),
+        ("XLNetForSequenceClassification", XLNET),
+        ("XLNetForTokenClassification", XLNET),
+        ("GPT2LMHeadModel", {"vocab_size": 40, "n_embd": 8, "n_layer": 1, "n_head": 2}),
+    ],
+)
+def test_nothing_is_said_of_a_model_that_masks_padding(
+    name: str, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_padding(made(name, **values))
+    assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"])
-def test_a_model_that_masks_padding_is_taken(head: str) -> None:
-    made = getattr(transformers, f"Bert{head}")(transformers.BertConfig(**SIZE, num_attention_heads=2))
-    check_padding(made, Hardware())
+def test_bigbird_is_not_tried_for_its_attention_would_change_for_good() -> None:
+    model = made("BigBirdForSequenceClassification", **SIZE, **HEADS, attention_type="block_sparse")
+    warn_of_padding(model)
+    assert model.config.attention_type == "block_sparse"

@@ -97,6 +97,19 @@ def test_the_source_is_encoded_once_for_the_loss_and_the_search(tiny: Any, monke
         assert part["nll"] == pytest.approx(float(task.loss(model, batch)), rel=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["marian", "t5", "bart", "mbart"])
+def test_the_loss_of_a_sentence_in_a_batch_is_its_loss_alone(tiny: Any, architecture: str) -> None:
+    recipe = tiny.recipe("translation", architecture, generation={"num_beams": 2, "max_new_tokens": 3})
+    task, model = tiny.prepared(recipe).task, tiny.model(recipe).eval()
+    rows = [ROW, {"id": 1, "source": "So lucky.", "target": "Qué suerte."}]
+    pieces = [{name: values[0] for name, values in task.encode([row]).items()} for row in rows]
+    with torch.inference_mode():
+        together = task.predict(model, task.collate([[piece] for piece in pieces]), pieces)
+        alone = [float(task.loss(model, task.collate([[piece]]))) for piece in pieces]
+    assert [part["nll"] for part in together] == pytest.approx(alone, rel=1e-5)
+    assert [part["items"] for part in together] == [len(piece["labels"]) for piece in pieces]
+
+
 def test_an_encoder_alone_is_refused(tiny: Any) -> None:
     with pytest.raises(ModelError, match="bert is no encoder-decoder, and translation needs one"):
         tiny.model(tiny.recipe("translation", base=tiny.base("mlm", "bert")))
