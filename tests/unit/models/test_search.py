@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from transformers import AttentionInterface, EncoderDecoderCache, GenerationConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lmkit.models import search as searching
 from lmkit.models.attention import use_cpu_attention
@@ -99,11 +100,12 @@ def generated(model: Any, text: list[int]) -> tuple[list[int], float | None]:
 @pytest.fixture(params=["attention of transformers", "attention on CPUs"])
 def attention(request: pytest.FixtureRequest) -> Iterator[str]:
     """The attention that a model is given here and in training; with the second one beams share what they read of a source."""
-    plain = AttentionInterface._global_mapping["sdpa"]
+    before = AttentionInterface._global_mapping["sdpa"]  # whatever an earlier test has left
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
     if request.param == "attention on CPUs":
         use_cpu_attention(in_fp32=True)
     yield request.param
-    AttentionInterface.register("sdpa", plain)
+    AttentionInterface.register("sdpa", before)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
