@@ -51,6 +51,11 @@ class Encoded:
             return self.lengths
         return np.asarray(self.groups.largest(self.pieces.column("length")) * self.groups.sizes)
 
+    def sides(self) -> np.ndarray:
+        """``(examples, sides)`` tokens of what a batch pads apart: source and target where the labels are the target."""
+        names = [name for name in ("input_ids", "labels") if self.pieces.is_list(name)]
+        return np.stack([self.groups.sums(self.pieces.sizes(name)) for name in names], axis=1)
+
     def example(self, number: int) -> list[Piece]:
         """The pieces of an example, each with its number in ``piece``."""
         return self.examples([number])[0]

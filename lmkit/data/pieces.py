@@ -72,6 +72,13 @@ class Pieces(Sequence[Piece]):
         """A column that has a whole number for each piece."""
         return np.concatenate([_numbers(batch.column(name))[0] for batch in self._batches], dtype=np.int64)
 
+    def is_list(self, name: str) -> bool:
+        return name in self.names and pa.types.is_list(self._table.schema.field(name).type)
+
+    def sizes(self, name: str) -> np.ndarray[Any, Any]:
+        """How many numbers each piece has in a column of lists."""
+        return np.concatenate([np.diff(_view(batch.column(name).offsets)) for batch in self._batches], dtype=np.int64)
+
 
 def _numbers(column: pa.Array) -> Column:
     if pa.types.is_list(column.type):

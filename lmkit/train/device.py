@@ -123,8 +123,10 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
     _limit_threads()  # after Accelerate, which has a number of its own
     if accelerator.device.type == "cpu":
         from lmkit.models.attention import use_cpu_attention
+        from lmkit.models.memory import keep_freed_memory
 
         use_cpu_attention(in_fp32=not torch.cpu._is_amx_tile_supported())
+        keep_freed_memory()
     if hardware.processes not in ("auto", accelerator.num_processes):
         raise RecipeError(
             f"{accelerator.num_processes} processes run, not {hardware.processes}",

@@ -16,7 +16,7 @@ UNLIMITED = 10**8  # steps, where only the time ends a run
 def plan_of(recipe: Recipe, encoded: Encoded) -> Plan:
     """Which examples of the training split make each step."""
     train = recipe.train
-    return Plan(len(encoded), train.batch_size, recipe.seed, encoded.lengths if train.group_by_length else None)
+    return Plan(len(encoded), train.batch_size, recipe.seed, encoded.sides() if train.group_by_length else None)
 
 
 def total_steps(recipe: Recipe, plan: Plan) -> int:

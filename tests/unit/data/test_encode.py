@@ -83,6 +83,14 @@ def test_an_unpacked_example_takes_a_row_a_piece_as_long_as_its_longest(tiny: An
     assert packed.slots(packed=False).tolist() == longest
 
 
+def test_the_sides_of_a_pair_are_its_source_and_its_target(tiny: Any) -> None:
+    pairs = tiny.prepared(tiny.recipe("translation")).encoded["train"]
+    each = [(len(piece["input_ids"]), len(piece["labels"])) for piece in pairs.pieces]
+    assert [tuple(sides) for sides in pairs.sides()] == each
+    texts = tiny.prepared(tiny.recipe("classification")).encoded["train"]
+    assert texts.sides().tolist() == [[tokens] for tokens in texts.lengths]
+
+
 def test_what_was_encoded_is_found_again(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_of(tiny, "mlm")
     first = encode(texts(tmp_path), task)

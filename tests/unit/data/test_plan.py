@@ -42,18 +42,25 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 @given(LENGTHS, st.integers(1, 5), st.integers(0, 3))
 def test_steps_of_alike_length_hold_every_example_once(lengths: list[int], batch_size: int, epoch: int) -> None:
-    plan = Plan(len(lengths), batch_size, seed=13, lengths=np.array(lengths))
+    sides = np.array([lengths, lengths[::-1]]).T
+    plan = Plan(len(lengths), batch_size, seed=13, lengths=sides)
     assert sorted(plan.order(epoch).tolist()) == list(range(len(lengths)))
-    assert plan.order(epoch).tolist() == Plan(len(lengths), batch_size, seed=13, lengths=np.array(lengths)).order(epoch).tolist()
+    assert plan.order(epoch).tolist() == Plan(len(lengths), batch_size, seed=13, lengths=sides).order(epoch).tolist()
 
 
 def test_a_step_of_alike_length_takes_its_neighbours_by_length_and_steps_come_in_random_order() -> None:
     lengths = np.arange(100)[::-1].copy()
-    plan = Plan(100, 10, seed=13, lengths=lengths)
+    plan = Plan(100, 10, seed=13, lengths=lengths[:, None])
     steps = [sorted(lengths[plan.examples(step)].tolist()) for step in range(10)]
     assert sorted(steps) == [list(range(start, start + 10)) for start in range(0, 100, 10)]
     assert steps != sorted(steps)
     assert steps != [sorted(lengths[plan.examples(step)].tolist()) for step in range(10, 20)]
+
+
+def test_a_step_of_alike_length_is_alike_on_both_sides() -> None:
+    sides = np.array([(source, target) for source in (1, 9) for target in (1, 9)] * 4)  # of one sum: (1, 9) and (9, 1)
+    plan = Plan(16, 4, seed=13, lengths=sides)
+    assert all(len(np.unique(sides[plan.examples(step)], axis=0)) == 1 for step in range(4))
 
 
 @given(LENGTHS, st.integers(1, 5))

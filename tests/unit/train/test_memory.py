@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -104,6 +107,23 @@ def test_another_error_is_no_end_of_memory(tiny: Any, monkeypatch: pytest.Monkey
         tiny.fit(recipe_of(tiny))
     assert is_out_of_memory(RuntimeError(CPU_ERROR))
     assert not is_out_of_memory(ValueError(CPU_ERROR))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_memory_that_was_freed_serves_again_without_new_pages() -> None:
+    program = """
+import resource, torch
+from lmkit.models.memory import keep_freed_memory
+keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(10**7)
+before = faults()
+torch.ones(10**7)
+print(faults() - before)
+"""
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert int(told) < 100  # of 9,766 pages
 
 
 def test_evaluation_goes_on_in_halves() -> None:
