@@ -225,7 +225,8 @@ def load_tokenizer(
             "this tokenizer has an empty vocabulary", place=source, remedy="are all its files there? or give tokenizer.base"
         )
     try:
-        tokenizer(UNKNOWN)
+        if tokenizer.is_fast:
+            tokenizer.backend_tokenizer.encode(UNKNOWN)
     except Exception as error:  # the tokenizers library has no kind of its own
         raise ModelError(
             f"this tokenizer fails at a letter that it does not know: {_first_line(error)}",
