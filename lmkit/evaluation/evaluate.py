@@ -23,7 +23,7 @@ from lmkit.data.plan import micro_batches
 from lmkit.errors import ModelError
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
-from lmkit.evaluation.records import Record, headline, store
+from lmkit.evaluation.records import Record, headline, kind_of, store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.memory import in_parts
 from lmkit.recipe.schema import Eval
@@ -155,6 +155,7 @@ def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator,
         with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
             records = store(predicted, Path(folder) / "predictions.jsonl")
             value = measure(records, task, seconds=0).value(metric) if accelerator.is_main_process else 0.0
+            suspicions.warn_of_one_answer(suspicions.one_answer(records, kind_of(records)), split="validation")
     found = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(found)

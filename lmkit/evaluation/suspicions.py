@@ -1,8 +1,10 @@
-"""What makes a result doubtful: rows seen in training, labels that are never predicted, gold that looks wrong."""
+"""What makes a result doubtful: rows seen in training, one answer to all rows, labels never predicted, gold that looks wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from lmkit.evaluation.records import Kind, Record, text_of
 from lmkit.metrics.statistics import Statistics
 from lmkit.tasks.base import Task
 
+SHOWN = 80  # characters of an answer
 MOST = 100  # rows that are listed of each suspicion; all are counted
 
 
@@ -75,6 +78,35 @@ def never_predicted(records: Sequence[Record], kind: Kind) -> list[str]:
         return {tag.partition("-")[2] for tag in found if tag != "O"} if kind == "entities" else found
 
     return sorted(names("gold") - names("prediction"))
+
+
+def one_answer(records: Sequence[Record], kind: Kind) -> str | None:
+    """The one prediction that all rows (words, where words are tagged) have though their gold differs, as JSON.
+
+    None where predictions differ too, or no gold does. A rate of learning that is too high ends like this: the model
+    answers with what is right on average, whatever it reads.
+    """
+    if kind == "language":
+        return None
+
+    def values(side: str) -> Iterator[Any]:
+        found = (record[side] for record in records)
+        return itertools.chain.from_iterable(found) if kind in ("entities", "tags") else found
+
+    first, gold = next(values("prediction"), None), next(values("gold"), None)
+    if first is None or any(value != first for value in values("prediction")) or all(value == gold for value in values("gold")):
+        return None
+    shown = json.dumps(first, ensure_ascii=False)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]} ..."
+
+
+def warn_of_one_answer(answer: str | None, *, split: str) -> None:
+    """Say it, also while there is time to stop; nothing where there is none."""
+    if answer is not None:
+        console.warn(
+            f"data.{split}: every answer is {answer}, whatever the text: the model has learned nothing of it. "
+            "Where this stays so, lower train.learning_rate or train for longer"
+        )
 
 
 def doubtful_gold(records: Sequence[Record], kind: Kind) -> list[dict[str, Any]]:
@@ -139,6 +171,7 @@ def say(found: dict[str, Any], *, split: str, metric: str, value: float | None) 
             shown = ["-" if number is None else f"{number:.4f}" for number in (without, value)]
             text += f"; {metric} without them: {shown[0]} ({clean['examples']} rows), with them: {shown[1]}"
         console.warn(text)
+    warn_of_one_answer(found["one_answer"], split=split)
     if found["never_predicted"]:
         console.warn(f"labels that the model never predicts: {', '.join(found['never_predicted'])}")
     if count := found["gold"]["count"]:

@@ -1,4 +1,4 @@
-"""Logits only where they are needed: the head of a language model runs on chosen positions alone."""
+"""Logits only where they are needed, the head of a language model at chosen positions alone; answers that are not rounded."""
 
 from __future__ import annotations
 
@@ -33,6 +33,31 @@ def num_positions(model: Any) -> int | None:
 def crf_of(model: Any) -> Any:
     """The CRF layer of a word tagger (``tagging.crf``), or None."""
     return getattr(unwrap(model), "crf", None)
+
+
+def answer_in_fp32(model: Any) -> None:
+    """From now on the linear layers behind the backbone compute in fp32 under autocast, too; nothing changes without it.
+
+    bf16 has eight bits: a number read off it comes in steps of 1/64 between 2 and 4, and many that differ become ties. Few
+    outputs are computed by these layers, so the second product costs next to nothing.
+    """
+    import torch
+
+    inner = unwrap(model)
+    backbone = set(inner.base_model.modules())  # all of it where a model is no backbone and head: then nothing is changed
+    for module in inner.modules():
+        if type(module) is torch.nn.Linear and module not in backbone:
+            module.register_forward_hook(_anew_in_fp32)
+
+
+def _anew_in_fp32(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+    import torch
+
+    if not torch.is_autocast_enabled(output.device.type):
+        return None
+    with torch.autocast(output.device.type, enabled=False):
+        bias = None if module.bias is None else module.bias.float()
+        return torch.nn.functional.linear(arguments[0].float(), module.weight.float(), bias)
 
 
 @dataclass

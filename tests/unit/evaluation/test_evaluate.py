@@ -139,6 +139,17 @@ def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
         assert found == pytest.approx(evaluated.value(metric), abs=1e-6)
 
 
+def test_validation_says_when_all_rows_are_given_one_answer(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """While there is time to stop: a rate that is too high has taught the model what is right on average."""
+    recipe = tiny.recipe("regression")
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.fill_(2.5)
+    validate(model, prepared.task, prepared.encoded["validation"], tiny.accelerator, metric="spearman", budget=64)
+    assert "warning: data.validation: every answer is 2.5, whatever the text" in capsys.readouterr().err
+
+
 def test_every_rank_chooses_by_what_the_first_one_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one stops early and the others wait for it."""
     second = SimpleNamespace(num_processes=2, is_main_process=False)

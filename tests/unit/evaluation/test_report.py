@@ -41,7 +41,7 @@ def page(
     analysis = {
         "kind": kind,
         "slices": {"length": [{"slice": f"{i} – {i + 1}", "examples": 2, "metrics": found["metrics"]} for i in (1, 3)]},
-        "suspicions": {"overlap": CLEAN, "never_predicted": [], "gold": {"count": 0, "rows": []}},
+        "suspicions": {"overlap": CLEAN, "one_answer": None, "never_predicted": [], "gold": {"count": 0, "rows": []}},
     }
     if counts := confusion(records, kind, labels):
         analysis["confusion"] = counts

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmkit.data.check import load_rows
-from lmkit.evaluation.suspicions import doubtful_gold, never_predicted, overlap_with_training, say
+from lmkit.evaluation.suspicions import doubtful_gold, never_predicted, one_answer, overlap_with_training, say
 from lmkit.metrics.classification import classification_statistics
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe import load_recipe
@@ -80,14 +80,40 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     assert found["clean"]["examples"] == 2
     assert found["clean"]["metrics"]["accuracy"]["value"] == 0.5
     say(
-        {"overlap": found, "never_predicted": ["c"], "gold": {"count": 0, "rows": []}},
+        {"overlap": found, "one_answer": '"a"', "never_predicted": ["c"], "gold": {"count": 0, "rows": []}},
         split="test",
         metric="accuracy",
         value=2 / 3,
     )
     said = capsys.readouterr().err
     assert "1 rows also stand in training, 0 more nearly so; accuracy without them: 0.5000 (2 rows), with them: 0.6667" in said
+    assert 'data.test: every answer is "a", whatever the text' in said
     assert "never predicts: c" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "predictions", "answer"),
+    [
+        ("number", [1.5, 4.0], [2.75, 2.75], "2.75"),
+        ("number", [1.5, 4.0], [2.75, 2.76], None),
+        ("number", [1.5, 1.5], [2.75, 2.75], None),
+        ("label", ["a", "b"], ["a", "a"], '"a"'),
+        ("labels", [["a"], []], [[], []], "[]"),
+        ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["O"]], '"O"'),
+        ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["B-LOC"]], None),
+        ("tags", [["NOUN", "VERB"]], [["NOUN", "NOUN"]], '"NOUN"'),
+        ("translation", ["ja", "nein"], ["a" * 100] * 2, '"' + "a" * 79 + " ..."),
+    ],
+)
+def test_one_answer_to_all_rows_is_seen_where_their_gold_differs(
+    kind: Any, gold: list[Any], predictions: list[Any], answer: str | None
+) -> None:
+    records = [{"gold": one, "prediction": other} for one, other in zip(gold, predictions, strict=True)]
+    assert one_answer(records, kind) == answer
+
+
+def test_a_language_model_gives_no_answers() -> None:
+    assert one_answer([{"nll": 1.0, "items": 2}], "language") is None
 
 
 def test_what_was_not_checked_is_not_said_to_be_clean() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmkit.models.heads import logits_at
+from lmkit.models.heads import logits_at, unwrap
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,30 @@ def test_a_head_that_reads_something_else_of_its_backbone_gives_all_logits_and_t
     ids = torch.tensor([[1, 2, 3], [4, 0, 0]])
     logits, labels = logits_at(Elsewhere(), {"input_ids": ids}, ids, ids > 1)
     assert logits.argmax(-1).tolist() == labels.tolist() == [[2, 3, 4]]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["all weights", "lora"])
+@pytest.mark.parametrize(
+    ("before", "architecture"),
+    [
+        *(("mlm", name) for name in ("bert", "roberta", "distilbert", "deberta-v2", "modernbert")),
+        *(("clm", name) for name in ("gpt2", "llama")),
+        *(("denoise", name) for name in ("t5", "bart")),
+    ],
+)
+def test_the_answer_of_a_classifier_is_not_rounded_under_autocast(tiny: Any, before: str, architecture: str, lora: Any) -> None:
+    recipe = tiny.recipe("classification", base=tiny.base(before, architecture), lora=lora)
+    task, model = tiny.prepared(recipe).task, tiny.model(recipe)
+    columns = task.encode(task.text_rows(["1 Main St", "22 Elm Street, Springfield"]))
+    batch = task.collate([[dict(zip(columns, piece, strict=True))] for piece in zip(*columns.values(), strict=True)])
+    *_, head = (m for m in unwrap(model).modules() if type(m) is torch.nn.Linear and m.out_features == model.config.num_labels)
+    read: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].float()))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = task.logits(model, batch)[0]
+    with torch.inference_mode():
+        exact = head(read[0]).flatten(0, -2)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())
+    for row in found:  # of causal models the last token's alone
+        assert (exact == row).all(-1).any()
