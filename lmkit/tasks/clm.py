@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, lay_out
+from lmkit.tasks.generation import check_beams
 from lmkit.tasks.language import LanguageModeling
-from lmkit.tasks.translation import check_beams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lmkit.errors import DataError, ModelError, RecipeError
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, TooLong, flat, keyed_rng, lay_out, pad
+from lmkit.tasks.generation import check_beams, set_generation, shift
 from lmkit.tasks.language import EVALUATION_EPOCH, LanguageModeling
-from lmkit.tasks.translation import check_beams, set_generation, shift
 
 if TYPE_CHECKING:
     import torch

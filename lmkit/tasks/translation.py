@@ -7,23 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmkit.errors import RecipeError
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, flat, lay_out, pad
 from lmkit.tasks.fields import Field
+from lmkit.tasks.generation import check_beams, set_generation, shift
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.metrics.statistics import Statistics
-    from lmkit.recipe.schema import Generation, Recipe
-
-# what a base model's generation config may keep: special tokens, and what its makers found necessary
-KEPT = (
-    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
-    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "no_repeat_ngram_size", "repetition_penalty",
-    "renormalize_logits",
-)  # fmt: skip
+    from lmkit.recipe.schema import Recipe
 
 
 class Translation(Task):
@@ -168,45 +160,6 @@ class Translation(Task):
 
     def show(self, record: dict[str, Any]) -> dict[str, Any]:
         return {"id": record["id"], "text": record["source"], "translation": record["prediction"], "score": record["score"]}
-
-
-def check_beams(options: Generation) -> None:
-    """Refuse a length penalty that has no effect (RecipeError)."""
-    if options.num_beams == 1 and options.length_penalty != 1:
-        raise RecipeError(
-            "has no effect with one beam", place="generation.length_penalty", remedy="leave it out, or raise generation.num_beams"
-        )
-
-
-def set_generation(model: Any, options: Generation) -> None:
-    """The options become the model's generation config; of its own only what is in ``KEPT`` stays."""
-    from transformers import GenerationConfig
-
-    kept = {name: getattr(model.generation_config, name, None) for name in KEPT}
-    model.generation_config = GenerationConfig(
-        **{name: value for name, value in kept.items() if value is not None},
-        do_sample=False,
-        num_beams=options.num_beams,
-        max_new_tokens=options.max_new_tokens,
-    )
-    if options.num_beams > 1:
-        model.generation_config.length_penalty = options.length_penalty
-
-
-def shift(model: Any, labels: torch.Tensor) -> torch.Tensor:
-    """What the decoder reads while it learns to write ``labels`` ``(rows, length)``: its start, and all but the last.
-
-    Each architecture has its own start, and most know how to shift; M2M-100 does so inside its loss only.
-    """
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        # mBART takes the last label to the front, and fails where none counts, as in a rank without examples
-        nothing = (labels == IGNORE).all(dim=1, keepdim=True)
-        labels = labels.masked_fill(nothing, int(model.config.pad_token_id == 0))
-        shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
-        return shifted
-    shifted = labels.roll(1, dims=1).masked_fill(labels.roll(1, dims=1) == IGNORE, model.config.pad_token_id)
-    shifted[:, 0] = model.config.decoder_start_token_id
-    return shifted
 
 
 def one_line(text: str) -> str:

@@ -159,7 +159,7 @@ def test_the_decoder_reads_in_training_what_it_starts_with_in_generation(tiny: A
     )
     assert [source in ids for ids in columns["input_ids"]] == [True, True]
     assert [target in ids for ids in columns["labels"]] == [True, True]
-    from lmkit.tasks.translation import shift
+    from lmkit.tasks.generation import shift
 
     pieces = [{name: values[i] for name, values in columns.items()} for i in range(2)]
     batch = task.collate([[piece] for piece in pieces])
