@@ -295,9 +295,9 @@ def _check_kind(config: PretrainedConfig, task: Task) -> None:
 
 
 def _check_length(model: PreTrainedModel, recipe: Recipe, task: Task) -> None:
-    """Refuse more tokens than there are positions for; without such a table the tokenizer's limit is only a habit (T5's 512)."""
+    """Refuse more tokens than there are positions for. The tokenizer's limit is only a habit: what its first model was trained on."""
     limit = num_positions(model)
-    if limit is not None and recipe.data.max_length > (limit := min(limit, int(task.tokenizer.model_max_length))):
+    if limit is not None and recipe.data.max_length > limit:
         raise RecipeError(
             f"{recipe.data.max_length} tokens, but this model reads {limit}",
             place="data.max_length",

@@ -95,9 +95,17 @@ def test_a_model_is_the_same_for_the_same_seed(tiny: Any) -> None:
 
 
 def test_texts_longer_than_the_model_reads_are_refused(tiny: Any) -> None:
-    base = tiny.base("mlm", "bert")
-    with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but this model reads 32"):
+    base = tiny.base("mlm", "bert", model={"config": {"max_position_embeddings": 48}})
+    with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but this model reads 48"):
         tiny.model(tiny.recipe("classification", base=base, data={"max_length": 64}))
+
+
+def test_a_model_is_continued_at_a_greater_length_than_it_was_trained_at(tiny: Any) -> None:
+    """The tokenizer still names the first length, at which plain transformers would cut."""
+    base = tiny.base("mlm", "bert", data={"max_length": 32})
+    recipe = tiny.recipe("classification", base=base, data={"max_length": 40})
+    tiny.model(recipe)
+    assert tiny.prepared(recipe).task.tokenizer.model_max_length == 40
 
 
 def test_a_model_of_another_kind_is_refused(tiny: Any) -> None:
