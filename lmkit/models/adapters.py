@@ -75,7 +75,8 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
         use_rslora=options.variant == "rslora",  # Kalajdzievski 2023
         use_dora=options.variant == "dora",  # Liu et al. 2024
         target_modules=targets,
-        modules_to_save=sorted({name.split(".")[-1] for name in new}) or None,
+        modules_to_save=sorted(new)
+        or None,  # by their whole names: every attention of BART has an out_proj as its classifier has
         trainable_token_indices=_added_rows(model, added),
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's transposed layers
     )

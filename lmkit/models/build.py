@@ -353,6 +353,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     if source.is_adapter:
         _check_kind(load_config(source, recipe), task)
         model = load_adapter(source, task.model_class, recipe)
+        _check_length(unwrap(model), recipe, task)
     else:
         model = _load_whole(source, task)
     if task.causal:

@@ -35,18 +35,21 @@ def crf_of(model: Any) -> Any:
     return getattr(unwrap(model), "crf", None)
 
 
-def answer_in_fp32(model: Any) -> None:
+def head_in_fp32(model: Any) -> None:
     """From now on the linear layers behind the backbone compute in fp32 under autocast, too; nothing changes without it.
 
-    bf16 has eight bits: a number read off it comes in steps of 1/64 between 2 and 4, and many that differ become ties. Few
-    outputs are computed by these layers, so the second product costs next to nothing.
+    bf16 has eight bits: a number read off it comes in steps of 1/64 between 2 and 4, and many that differ become ties. A
+    classifier's layers have few outputs (a causal one's see every token, but have a column for each label alone), so the
+    second product costs next to nothing. An adapter's own layers stay as they are: they are put around these when it is
+    trained, and are there already when it is loaded.
     """
     import torch
 
     inner = unwrap(model)
     backbone = set(inner.base_model.modules())  # all of it where a model is no backbone and head: then nothing is changed
-    for module in inner.modules():
-        if type(module) is torch.nn.Linear and module not in backbone:
+    for name, module in inner.named_modules():
+        is_linear = type(module) is torch.nn.Linear and "lora_" not in name
+        if is_linear and module not in backbone and _anew_in_fp32 not in module._forward_hooks.values():
             module.register_forward_hook(_anew_in_fp32)
 
 

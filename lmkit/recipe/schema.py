@@ -263,7 +263,7 @@ class Translation(Section):
 
 class Generation(Section):
     num_beams: Positive = Field(4, description="beams of the search; 1: greedy")
-    max_new_tokens: Positive = Field(128, description="longest output in tokens")
+    max_new_tokens: Positive = Field(128, description="longest output in tokens, where the decoder has as many positions")
     length_penalty: float = Field(1.0, description="above 1 favours longer outputs")
 
 

@@ -134,9 +134,9 @@ class Classification(Task):
 
     def configure(self, model: Any) -> None:
         """Some (XLNet) sum a text up by the last position of the row, be it padding. Answers are not rounded to bf16."""
-        from lmkit.models.heads import answer_in_fp32
+        from lmkit.models.heads import head_in_fp32
 
-        answer_in_fp32(model)
+        head_in_fp32(model)
         self._pads_left = getattr(model.config, "summary_type", None) == "last"
 
     def encode(self, rows: Sequence[Row]) -> Columns:

@@ -29,15 +29,20 @@ def check_beams(options: Generation) -> None:
 
 
 def set_generation(model: Any, options: Generation) -> None:
-    """The options become the model's generation config; of its own only what is in ``KEPT`` stays."""
+    """The options become the model's generation config; of its own only what is in ``KEPT`` stays.
+
+    Nothing is written beyond the decoder's positions, whatever ``max_new_tokens`` is.
+    """
     from transformers import GenerationConfig
+
+    from lmkit.models.heads import num_positions
 
     kept = {name: getattr(model.generation_config, name, None) for name in KEPT}
     model.generation_config = GenerationConfig(
         **{name: value for name, value in kept.items() if value is not None},
         do_sample=False,
         num_beams=options.num_beams,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=min(options.max_new_tokens, num_positions(model) or options.max_new_tokens),
     )
     if options.num_beams > 1:
         model.generation_config.length_penalty = options.length_penalty

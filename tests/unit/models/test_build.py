@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.build import Built, build_model, count_parameters, load_trained, save_model
 from lmkit.models.load import new_modules
+from lmkit.models.quantized import check_quantization
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import TASKS
 
@@ -138,6 +139,46 @@ def test_an_adapter_is_not_trained_on(tiny: Any, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------- adapters and heads
+
+
+def test_a_head_for_other_labels_is_all_that_lora_trains_whole(tiny: Any) -> None:
+    """BART's classifier ends in a module whose name every attention has, too."""
+    base = tiny.base("classification", "bart")
+    folder = Path(base)
+    config = json.loads((folder / "config.json").read_text())
+    names = {str(i): name for i, name in enumerate(("a", "b", "c", "d", "e"))}
+    (folder / "config.json").write_text(
+        json.dumps(config | {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}})
+    )
+    weights = load_file(folder / "model.safetensors")
+    head = [name for name in weights if name.startswith("classification_head.out_proj")]
+    save_file(
+        weights | {name: weights[name].new_zeros(5, *weights[name].shape[1:]) for name in head},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    found = built(tiny, tiny.recipe("classification", base=base, lora={"rank": 2}))
+    whole = {name for name, parameter in found.model.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert {name.split(".modules_to_save")[0] for name in whole} == {"base_model.model.classification_head.out_proj"}
+
+
+def test_where_there_is_no_gpu_a_base_in_few_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        RecipeError, match=r"lora\.quantize: 4bit: needs a CUDA GPU, and torch finds none here\n.*lora\.quantize=null"
+    ):
+        check_quantization("4bit")
+
+
+def test_an_adapter_reads_no_more_than_its_base_has_positions_for(tiny: Any, tmp_path: Path) -> None:
+    base = tiny.base("mlm", "bert", model={"config": {"max_position_embeddings": 40}})
+    recipe = tiny.recipe("classification", base=base, lora={"rank": 2})
+    task = tiny.prepared(recipe).task
+    save_model(built(tiny, recipe).model, task, tmp_path)
+    longer = type(task)(tiny.merged(recipe, data={"max_length": 64}), task.facts, task.tokenizer)
+    with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but this model reads 40"):
+        load_trained(find_model(str(tmp_path)), longer)
 
 
 def test_lora_trains_the_updates_and_the_new_modules_alone(tiny: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lmkit.models.heads import logits_at, unwrap
+from lmkit.models.build import load_trained, save_model
+from lmkit.models.heads import head_in_fp32, logits_at, unwrap
+from lmkit.models.source import find_model
 
 
 @pytest.mark.parametrize(
@@ -71,9 +74,18 @@ def test_a_head_that_reads_something_else_of_its_backbone_gives_all_logits_and_t
         *(("denoise", name) for name in ("t5", "bart")),
     ],
 )
-def test_the_answer_of_a_classifier_is_not_rounded_under_autocast(tiny: Any, before: str, architecture: str, lora: Any) -> None:
+def test_the_answer_of_a_classifier_is_not_rounded_under_autocast(
+    tiny: Any, tmp_path: Path, before: str, architecture: str, lora: Any
+) -> None:
+    """As it is built, and as it is loaded again."""
     recipe = tiny.recipe("classification", base=tiny.base(before, architecture), lora=lora)
     task, model = tiny.prepared(recipe).task, tiny.model(recipe)
+    save_model(model, task, tmp_path)
+    for each in (model, load_trained(find_model(str(tmp_path)), task)):
+        check_that_the_head_is_not_rounded(each, task)
+
+
+def check_that_the_head_is_not_rounded(model: Any, task: Any) -> None:
     columns = task.encode(task.text_rows(["1 Main St", "22 Elm Street, Springfield"]))
     batch = task.collate([[dict(zip(columns, piece, strict=True))] for piece in zip(*columns.values(), strict=True)])
     *_, head = (m for m in unwrap(model).modules() if type(m) is torch.nn.Linear and m.out_features == model.config.num_labels)
@@ -87,3 +99,13 @@ def test_the_answer_of_a_classifier_is_not_rounded_under_autocast(tiny: Any, bef
     assert not torch.equal(found, found.bfloat16().float())
     for row in found:  # of causal models the last token's alone
         assert (exact == row).all(-1).any()
+
+
+def test_a_head_learns_through_what_is_computed_in_fp32_and_only_once(tiny: Any) -> None:
+    model = tiny.model(tiny.recipe("classification"))
+    head_in_fp32(model)
+    assert len(model.classifier._forward_hooks) == 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, 0].backward()
+    assert model.classifier.weight.grad[0].abs().sum() > 0
+    assert model.classifier.bias.grad.tolist()[0] == 1.0

@@ -57,6 +57,26 @@ def test_label_smoothing_is_for_training_alone(tiny: Any) -> None:
     assert plain.item() != pytest.approx(smoothed.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ner", "translation"])
+def test_labels_of_tokens_are_smoothed_as_pytorch_smooths_them(tiny: Any, name: str) -> None:
+    recipe = tiny.recipe(name, train={"label_smoothing": 0.2})
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.dropout = 0.0
+    batch = prepared.task.collate([prepared.encoded["train"].example(0)])
+    logits, labels = prepared.task.logits(model, batch)
+    smoothed = torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum", label_smoothing=0.2
+    )
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    assert smoothed.item() != pytest.approx(plain.item(), rel=1e-4)
+    assert prepared.task.loss(model.eval(), batch).item() == pytest.approx(plain.item(), rel=1e-5)
+    model.training = True  # the model's, not its layers': these would drop
+    assert prepared.task.loss(model, batch).item() == pytest.approx(smoothed.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_answers_to_its_name(name: str) -> None:
     cls = task_class(name)

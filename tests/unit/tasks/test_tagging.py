@@ -201,6 +201,13 @@ def test_transitions_have_a_rate_of_their_own(tiny: Any) -> None:
     assert rates[id(model.classifier.weight)] == (5e-5, 0.01)
 
 
+def test_a_run_takes_the_rate_of_the_transitions_from_the_recipe(tiny: Any) -> None:
+    """They begin within 0.1, and Adam's first step is as long as its rate."""
+    recipe = tiny.merged(crf_recipe(tiny, train={"max_steps": 1, "schedule": "constant"}), tagging={"crf_learning_rate": 0.5})
+    transitions = load_file(tiny.fit(recipe).model / "crf.safetensors")["transitions"]
+    assert 0.4 < transitions.abs().max() < 0.61
+
+
 def test_a_crf_goes_on_from_that_of_its_base_where_the_labels_are_the_same(tiny: Any, tmp_path: Path) -> None:
     first = crf_recipe(tiny)
     model = tiny.model(first)

@@ -121,3 +121,19 @@ def test_bleu_is_counted_in_the_units_of_the_language() -> None:
     assert tokenizer_for(["私は学生です"]) == "char"
     assert tokenizer_for(["나는 학생입니다"]) == "char"
     assert tokenizer_for([]) == "13a"
+
+
+def test_nothing_is_written_beyond_the_positions_of_the_decoder(tiny: Any) -> None:
+    """One more would be an IndexError; the output is cut there, and counted as cut."""
+    recipe = tiny.recipe(
+        "translation",
+        model={"config": {"max_position_embeddings": 40}},
+        data={"max_length": 40},
+        generation={"max_new_tokens": 128},
+    )
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe)
+    end = model.config.eos_token_id
+    model.final_logits_bias[0, end] = -1e4  # never
+    pieces = [prepared.encoded["validation"].example(0)[0]]
+    (part,) = prepared.task.predict(model, prepared.task.collate([pieces]), pieces)
+    assert part["truncated"]

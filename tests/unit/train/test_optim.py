@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lmkit.data.plan import Plan
 from lmkit.recipe.schema import Train
@@ -110,6 +111,16 @@ def test_the_b_matrices_of_loraplus_learn_faster_as_pefts_do(tiny: Any) -> None:
     assert set(rates[0].values()) == {1e-3, 1.6e-2}
     classifier = [group["lr"] for group in ours.param_groups for p in group["params"] if "classifier" in name_of[id(p)]]
     assert classifier == [1e-3, 1e-3]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_run_takes_the_rate_of_its_b_matrices_from_the_recipe(tiny: Any) -> None:
+    """They begin at zero, and Adam's first step is as long as its rate."""
+    lora = {"rank": 2, "learning_rate_ratio": 8}
+    run = tiny.fit(tiny.recipe("ner", base=tiny.base("mlm"), lora=lora, train={"max_steps": 1, "schedule": "constant"}))
+    weights = load_file(run.model / "adapter_model.safetensors")
+    longest = [weight.abs().max().item() for name, weight in weights.items() if "lora_B" in name]
+    assert longest == pytest.approx([8e-3] * len(longest), rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
