@@ -83,14 +83,22 @@ def _texts(rows: Rows) -> Iterator[str]:
 
 def _labels(rows: Rows) -> dict[str, int]:
     """How often each label occurs, of tagged words each entity by its first tag; the commonest first. Not of numbers."""
+    from lmkit.metrics.tagging import type_of
+    from lmkit.tasks.ner import marks_entities
+
     name = next((name for name in ("label", "tags") if name in rows.names), None)
     if name is None or isinstance(rows[0][name], float):
         return {}
     values = (row[name] for row in rows)
     flat: Iterator[str] = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
-    if name == "tags":
-        flat = (label.removeprefix("B-") for label in flat if not label.startswith("I-"))
-    return dict(Counter(flat).most_common())
+    counts = Counter(flat)
+    if name == "tags" and marks_entities(counts):
+        kinds: Counter[str] = Counter()
+        for tag, count in counts.items():
+            if tag[0] != "I":
+                kinds[tag if tag == "O" else type_of(tag)] += count
+        counts = kinds
+    return dict(counts.most_common())
 
 
 def tables(found: dict[str, Any]) -> str:

@@ -436,7 +436,8 @@ def _checked(raw: Row, fields: Sequence[Field], mapping: dict[str, Keys]) -> Row
         elif field.kind == "number":
             row[field.name] = _number(value, column)
         elif not isinstance(value, list):
-            raise _BadValue(f"{column!r} is {_type(value)}; a list of {field.kind} is expected")
+            hint = "; one label for a whole text is task: classification" if field.kind == "spans" and value is not None else ""
+            raise _BadValue(f"{column!r} is {_type(value)}; a list of {field.kind} is expected{hint}")
         elif field.kind == "words":
             row[field.name] = words = [_text(word, f"{column}[{i}]") for i, word in enumerate(value)]
             if not words:

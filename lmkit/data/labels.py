@@ -17,17 +17,24 @@ from lmkit.data.row import FORMAT, LEAVE_OUT, OnBadRow, Row, hash_of
 from lmkit.data.rows import Rows, is_whole, write_rows
 from lmkit.errors import DataError, RecipeError, suggest
 
+Fault = tuple[int | None, str, str]  # of a row: the word or None, the problem, what to do
+REPAIR = "correct it, have all such sequences read as conlleval reads them with tagging.repair=true, or leave such rows out with data.on_bad_row=skip"
+
 
 def labels_of(rows: Rows, field: str) -> list[str]:
     """The distinct labels of a field, in an order that does not depend on the rows'.
 
     Numbers are ordered by value, names by the alphabet; tags as ``O``, then by type, ``B-`` before ``I-``. A type of
-    IOB2 brings both its tags, as a type whose entities all have one word in training may have longer ones elsewhere.
+    IOB2 brings both its tags, as a type whose entities all have one word in training may have longer ones elsewhere;
+    so do ``B`` and ``I`` without types (see ``tags.are_bare``).
     """
     found = _distinct(rows, field)
     if all(re.fullmatch(r"-?\d+", label) for label in found):
         return sorted(found, key=lambda label: (int(label), label))
-    if pa.types.is_list(rows.column(field).type) and all(label == "O" or label[:2] in ("B-", "I-") for label in found):
+    are_tags = "tokens" in rows.names  # the labels of a text may have such names, too
+    if are_tags and found <= set("BIO") and tags.are_bare(found):
+        return [*(["O"] if "O" in found else []), "B", "I"]
+    if are_tags and all(label == "O" or label[:2] in ("B-", "I-") for label in found):
         kinds = {label[2:] for label in found if label != "O"}
         return [*(["O"] if "O" in found else []), *(f"{p}-{kind}" for kind in sorted(kinds) for p in "BI")]
     return sorted(found, key=lambda label: (label != "O", label))
@@ -48,30 +55,29 @@ def check_labels(rows: Rows, field: str, labels: Sequence[str], *, split: str, o
     if _distinct(rows, field) <= known:
         return rows
 
-    def unknown(row: Row) -> tuple[int | None, str] | None:
+    remedy = "correct it, list it in data.labels, or leave such rows out with data.on_bad_row=skip"
+
+    def unknown(row: Row) -> Fault | None:
         found = row[field] if isinstance(row[field], list) else [row[field]]
         for i, label in enumerate(found):
             if label not in known:
                 what = "tag" if row.get("tokens") else "label"
-                return (i if what == "tag" else None), f"the {what} {label!r} does not occur in training; {suggest(label, known)}"
+                problem = f"the {what} {label!r} does not occur in training; {suggest(label, known)}"
+                return (i if what == "tag" else None), problem, remedy
         return None
 
-    return _without(
-        rows, unknown, on_bad_row, split, "correct it, list it in data.labels, or leave such rows out with data.on_bad_row=skip"
-    )
+    return _without(rows, unknown, on_bad_row, split)
 
 
-def _without(
-    rows: Rows, fault: Callable[[Row], tuple[int | None, str] | None], on_bad_row: OnBadRow, split: str, remedy: str
-) -> Rows:
-    """The rows without a fault, which is (word or None, problem)."""
+def _without(rows: Rows, fault: Callable[[Row], Fault | None], on_bad_row: OnBadRow, split: str) -> Rows:
+    """The rows without a fault."""
     bad: list[int] = []
     rejected: list[Row] = []
     for i, row in enumerate(rows):
         found = fault(row)
         if found is None:
             continue
-        word, problem = found
+        word, problem, remedy = found
         if on_bad_row == "error":
             raise DataError(problem, place=rows.place(i, word=word), remedy=remedy)
         content = {name: value for name, value in row.items() if name != "id"}
@@ -106,28 +112,45 @@ def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, repair: bool 
         RecipeError: ``repair``, where nothing can be wrong.
     """
     scheme = scheme_of(splits["train"] if "train" in splits else next(iter(splits.values())), field)
-    if "train" in splits and scheme == "plain" and all(tag.isdecimal() for tag in _distinct(splits["train"], field)):
-        console.warn(
-            "data.train: the tags are numbers, so nothing tells entities; write their names (O, B-PER, ...) if they mark some"
-        )
+    if "train" in splits and scheme == "plain":
+        _warn_of_plain(splits["train"], field)
     given = {split: rows for split, rows in splits.items() if "offsets" not in rows.names} if scheme != "plain" else {}
     if repair and "train" in splits and not given:
         what = "plain tags" if scheme == "plain" else "entities in characters"
         raise RecipeError(f"{what} have no order to repair", place="tagging.repair", remedy="leave it out")
 
-    def fault(row: Row) -> tuple[int, str] | None:
-        return tags.check_tags(row[field], scheme) if repair else tags.check_sequence(row[field], scheme)
+    def fault(row: Row) -> Fault | None:
+        if found := tags.check_tags(row[field], scheme):
+            return *found, LEAVE_OUT
+        found = None if repair else tags.check_sequence(row[field], scheme)
+        return (*found, REPAIR) if found else None
 
     prepared = dict(splits)
     for split, rows in given.items():
-        prepared[split] = rows = _without(rows, fault, on_bad_row, split, LEAVE_OUT)
+        prepared[split] = rows = _without(rows, fault, on_bad_row, split)
         wrong = _wrong_sequences(rows, field, scheme) if repair else []
         if wrong:
             place = rows.place(wrong[0][0], word=wrong[0][1])
             console.warn(f"data.{split}: {len(wrong)} of {len(rows)} tag sequences repaired, the first at {place}: {wrong[0][2]}")
-        if wrong or scheme != "iob2":
+        if wrong or scheme not in ("iob2", "bare iob2"):
             prepared[split] = _in_iob2(rows, field, scheme)
     return prepared
+
+
+def _warn_of_plain(train: Rows, field: str) -> None:
+    """Say where plain tags seem to mark entities: their F1 would be the accuracy of words."""
+    distinct = _distinct(train, field)
+    if all(tag.isdecimal() for tag in distinct):
+        console.warn(
+            "data.train: the tags are numbers, so nothing tells entities; write their names (O, B-PER, ...) if they mark some"
+        )
+    elif (odd := tags.written_otherwise(distinct)) is not None:
+        number, word = next((i, row[field].index(odd)) for i, row in enumerate(train) if odd in row[field])
+        right = "B, I and O" if len(odd) == 1 else "B-PER, I-PER and O"
+        console.warn(
+            f"data.train: tags such as {odd!r} ({train.place(number, word=word)}) seem to mark entities, but are taken as they "
+            f"are, a tag a word, without entities and their F1; if they mark some, write them like {right}"
+        )
 
 
 def _wrong_sequences(rows: Rows, field: str, scheme: tags.Scheme) -> list[tuple[int, int, str]]:

@@ -24,6 +24,7 @@ from lmkit.evaluation.records import Record
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.recipe.schema import Eval
 from lmkit.tasks.base import Task
+from lmkit.tasks.ner import marks_entities
 
 Answers = dict[str, list[Record]]
 # more would take minutes, and what is beyond is said
@@ -219,13 +220,14 @@ def most_frequent_tags(
     everything = sum(counts.values(), Counter())
     unknown = "O" if "O" in labels else max(sorted(everything), key=everything.__getitem__)
     best = {word: max(sorted(found), key=found.__getitem__) for word, found in counts.items()}
+    is_entities = marks_entities({*labels, *everything})
     answers = []
     for words in wanted:
         answer: list[str] = []
         for word in words:
             tag = best.get(word, unknown)
-            if tag.startswith("I-") and (not answer or answer[-1] == "O" or answer[-1][2:] != tag[2:]):
-                tag = "B-" + tag[2:]
+            if is_entities and tag[0] == "I" and (not answer or answer[-1] == "O" or answer[-1][1:] != tag[1:]):
+                tag = "B" + tag[1:]
             answer.append(tag)
         answers.append(answer)
     return answers

@@ -15,6 +15,7 @@ from lmkit.data.row import SLICE_COLUMN
 from lmkit.errors import RecipeError
 from lmkit.evaluation.records import Kind, Record, text_of
 from lmkit.metrics.statistics import Statistics
+from lmkit.metrics.tagging import type_of
 from lmkit.tasks.base import Task
 from lmkit.tasks.mlm import IDEOGRAPH, word_numbers
 
@@ -77,7 +78,7 @@ def labels_of(record: Record, kind: Kind) -> list[str]:
     """The gold labels of a row: one, several, or the types of its entities."""
     gold = record["gold"]
     if kind == "entities":
-        return sorted({tag.partition("-")[2] for tag in gold if tag != "O"}) or ["(no entity)"]
+        return sorted({type_of(tag) for tag in gold if tag != "O"}) or ["(no entity)"]
     return sorted(set(gold)) if isinstance(gold, list) else [str(gold)]
 
 

@@ -15,6 +15,7 @@ from lmkit.evaluation.calibration import probabilities_of
 from lmkit.evaluation.overlap import find_overlap
 from lmkit.evaluation.records import Kind, Record, text_of
 from lmkit.metrics.statistics import Statistics
+from lmkit.metrics.tagging import type_of
 from lmkit.tasks.base import Task
 
 SHOWN = 80  # characters of an answer
@@ -75,7 +76,7 @@ def never_predicted(records: Sequence[Record], kind: Kind) -> list[str]:
     def names(side: str) -> set[str]:
         values = (record[side] for record in records)
         found = {tag for value in values for tag in ([value] if isinstance(value, str) else value)}
-        return {tag.partition("-")[2] for tag in found if tag != "O"} if kind == "entities" else found
+        return {type_of(tag) for tag in found if tag != "O"} if kind == "entities" else found
 
     return sorted(names("gold") - names("prediction"))
 

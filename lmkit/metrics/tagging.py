@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -13,18 +13,20 @@ from lmkit.metrics.statistics import FloatArray, Statistics, label_report, ratio
 
 Tags = Sequence[Sequence[str]]
 IOB2_TAG = re.compile(r"O|[BI](-.*)?", re.DOTALL)
+UNNAMED = "_"  # the type of entities whose tags have none (B, I), as seqeval calls it
 
 
-def tagging_statistics(gold: Tags, predicted: Tags) -> Statistics:
+def tagging_statistics(gold: Tags, predicted: Tags, *, entities: bool | None = None) -> Statistics:
     """Metrics of tagged sentences, all 0..1, 0/0 is 0; an example is a sentence.
 
-    IOB2 tags give ``precision``, ``recall`` and ``f1`` of entities, micro-averaged, equal to conlleval (Tjong Kim Sang
+    IOB2 tags (``B-X``, ``I-X`` and ``O``, or without types ``B``, ``I`` and ``O``) give ``precision``, ``recall`` and ``f1`` of entities, micro-averaged, equal to conlleval (Tjong Kim Sang
     and Buchholz 2000), ``f1_strict``, equal to seqeval's ``mode="strict", scheme=IOB2``, and ``accuracy`` of words,
     ``O`` included. Other tags (parts of speech) give ``accuracy`` of words and ``f1_macro`` over the tags that occur.
 
     Args:
         gold: ``(sentences, words)`` tags; an empty sentence counts as one without entities.
         predicted: tags of the same shape.
+        entities: whether the tags mark entities, for who knows it of all that there are; None: as these here look.
 
     Raises:
         DataError: some tags are IOB2 and others are not (IOBES, BILOU): their entities would be counted wrongly.
@@ -33,20 +35,38 @@ def tagging_statistics(gold: Tags, predicted: Tags) -> Statistics:
     for i, (gold_tags, predicted_tags) in enumerate(zip(gold, predicted, strict=True)):
         assert len(gold_tags) == len(predicted_tags), f"sentence {i}: {len(gold_tags)} gold tags, {len(predicted_tags)} predicted"
     tags = sorted({tag for sentences in (gold, predicted) for sentence in sentences for tag in sentence})
-    return _entity_statistics(gold, predicted) if is_iob2(tags) else _word_statistics(gold, predicted, tags)
+    if not (is_iob2(tags) if entities is None else entities):
+        return _word_statistics(gold, predicted, tags)
+    _check_iob2(tags)
+    return _entity_statistics(gold, predicted)
 
 
-def is_iob2(tags: Sequence[str]) -> bool:
-    """Whether the tags mark entities: all are ``O``, ``B-X``, ``I-X`` (or ``B``, ``I``); True for no tags at all.
+def is_iob2(tags: Collection[str]) -> bool:
+    """Whether the tags mark entities: all are ``O``, ``B-X``, ``I-X``, or ``O``, ``B``, ``I``; True for no tags at all.
 
     Raises:
         DataError: there are ``B-X`` or ``I-X``, and also tags of another kind.
     """
-    # A bare B or I is IOB2 only among its like: one-letter parts of speech use both.
+    if any(tag.startswith(("B-", "I-")) for tag in tags):
+        _check_iob2(tags)
+        return True
+    # A bare B or I is IOB2 only among its like: one-letter parts of speech use both. I alone marks no beginning.
+    return set(tags) <= {"O"} or {"B"} <= set(tags) <= {"B", "I", "O"}
+
+
+def _check_iob2(tags: Collection[str]) -> None:
     other = [tag for tag in tags if not IOB2_TAG.fullmatch(tag)]
-    if other and any(tag.startswith(("B-", "I-")) for tag in tags):
+    if other:
         raise DataError(f"tag {other[0]!r} is not IOB2, though others are", remedy="write the tags as B-TYPE, I-TYPE and O")
-    return not other
+
+
+def type_of(tag: str) -> str:
+    """The type of the entity that an IOB2 tag marks.
+
+    >>> type_of("B-X-Y"), type_of("B")
+    ('X-Y', '_')
+    """
+    return tag.partition("-")[2] or UNNAMED
 
 
 def chunks(tags: Sequence[str], *, strict: bool = False) -> set[tuple[int, int, str]]:
@@ -60,11 +80,13 @@ def chunks(tags: Sequence[str], *, strict: bool = False) -> set[tuple[int, int, 
     [(0, 1, 'PER'), (1, 2, 'LOC'), (2, 4, 'LOC')]
     >>> sorted(chunks(["I-PER", "I-LOC", "B-LOC", "I-LOC", "O"], strict=True))
     [(2, 4, 'LOC')]
+    >>> sorted(chunks(["B", "I", "O", "B"]))
+    [(0, 2, '_'), (3, 4, '_')]
     """
     found: set[tuple[int, int, str]] = set()
     open_chunk: tuple[int, str] | None = None
     for position, tag in enumerate([*tags, "O"]):
-        prefix, _, kind = tag.partition("-")
+        prefix, kind = tag.partition("-")[0], type_of(tag)
         if open_chunk and prefix == "I" and kind == open_chunk[1]:
             continue
         if open_chunk:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmkit import console
 from lmkit.errors import DataError, RecipeError, suggest
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, counted, flat, lay_out, pad
@@ -33,6 +34,8 @@ PROBLEM_TYPES = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+FEW = 5  # rows that may each have a label of its own
+SHOWN = 60  # characters of a label
 
 
 class Classification(Task):
@@ -76,6 +79,8 @@ class Classification(Task):
                 found, place="data.train", remedy="classification needs at least two; is data.columns.label the right column?"
             )
         counts = Counter(label for row in rows for label in (row["label"] if kind == "multi_label" else [row["label"]]))
+        check = _check_sets if kind == "multi_label" else _warn_of_many
+        check(rows, counts)
         return facts | {"rows": len(rows), "counts": [counts[label] for label in labels]}
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: Any):
@@ -308,6 +313,35 @@ def kind_of(values: Iterable[Any]) -> str:
     except (TypeError, ValueError):
         return "single_label"
     return "regression" if any(math.isfinite(number) and number % 1 for number in numbers) else "single_label"
+
+
+def _check_sets(rows: Sequence[Row], counts: Mapping[str, int]) -> None:
+    """Refuse rows that all have the labels 0 and 1: each has one of them in truth, and a place for either.
+
+    Longer vectors of zeros and ones hold one of them twice, which is refused where they are read.
+
+    Raises:
+        DataError: there is nothing to learn.
+    """
+    if counts.keys() == {"0", "1"} and all(count == len(rows) for count in counts.values()):
+        raise DataError(
+            "every row has both labels, 0 and 1, as if they were vectors of zeros and ones",
+            place="data.train",
+            remedy="give each row the names of the labels that apply to it, [] where none does",
+        )
+
+
+def _warn_of_many(rows: Sequence[Row], counts: Mapping[str, int]) -> None:
+    """Say where nearly every row has a label of its own, or there are more labels than texts: it may be another column."""
+    if len(rows) < FEW or 2 * len(counts) <= len(rows):
+        return
+    names = [name for name in (TEXT.name, PAIR.name) if name in rows[0]]
+    if 10 * len(counts) >= 9 * len(rows) or len(counts) > len({tuple(row[name] for name in names) for row in rows}):
+        label = max(counts, key=len)
+        console.warn(
+            f"data.train: {len(rows)} rows have {len(counts)} labels, such as {label[:SHOWN]!r}{'...' * (len(label) > SHOWN)}; "
+            "are data.columns.text and data.columns.label the right columns?"
+        )
 
 
 def best_threshold(probabilities: Sequence[float], gold: Sequence[bool]) -> float:

@@ -24,7 +24,9 @@ class Transitions(NamedTuple):
 
 
 def iob2_transitions(labels: Sequence[str]) -> Transitions:
-    """0 where IOB2 allows one tag after another, -inf where not: ``I-X`` stands only after ``B-X`` or ``I-X``.
+    """0 where IOB2 allows one tag after another, -inf where not: ``I-X`` stands only after ``B-X`` or ``I-X``, ``I`` only after ``B`` or ``I``.
+
+    A part of speech may be called ``I``, too: it is one of IOB2 only where all labels are ``B``, ``I`` and ``O``.
 
     >>> iob2_transitions(["O", "B-X", "I-X"]).between.tolist()
     [[0.0, 0.0, -inf], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
@@ -32,10 +34,12 @@ def iob2_transitions(labels: Sequence[str]) -> Transitions:
     import numpy as np
 
     start, between = np.zeros(len(labels)), np.zeros((len(labels), len(labels)))
+    is_bare = set(labels) <= {"B", "I", "O"}
     for column, label in enumerate(labels):
-        if label.startswith("I-"):
+        begin = f"B{label[1:]}"
+        if (is_bare if label == "I" else label.startswith("I-")) and begin in labels:
             start[column] = -np.inf
-            between[[other not in (label, f"B-{label[2:]}") for other in labels], column] = -np.inf
+            between[[other not in (label, begin) for other in labels], column] = -np.inf
     return Transitions(start, between, np.zeros(len(labels)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class WordTagging(Task):
         self.labels: list[str] = self.facts["labels"]
         self._number = {label: number for number, label in enumerate(self.labels)}
         self._outside = "O" if "O" in self._number else self.labels[0]
-        self.is_entities = any(label.startswith("B-") for label in self.labels)
+        self.is_entities = marks_entities(self.labels)
         _check_tagging(recipe, self.is_entities)
         self._decoding = recipe.tagging.decoding or ("viterbi" if recipe.tagging.crf else "argmax")
         self._legal: Transitions | None = None
@@ -172,7 +172,8 @@ class WordTagging(Task):
     def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
         from lmkit.metrics.tagging import tagging_statistics
 
-        return tagging_statistics([r["gold"] for r in records], [r["prediction"] for r in records])
+        gold, predicted = [r["gold"] for r in records], [r["prediction"] for r in records]
+        return tagging_statistics(gold, predicted, entities=self.is_entities)
 
     def text_rows(self, texts: Sequence[str]) -> list[Row]:
         rows = []
@@ -188,11 +189,20 @@ class WordTagging(Task):
         return shown | {"entities": entities(text, offsets, tags, record["score"]) if self.is_entities else []}
 
 
+def marks_entities(labels: Collection[str]) -> bool:
+    """Whether the tags that there are mark entities: some have a type, or all are of ``B``, ``I``, ``O`` with a ``B``.
+
+    >>> marks_entities(["O", "B-X", "I-X"]), marks_entities(["O", "B", "I"]), marks_entities(["B", "I", "N", "O"])
+    (True, True, False)
+    """
+    return any(label.startswith(("B-", "I-")) for label in labels) or {"B"} < set(labels) <= {"B", "I", "O"}
+
+
 def _check_tagging(recipe: Recipe, is_entities: bool) -> None:
     """Refuse keys of ``tagging`` that would have no effect, or cannot have theirs here."""
     options = recipe.tagging
     if options.decoding == "viterbi" and not options.crf and not is_entities:
-        problem = "every sequence of these tags is allowed: none is B-TYPE"
+        problem = "every sequence of these tags is allowed: they mark no entities (B-TYPE, I-TYPE, O, or B, I, O)"
         raise RecipeError(problem, place="tagging.decoding", remedy="leave it out")
     if options.crf_learning_rate != Tagging().crf_learning_rate and not options.crf:
         raise RecipeError(
@@ -271,13 +281,17 @@ def entities(text: str, offsets: Sequence[tuple[int, int]], tags: Sequence[str],
 
     >>> entities("in New York", [(0, 2), (3, 6), (7, 11)], ["O", "B-LOC", "I-LOC"], [1, 0.5, 1.0])
     [{'start': 3, 'end': 11, 'label': 'LOC', 'score': 0.75, 'text': 'New York'}]
+    >>> [found["label"] for found in entities("Rome", [(0, 4)], ["B"], [1])]
+    ['_']
     """
+    from lmkit.metrics.tagging import type_of
+
     spans: list[tuple[str, list[int]]] = []
     previous = "O"
     for number, tag in enumerate(tags):
-        prefix, _, label = tag.partition("-")
         if tag != "O":
-            if prefix == "I" and previous != "O" and previous.partition("-")[2] == label:
+            prefix, label = tag.partition("-")[0], type_of(tag)
+            if prefix == "I" and previous != "O" and type_of(previous) == label:
                 spans[-1][1].append(number)
             else:
                 spans.append((label, [number]))

@@ -73,7 +73,10 @@ def _span(entity: Any, text: str, name: str) -> Span:
     elif isinstance(entity, (list, tuple)) and len(entity) == 3:
         found = list(entity)
     else:
-        raise ValueError(f"{name} is neither an object with start, end and label nor a list of the three: {str(entity)[:60]}")
+        hint = "; labels of a whole text are task: classification" if isinstance(entity, (str, int)) else ""
+        raise ValueError(
+            f"{name} is neither an object with start, end and label nor a list of the three: {str(entity)[:60]}{hint}"
+        )
     start, end, label = found
     if type(start) is not int or type(end) is not int:
         raise ValueError(f"{name}: its start and end are to be whole numbers, found {start!r} and {end!r}")

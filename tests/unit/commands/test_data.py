@@ -41,6 +41,10 @@ def test_tags_are_counted_by_entity_and_numbers_are_not(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("Ada B-PER\nLovelace I-PER\nin O\nRome B-LOC\n")
     words: dict[str, Any] = look({"task": "ner", "data": {"train": str(tmp_path / "a.conll")}})
     assert words["splits"]["train"]["labels"] == {"PER": 1, "O": 1, "LOC": 1}
+    for tags, counts in (("BIOB", {"_": 2, "O": 1}), ("BINO", {"B": 1, "I": 1, "N": 1, "O": 1})):
+        (tmp_path / "b.conll").write_text("".join(f"word {tag}\n" for tag in tags))
+        bare: dict[str, Any] = look({"task": "ner", "data": {"train": str(tmp_path / "b.conll")}})
+        assert bare["splits"]["train"]["labels"] == counts
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0.5}\n{"text": "b", "label": 1.5}\n')
     numbers = look({"task": "classification", "data": {"train": str(tmp_path / "a.jsonl")}})
     assert "labels" not in numbers["splits"]["train"]

@@ -86,6 +86,13 @@ def test_bad_entities_are_said_with_their_line_or_left_out() -> None:
     assert [(r["place"], r["id"], r["row"]["entities"]) for r in rows.rejected] == [("a.jsonl:1", 0, bad["entities"])]
     with pytest.raises(DataError, match="'entities' is a string; a list of spans is expected"):
         load(jsonl("b.jsonl", {"text": "a", "entities": "PER"}))
+    for label in ("joy", 1):
+        with pytest.raises(DataError, match="a list of spans is expected; one label for a whole text is task: classification"):
+            load(jsonl("c.jsonl", {"text": "a", "label": label}))
+    with pytest.raises(DataError, match="nor a list of the three: joy; labels of a whole text are task: classification"):
+        load(jsonl("d.jsonl", {"text": "a", "labels": ["joy", "awe"]}))
+    with pytest.raises(DataError, match=r"'entities' is null; a list of spans is expected\n"):
+        load(jsonl("e.jsonl", {"text": "a", "entities": None}))
 
 
 def test_splits_may_have_different_forms() -> None:

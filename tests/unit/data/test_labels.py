@@ -16,6 +16,7 @@ from lmkit.errors import DataError, RecipeError
 from lmkit.tasks.fields import Field
 
 CLASSIFICATION = (Field("text", "text"), Field("label", "label", gold=True))
+SEVERAL = (Field("text", "text"), Field("label", "labels", gold=True))
 NER = (Field("tokens", "words"), Field("tags", "tags", gold=True))
 
 
@@ -63,6 +64,35 @@ def test_tags_that_are_numbers_are_said_to_be_plain(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
+def test_entities_in_an_unknown_spelling_are_said_with_their_line(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = load(conll("a.conll", "a/O", "b/O c/B_PER d/I_PER"), NER)
+    assert prepare_tags({"train": rows}, on_bad_row="error")["train"] is rows
+    said = capsys.readouterr().err
+    assert "data.train: tags such as 'B_PER' (a.conll:4) seem to mark entities" in said
+    assert "write them like B-PER, I-PER and O" in said
+    prepare_tags({"train": load(conll("b.conll", "a/NN_sg b/ADJ-pos c/-LRB-"), NER)}, on_bad_row="error")
+    assert capsys.readouterr().err == ""
+
+
+def test_entities_without_types_are_iob2_and_have_both_tags() -> None:
+    splits = {"train": load(conll("a.conll", "a/S b/O", "c/B d/E"), NER), "test": load(conll("b.conll", "a/B b/I c/E"), NER)}
+    assert scheme_of(splits["train"]) == "bare bioes"
+    prepared = prepare_tags(splits, on_bad_row="error")
+    assert [row["tags"] for row in prepared["train"]] == [["B", "O"], ["B", "I"]]
+    assert prepared["test"][0]["tags"] == ["B", "I", "I"]
+    assert labels_of(prepared["train"], "tags") == ["O", "B", "I"]
+    assert labels_of(load(conll("c.conll", "a/B b/O"), NER), "tags") == ["O", "B", "I"]
+    with pytest.raises(DataError, match=r"d.conll:2: I follows O; an entity begins with B\n"):
+        prepare_tags(
+            {"train": load(conll("c.conll", "a/B b/O"), NER), "test": load(conll("d.conll", "a/O b/I"), NER)}, on_bad_row="error"
+        )
+
+
+def test_names_of_several_labels_are_not_taken_for_tags() -> None:
+    rows = load(jsonl("a.jsonl", {"text": "a", "label": ["B"]}, {"text": "b", "label": ["O"]}), SEVERAL)
+    assert labels_of(rows, "label") == ["O", "B"]
+
+
 def test_unknown_labels_are_said_or_left_out() -> None:
     rows = load(jsonl("a.jsonl", {"text": "a", "label": "good"}, {"text": "b", "label": "godd"}))
     assert check_labels(rows, "label", ["good", "godd"], split="test") is rows
@@ -105,7 +135,8 @@ def test_iob2_and_plain_tags_stay_as_they_are() -> None:
 
 def test_wrong_sequences_are_said_at_the_line_of_the_word_or_left_out() -> None:
     rows = load(conll("a.conll", "a/B-PER", "b/O c/I-PER", "d/B-LOC"), NER)
-    with pytest.raises(DataError, match=r"a.conll:4: I-PER follows O; an entity begins with B-\n.*data.on_bad_row=skip"):
+    remedy = r"tagging.repair=true.*data.on_bad_row=skip"
+    with pytest.raises(DataError, match=rf"a.conll:4: I-PER follows O; an entity begins with B-\n.*{remedy}"):
         prepare_tags({"train": rows}, on_bad_row="error")
     kept = prepare_tags({"train": rows}, on_bad_row="skip")["train"]
     assert [row["id"] for row in kept] == [0, 2]
@@ -132,7 +163,12 @@ def test_wrong_sequences_are_repaired_on_request_counted_and_said(capsys: pytest
 
 def test_what_is_no_tag_is_not_repaired() -> None:
     rows = load(conll("a.conll", "a/B-PER", "b/O c/I-PER", "d/B_LOC"), NER)
-    with pytest.raises(DataError, match=r"a.conll:6: 'B_LOC' is not a tag of this data .*did you mean 'B-LOC'"):
+    for repair in (True, False):
+        with pytest.raises(
+            DataError, match=r"'B_LOC' is not a tag of this data .*did you mean 'B-LOC'\?\n  correct it, or leave"
+        ):
+            prepare_tags({"train": rows.select([0, 2])}, on_bad_row="error", repair=repair)
+    with pytest.raises(DataError, match=r"a.conll:6: 'B_LOC'"):
         prepare_tags({"train": rows}, on_bad_row="error", repair=True)
     kept = prepare_tags({"train": rows}, on_bad_row="skip", repair=True)["train"]
     assert [row["tags"] for row in kept] == [["B-PER"], ["O", "B-PER"]]

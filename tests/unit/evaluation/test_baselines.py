@@ -95,6 +95,9 @@ def test_texts_without_spaces_are_read_by_characters() -> None:
 def test_most_frequent_tag_of_a_word_and_outside_for_the_unknown() -> None:
     seen = [(["May", "May", "May", "York"], ["B-PER", "O", "O", "I-LOC"])]
     assert most_frequent_tags(seen, [["May", "York", "x"]], labels=["O"]) == [["O", "B-LOC", "O"]]
+    bare = [(["new", "York"], ["O", "I"])]
+    assert most_frequent_tags(bare, [["York", "York"]], labels=["O", "B", "I"]) == [["B", "I"]]
+    assert most_frequent_tags(bare, [["York"]], labels=["O", "I", "NN"]) == [["I"]]  # a part of speech
 
 
 def test_parts_of_speech_have_no_outside() -> None:

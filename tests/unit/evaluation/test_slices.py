@@ -42,6 +42,7 @@ def test_rare_values_are_put_together() -> None:
 def test_a_sentence_is_in_a_slice_of_each_of_its_types() -> None:
     assert labels_of({"gold": ["B-PER", "I-PER", "O", "B-LOC"]}, "entities") == ["LOC", "PER"]
     assert labels_of({"gold": ["O"]}, "entities") == ["(no entity)"]
+    assert labels_of({"gold": ["O", "B", "I"]}, "entities") == ["_"]
     assert num_words({"source": "很好"}) == 2
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,14 +14,14 @@ TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-X-Y", "I-X-Y"]
 Sentences = list[list[str]]
 
 
-def draw(seed: int, sentences: int = 40) -> tuple[Sentences, Sentences]:
+def draw(seed: int, sentences: int = 40, names: Sequence[str] = TAGS) -> tuple[Sentences, Sentences]:
     """Random tags, well formed or not, with predictions that are often right."""
     generator = np.random.default_rng(seed)
     gold, predicted = [], []
     for length in generator.integers(0, 12, size=sentences):
-        tags = generator.choice(TAGS, length)
+        tags = generator.choice(names, length)
         gold.append(tags.tolist())
-        predicted.append(np.where(generator.random(length) < 0.7, tags, generator.choice(TAGS, length)).tolist())
+        predicted.append(np.where(generator.random(length) < 0.7, tags, generator.choice(names, length)).tolist())
     return gold, predicted
 
 
@@ -118,13 +119,14 @@ def conlleval(gold: Sentences, predicted: Sentences) -> dict[str, float]:
     }
 
 
+@pytest.mark.parametrize("names", [TAGS, ["O", "B", "I"]])
 @pytest.mark.parametrize("seed", range(30))
-def test_equals_conlleval_and_seqeval_on_random_tags(seed: int) -> None:
+def test_equals_conlleval_and_seqeval_on_random_tags(seed: int, names: list[str]) -> None:
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
     from seqeval.scheme import IOB2
 
-    gold, predicted = draw(seed, sentences=1 + seed * 2)
-    values = tagging_statistics(gold, predicted).values()
+    gold, predicted = draw(seed, sentences=1 + seed * 2, names=names)
+    values = tagging_statistics(gold, predicted, entities=True).values()
     expected = conlleval(gold, predicted)
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     with warnings.catch_warnings():
@@ -147,7 +149,7 @@ def test_equals_conlleval_and_seqeval_on_random_tags(seed: int) -> None:
         (["I-A", "I-A", "O", "I-A"], [(0, 2, "A"), (3, 4, "A")], []),
         (["B-A", "I-B", "I-B"], [(0, 1, "A"), (1, 3, "B")], [(0, 1, "A")]),
         (["B-X-Y", "I-X-Y", "I-X-Z"], [(0, 2, "X-Y"), (2, 3, "X-Z")], [(0, 2, "X-Y")]),
-        (["B", "I", "O", "I"], [(0, 2, ""), (3, 4, "")], [(0, 2, "")]),
+        (["B", "I", "O", "I"], [(0, 2, "_"), (3, 4, "_")], [(0, 2, "_")]),
     ],
 )
 def test_chunks(tags: list[str], lenient: list[tuple[int, int, str]], strict: list[tuple[int, int, str]]) -> None:
@@ -165,13 +167,14 @@ def test_each_resample_equals_conlleval_on_the_repeated_sentences() -> None:
         assert {name: resampled[name][i] for name in expected} == pytest.approx(expected)
 
 
-def test_by_label_equals_seqeval() -> None:
+@pytest.mark.parametrize(("names", "types"), [(TAGS, ["LOC", "PER", "X-Y"]), (["O", "B", "I"], ["_"])])
+def test_by_label_equals_seqeval(names: list[str], types: list[str]) -> None:
     from seqeval.metrics import classification_report
 
-    gold, predicted = draw(11)
+    gold, predicted = draw(11, names=names)
     report = classification_report(gold, predicted, output_dict=True, zero_division=0)
     by_label = tagging_statistics(gold, predicted).label_values()
-    assert list(by_label) == ["LOC", "PER", "X-Y"]
+    assert list(by_label) == types
     for label, row in by_label.items():
         assert row["f1"] == pytest.approx(report[label]["f1-score"])
         assert row["precision"] == pytest.approx(report[label]["precision"])
@@ -196,6 +199,16 @@ def test_plain_tags_are_words_to_classify() -> None:
     assert statistics.values() == pytest.approx({"accuracy": 0.75, "f1_macro": expected})
     assert statistics.counts.shape[0] == 3
     assert statistics.label_values()["VERB"] == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1})
+
+
+def test_who_knows_all_tags_decides_what_they_mark() -> None:
+    """A few sentences may have one-letter parts of speech that look like prefixes, or nothing but O."""
+    assert "f1" in tagging_statistics([["B", "O"]], [["B", "O"]]).values()
+    assert "f1_macro" in tagging_statistics([["B", "O"]], [["B", "O"]], entities=False).values()
+    assert "f1_macro" in tagging_statistics([["I", "O"]], [["I", "O"]]).values()
+    assert tagging_statistics([["O", "I"]], [["O", "I"]], entities=True).values()["f1"] == 1
+    with pytest.raises(DataError, match="'E' is not IOB2"):
+        tagging_statistics([["B", "E"]], [["O", "O"]], entities=True)
 
 
 def test_other_schemes_are_refused_rather_than_miscounted() -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torchcrf import CRF
 
-from lmkit.data.tags import check_sequence
+from lmkit.data.tags import Scheme, check_sequence
 from lmkit.tasks.decoding import Transitions, iob2_transitions, marginals, viterbi
 
+BARE = ["O", "B", "I"]
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
@@ -47,9 +48,17 @@ def test_marginals_are_the_gradient_of_the_partition_function(seed: int) -> None
     np.testing.assert_allclose(marginals(emissions, transitions), expected.numpy(), atol=1e-12)
 
 
+def test_parts_of_speech_may_follow_each_other_whatever_they_are_called() -> None:
+    assert np.isfinite(iob2_transitions(["B", "I", "N", "O"]).between).all()
+    assert np.isfinite(iob2_transitions(["O", "I-X"]).between).all()  # a type without a beginning of its own
+
+
+@pytest.mark.parametrize(("labels", "scheme"), [(LABELS, "iob2"), (BARE, "bare iob2")])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_best_legal_sequence_is_found(seed: int) -> None:
-    emissions = np.random.default_rng(seed).normal(size=(4, 5))
-    allowed = [tags for tags in itertools.product(range(5), repeat=4) if not check_sequence([LABELS[t] for t in tags], "iob2")]
+def test_the_best_legal_sequence_is_found(seed: int, labels: list[str], scheme: Scheme) -> None:
+    number = len(labels)
+    emissions = np.random.default_rng(seed).normal(size=(4, number))
+    sequences = itertools.product(range(number), repeat=4)
+    allowed = [tags for tags in sequences if not check_sequence([labels[t] for t in tags], scheme)]
     best = max(allowed, key=lambda tags: sum(emissions[range(4), tags]))
-    assert tuple(viterbi(emissions, iob2_transitions(LABELS))) == best
+    assert tuple(viterbi(emissions, iob2_transitions(labels))) == best

@@ -54,6 +54,46 @@ def test_the_data_tell_the_kind(tmp_path: Path, labels: list[Any], kind: str, na
     assert (facts["kind"], facts["labels"], facts["is_pair"]) == (kind, names, False)
 
 
+TEXTS = [f"the text of row {i}" for i in range(20)]
+KINDS = ["good", "bad"] * 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "is_said"),
+    [
+        (KINDS, TEXTS, True),
+        (KINDS, [TEXTS[i // 2 + 5] for i in range(20)], False),  # half as many labels as rows
+        (KINDS, [TEXTS[max(0, i - 7)] for i in range(20)], True),  # more labels than texts
+        (TEXTS, [str(i) for i in range(20)], True),
+        (TEXTS, KINDS, False),
+        (TEXTS, [TEXTS[max(0, i - 7)] for i in range(20)], False),
+        (TEXTS[:4], TEXTS[:4], False),
+    ],
+)
+def test_labels_that_seem_to_be_another_column_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: list[str], labels: list[str], is_said: bool
+) -> None:
+    path = write(tmp_path, "a.jsonl", *({"text": a, "label": b} for a, b in zip(texts, labels, strict=True)))
+    assert len(learned(path).rows["train"]) == len(texts)
+    said = capsys.readouterr().err
+    assert ("are data.columns.text and data.columns.label the right columns?" in said) is is_said
+    assert (f"warning: data.train: 20 rows have {len(set(labels))} labels, such as '{max(labels, key=len)}'" in said) is is_said
+
+
+def test_both_texts_of_a_pair_are_what_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": "one", "text_pair": text, "label": str(i % 11)} for i, text in enumerate(TEXTS)]
+    learned(write(tmp_path, "a.jsonl", *rows))
+    assert capsys.readouterr().err == ""
+
+
+def test_vectors_of_zeros_and_ones_are_refused(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": [i % 2, 1 - i % 2]} for i, text in enumerate(TEXTS)]
+    with pytest.raises(DataError, match=r"data.train: every row has both labels, 0 and 1.*\n  give each row the names"):
+        learned(write(tmp_path, "a.jsonl", *rows))
+    rows[3]["label"] = [1]  # so they are names
+    assert learned(write(tmp_path, "b.jsonl", *rows)).facts["labels"] == ["0", "1"]
+
+
 def test_decimals_that_come_late_are_not_taken_for_names(tmp_path: Path) -> None:
     path = write(
         tmp_path, "a.jsonl", *({"text": f"text {i}", "label": str(i % 5)} for i in range(200)), {"text": "x", "label": "2.5"}

@@ -15,6 +15,8 @@ from transformers import AutoModelForTokenClassification
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.evaluation.evaluate import mean_loss, predict_records
+from lmkit.evaluation.records import kind_of
+from lmkit.evaluation.suspicions import never_predicted
 from lmkit.metrics.tagging import chunks
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.heads import crf_of
@@ -95,6 +97,34 @@ def test_every_decoded_document_is_legal(tiny: Any) -> None:
         records = list(predict_records(model, task, prepared.encoded["validation"], tiny.accelerator, budget=64))
         assert len({len(record["tokens"]) for record in records}) > 1
         assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records) is legal
+
+
+@pytest.mark.parametrize("tagging", [{}, {"decoding": "viterbi"}, {"crf": True}])
+def test_entities_without_types_are_entities_all_the_way(tiny: Any, tmp_path: Path, tagging: dict[str, Any]) -> None:
+    """Recognised, selected by f1, decoded, measured and predicted; the words of a keyphrase begin with k."""
+    sentence = "a/O k1/B k2/I b/O k3/B".replace("/", " ").split()
+    block = "".join(f"{word} {tag}\n" for word, tag in zip(sentence[::2], sentence[1::2], strict=True))
+    path = tmp_path / "a.conll"
+    path.write_text("\n".join([block] * 8))
+    recipe = tiny.recipe("ner", tagging=tagging, data={"train": str(path), "validation": str(path)}, train={"select_best": "f1"})
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe)
+    task = prepared.task
+    assert task.labels == ["O", "B", "I"]
+    assert task.metrics[:2] == ("f1", "f1_strict")
+    records = list(predict_records(model, task, prepared.encoded["validation"], tiny.accelerator, budget=64))
+    assert set(task.metrics) - {"loss"} <= task.score(records).values().keys()
+    if tagging:
+        assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
+    gold = [{**record, "prediction": record["gold"]} for record in records]
+    assert kind_of(gold) == "entities"
+    assert task.score(gold).values()["f1_strict"] == 1
+    assert task.score(gold).label_values()["_"]["support"] == 16
+    assert never_predicted([{**record, "prediction": ["O"] * 5} for record in gold], "entities") == ["_"]
+    shown = task.show(gold[0])["entities"]
+    assert [(each["text"], each["label"], each["start"], each["end"]) for each in shown] == [
+        ("k1 k2", "_", 2, 7),
+        ("k3", "_", 10, 12),
+    ]
 
 
 # ---------------------------------------------------------------------------------- the CRF
@@ -237,6 +267,7 @@ def test_fit_fails_where_the_saved_transitions_are_others(tiny: Any, monkeypatch
 @pytest.mark.parametrize(
     ("tagging", "labels", "problem"),
     [
+        ({"decoding": "viterbi"}, ["B", "I", "N", "O"], "tagging.decoding: every sequence of these tags is allowed"),
         ({"decoding": "viterbi"}, ["DET", "NOUN"], "tagging.decoding: every sequence of these tags is allowed"),
         ({"crf_learning_rate": 0.1}, LABELS, "tagging.crf_learning_rate: has no effect without a CRF"),
     ],
