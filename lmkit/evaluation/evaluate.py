@@ -160,7 +160,9 @@ def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator,
         with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
             records = store(predicted, Path(folder) / "predictions.jsonl")
             value = measure(records, task, seconds=0).value(metric) if accelerator.is_main_process else 0.0
-            suspicions.warn_of_one_answer(suspicions.one_answer(records, kind_of(records)), split="validation")
+            if accelerator.is_main_process and not task.tunes:  # else answers are not yet those the model will give
+                answer = suspicions.always_predicted(records, kind_of(records))
+                suspicions.warn_of_always_predicted(answer, split="validation", training=True)
     found = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
