@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -68,6 +68,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_rejects(path: Path, rejected: Sequence[Mapping[str, Any]]) -> None:
+    """Keep the rows that were left out, a line each; no file where there are none."""
+    if rejected:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected))
 
 
 class Run:

@@ -67,10 +67,9 @@ def evaluate(
         task_alone = cls(recipe, splits.facts, None).for_evaluation()  # metrics need no tokens
         _check_limited(limited, {"loss", *task_alone.metrics, *task_alone.further})
     train = baseline_rows(recipe, splits) if recipe.eval.baseline else None
-    console.say(f"evaluating on data.{split}: {len(splits.rows[split])} rows")
     others = other_rows(recipe, cls, splits, split)
 
-    from lmkit.data.encode import encode
+    from lmkit.data.encode import encode, say_left_out
     from lmkit.data.rows import Rows
     from lmkit.data.splits import provenance
     from lmkit.evaluation.analysis import Background
@@ -81,12 +80,16 @@ def evaluate(
 
     task = cls(recipe, splits.facts, tokenizer_of(recipe, found)).for_evaluation()
     encoded = encode(splits.rows[split], task)
+    say_left_out(encoded, recipe.data, split=split)
+    console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
     model = load_trained(found, task).to(accelerator.device)
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
     fitted_on = None
     if isinstance(others["validation"], Rows):
-        fitted_on = list(predict_records(model, task, encode(others["validation"], task), accelerator, budget=budget))
+        aside = encode(others["validation"], task)
+        say_left_out(aside, recipe.data, split="validation")
+        fitted_on = list(predict_records(model, task, aside, accelerator, budget=budget))
         if fitted_on and kind_of(fitted_on) != "label":
             raise RecipeError(
                 "a temperature is fitted where each text has one label", place="eval.temperature", remedy="leave it out"

@@ -48,13 +48,19 @@ class Predictor:
         texts = [texts] if isinstance(texts, str) else list(texts)
         return list(self.answers(self.task.text_rows(texts)))
 
-    def answers(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        """Answers to checked rows, a batch at a time."""
-        remaining = iter(rows)
-        while batch := list(itertools.islice(remaining, BATCH_ROWS)):
-            yield from self._answer(batch)
+    def answers(self, rows: Iterable[Row], *, place: str = "texts") -> Iterator[dict[str, Any]]:
+        """Answers to checked rows, a batch at a time; how many of the rows were cut is said after the last."""
+        from lmkit.data.encode import say_cut
 
-    def _answer(self, rows: list[Row]) -> list[dict[str, Any]]:
+        remaining, count, cut = iter(rows), 0, 0
+        while batch := list(itertools.islice(remaining, BATCH_ROWS)):
+            found, cut_here = self._answer(batch)
+            count, cut = count + len(batch), cut + cut_here
+            yield from found
+        say_cut(cut, count, self.recipe.data, place=place)
+
+    def _answer(self, rows: list[Row]) -> tuple[list[dict[str, Any]], int]:
+        """The answers, and how many of the rows were cut."""
         import torch
 
         from lmkit.data.plan import micro_batches
@@ -64,7 +70,7 @@ class Predictor:
                 raise DataError("empty text", place=f"text {row['id'] + 1}", remedy="leave it out")
         answers = self.task.respond(self.model, rows)
         if answers is not None:
-            return answers
+            return answers, 0
         try:
             columns = self.task.encode(rows)
         except TooLong as error:
@@ -85,7 +91,8 @@ class Predictor:
                 found |= dict(zip(numbers.tolist(), self.task.predict(self.model, batch, chosen), strict=True))
         for number, part in sorted(found.items()):
             parts[pieces[number]["row"]].append(part)
-        return [self.task.show(self.task.combine(row, part)) for row, part in zip(rows, parts, strict=True)]
+        shown = [self.task.show(self.task.combine(row, part)) for row, part in zip(rows, parts, strict=True)]
+        return shown, sum(columns.get("cut", ()))
 
     def file(self, path: str) -> Iterator[dict[str, Any]]:
         """Answers to the rows of a data file, or to its texts where it has no column of the task's.
@@ -114,7 +121,8 @@ class Predictor:
             else:
                 if wanted is raw and kind in ("text", None) and self.recipe.data.document == "line":
                     _say_blank_lines(rows)
-                yield from self.answers(self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows)
+                checked = self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows
+                yield from self.answers(checked, place=path)
                 return
         assert first is not None
         raise _for_predict(first)

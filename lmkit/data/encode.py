@@ -18,6 +18,7 @@ from lmkit.data.rows import Rows, is_whole
 from lmkit.data.splits import cache_folder
 from lmkit.errors import DataError
 from lmkit.models.tokenizer import tokenizer_hash
+from lmkit.recipe.schema import Data
 from lmkit.tasks.base import Piece, Row, Task, TooLong
 
 BATCH_ROWS = 1000
@@ -33,7 +34,7 @@ class Encoded:
         pieces: with the task's columns, ``row`` and ``length``; memory-mapped.
         groups: which pieces make each example.
         lengths: ``(examples,)`` tokens.
-        cut: rows whose end was left out (``data.long_text: head``).
+        cut: rows of which a part was left out (``data.long_text``).
     """
 
     rows: Rows
@@ -111,6 +112,24 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
     cut = int(pieces.column("cut").sum()) if "cut" in pieces.names else 0
     groups = fill(lengths, task.max_length) if pack else by_row(owners)
     return Encoded(rows, pieces, groups, groups.sums(lengths), cut)
+
+
+def say_left_out(encoded: Encoded, data: Data, *, split: str) -> None:
+    """Say how many rows of a split were cut, and how many are not among them; nothing where there are none."""
+    say_cut(encoded.cut, len(encoded.rows), data, place=f"data.{split}")
+    if rejected := encoded.rows.rejected:
+        console.warn(
+            f"data.{split}: {len(rejected)} rows left out, the first at {rejected[0]['place']}: {rejected[0]['problem']}"
+        )
+
+
+def say_cut(cut: int, rows: int, data: Data, *, place: str) -> None:
+    """Say how many of these rows were cut, and what of them was not read; nothing where none was."""
+    if cut:
+        part = {"head_tail": "the middle", "windows": "the end of the shorter text"}.get(data.long_text, "the end")
+        console.warn(
+            f"{place}: {part} of {cut} of {rows} rows was left out at {data.max_length} tokens (data.long_text={data.long_text})"
+        )
 
 
 def _encoded_batches(rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> Iterator[dict[str, list[Any]]]:

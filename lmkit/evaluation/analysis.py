@@ -72,7 +72,7 @@ def analyse(
     doubtful = suspicions.doubtful_gold(records, kind)
     found["suspicions"] = {
         "overlap": suspicions.overlap_with_training(records, background.train, task, statistics, measured),
-        "one_answer": suspicions.one_answer(records, kind),
+        "always_predicted": suspicions.always_predicted(records, kind),
         "never_predicted": suspicions.never_predicted(records, kind),
         "gold": {"count": len(doubtful), "rows": doubtful[: suspicions.MOST]},
     }

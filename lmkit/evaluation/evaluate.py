@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import micro_batches
+from lmkit.data.splits import Splits
 from lmkit.errors import ModelError
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
@@ -27,7 +28,7 @@ from lmkit.evaluation.records import Record, headline, kind_of, store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.memory import in_parts
 from lmkit.recipe.schema import Eval
-from lmkit.run import atomic_directory
+from lmkit.run import atomic_directory, write_rejects
 from lmkit.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -159,7 +160,9 @@ def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator,
         with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
             records = store(predicted, Path(folder) / "predictions.jsonl")
             value = measure(records, task, seconds=0).value(metric) if accelerator.is_main_process else 0.0
-            suspicions.warn_of_one_answer(suspicions.one_answer(records, kind_of(records)), split="validation")
+            if accelerator.is_main_process and not task.tunes:  # else answers are not yet those the model will give
+                answer = suspicions.always_predicted(records, kind_of(records))
+                suspicions.warn_of_always_predicted(answer, split="validation", training=True)
     found = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
@@ -270,7 +273,7 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Predict, measure and analyse; write ``metrics.json``, ``predictions.jsonl``, ``analysis.json`` and ``report.html``.
 
-    The folder is whole or absent.
+    And ``rejects.jsonl`` where rows were left out. The folder is whole or absent.
 
     Args:
         beside: records to what stands beside the metrics, under ``baselines``.
@@ -287,6 +290,9 @@ def evaluate_split(
         records = store(predicted, aside / "predictions.jsonl")
         evaluated = measure(records, task, seconds=time.perf_counter() - started)
         found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
+        rejected = Splits({split: encoded.rows}, task.facts).rejected
+        found |= {name: count for name, count in (("cut_rows", encoded.cut), ("rejected_rows", len(rejected))) if count}
+        write_rejects(aside / "rejects.jsonl", rejected)
         if options.metrics:
             further, found["modules"] = further_metrics(records, task, options, taken=list(found["metrics"]))
             found["metrics"] |= further

@@ -81,11 +81,12 @@ def never_predicted(records: Sequence[Record], kind: Kind) -> list[str]:
     return sorted(names("gold") - names("prediction"))
 
 
-def one_answer(records: Sequence[Record], kind: Kind) -> str | None:
+def always_predicted(records: Sequence[Record], kind: Kind) -> str | None:
     """The one prediction that all rows (words, where words are tagged) have though their gold differs, as JSON.
 
-    None where predictions differ too, or no gold does. A rate of learning that is too high ends like this: the model
-    answers with what is right on average, whatever it reads.
+    Numbers are taken for one where they differ by less than a thousandth of what the gold does, its highest and lowest
+    twentieth aside: a regressor that learned the mean alone still differs in the last digits. None where predictions
+    differ, or no gold does.
     """
     if kind == "language":
         return None
@@ -95,19 +96,29 @@ def one_answer(records: Sequence[Record], kind: Kind) -> str | None:
         return itertools.chain.from_iterable(found) if kind in ("entities", "tags") else found
 
     first, gold = next(values("prediction"), None), next(values("gold"), None)
-    if first is None or any(value != first for value in values("prediction")) or all(value == gold for value in values("gold")):
+    if first is None or all(value == gold for value in values("gold")):
+        return None
+    if kind == "number":
+        predicted = np.fromiter(values("prediction"), float)
+        low, high = np.quantile(np.fromiter(values("gold"), float), [0.05, 0.95])
+        return f"{np.median(predicted):.4g}" if np.ptp(predicted) <= (high - low) / 1000 else None
+    if any(value != first for value in values("prediction")):
         return None
     shown = json.dumps(first, ensure_ascii=False)
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]} ..."
 
 
-def warn_of_one_answer(answer: str | None, *, split: str) -> None:
-    """Say it, also while there is time to stop; nothing where there is none."""
-    if answer is not None:
-        console.warn(
-            f"data.{split}: every answer is {answer}, whatever the text: the model has learned nothing of it. "
-            "Where this stays so, lower train.learning_rate or train for longer"
-        )
+def warn_of_always_predicted(answer: str | None, *, split: str, training: bool) -> None:
+    """Say it, also while there is time to stop (``training``); nothing where there is none.
+
+    A learning rate that is too high ends like this, but so begins any training where one answer is the commonest.
+    """
+    if answer is None:
+        return
+    remedy = "if this stays so, lower train.learning_rate or train for longer"
+    if not training:
+        remedy = "a lower train.learning_rate or longer training may help"
+    console.warn(f"data.{split}: every answer is {answer}, though the gold differs; {remedy}")
 
 
 def doubtful_gold(records: Sequence[Record], kind: Kind) -> list[dict[str, Any]]:
@@ -172,7 +183,7 @@ def say(found: dict[str, Any], *, split: str, metric: str, value: float | None) 
             shown = ["-" if number is None else f"{number:.4f}" for number in (without, value)]
             text += f"; {metric} without them: {shown[0]} ({clean['examples']} rows), with them: {shown[1]}"
         console.warn(text)
-    warn_of_one_answer(found["one_answer"], split=split)
+    warn_of_always_predicted(found["always_predicted"], split=split, training=False)
     if found["never_predicted"]:
         console.warn(f"labels that the model never predicts: {', '.join(found['never_predicted'])}")
     if count := found["gold"]["count"]:

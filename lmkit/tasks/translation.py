@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 from lmkit.tasks.base import IGNORE, Batch, Columns, Piece, Row, Task, TooLong, flat, lay_out, pad
 from lmkit.tasks.fields import Field
 from lmkit.tasks.generation import check_beams, set_generation, shift
+from lmkit.tasks.words import SOUTHEAST_ASIAN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.metrics.statistics import Statistics
     from lmkit.recipe.schema import Recipe
+
+
+BY_CHARACTER = re.compile(f"[\u3040-\u30ff\uac00-\ud7af{SOUTHEAST_ASIAN}]")  # kana, Hangul; Thai, Lao, Burmese, Khmer
 
 
 class Translation(Task):
@@ -172,13 +176,13 @@ def one_line(text: str) -> str:
 
 
 def tokenizer_for(references: Sequence[str]) -> str:
-    """sacreBLEU's tokenizer for the language of the references: ``zh``, characters for Japanese and Korean, else ``13a``.
+    """sacreBLEU's tokenizer for the script of the references: ``zh``, ``char`` for those of BY_CHARACTER, else ``13a``.
 
-    13a takes an unspaced sentence for one word, so BLEU would be zero; the signature names the choice.
+    13a takes an unspaced sentence for one word, so BLEU would be zero; the signature names the choice. sacreBLEU has words
+    only of Japanese and Korean, and those by packages of their own; its ``flores200`` pieces are a file to download.
     """
     sample = "".join(references[:500])
-    kana = sum("\u3040" <= c <= "\u30ff" or "\uac00" <= c <= "\ud7af" for c in sample)
     han = sum("\u4e00" <= c <= "\u9fff" for c in sample)
-    if kana > 0.1 * len(sample):
+    if len(BY_CHARACTER.findall(sample)) > 0.1 * len(sample):
         return "char"
     return "zh" if han > 0.2 * len(sample) else "13a"

@@ -9,10 +9,11 @@ from functools import cache
 
 Offsets = list[tuple[int, int]]  # (start, end) of each word, in characters
 
-# Scripts that put no spaces between words: Han, kana, Thai, Lao, Burmese, Khmer.
+# Scripts that put no spaces between words: Han and kana; Thai, Lao, Burmese, Khmer.
+SOUTHEAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
 UNSPACED = (
     "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3041-\u309f\u30a1-\u30ff\u31f0-\u31ff\uff66-\uff9f"
-    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
+    + SOUTHEAST_ASIAN
 )
 JOINERS = "\u200c\u200d"  # zero width: they stand inside words (Persian, Hindi) and emoji
 

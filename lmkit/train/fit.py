@@ -24,7 +24,7 @@ from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe
-from lmkit.run import Run, atomic_directory, write_json, write_text
+from lmkit.run import Run, atomic_directory, write_json, write_rejects, write_text
 from lmkit.tasks.base import Batch, Task, flat
 from lmkit.train import card
 from lmkit.train.averages import use_average, use_trained
@@ -132,8 +132,7 @@ def _fit(
     if accelerator.is_main_process:
         run.start(resume=resume, overwrite=overwrite)
         write_text(run.recipe_file, dump_recipe(recipe))  # resumed, too: it may have more steps now
-        if prepared.splits.rejected:
-            write_text(run.rejects_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prepared.splits.rejected))
+        write_rejects(run.rejects_file, prepared.splits.rejected)
         write_json(run.manifest_file, manifest)
     announce(manifest, total, metric)
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from lmkit import console
 from lmkit.data.check import load_rows
-from lmkit.data.encode import Encoded, encode
+from lmkit.data.encode import Encoded, encode, say_left_out
 from lmkit.data.row import hash_of
 from lmkit.data.rows import Rows
 from lmkit.data.splits import Splits, cache_folder
@@ -61,16 +61,7 @@ def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack:
     encoded = {split: encode(rows, task, pack=pack and task.packs and split == "train") for split, rows in splits.rows.items()}
     rows = {split: found.rows for split, found in encoded.items()}
     for split, found in encoded.items():
-        if found.cut:
-            part = {"head_tail": "the middle", "windows": "the end of the shorter text"}.get(recipe.data.long_text, "the end")
-            console.warn(
-                f"data.{split}: {part} of {found.cut} of {len(found.rows)} rows was left out at {recipe.data.max_length} tokens (data.long_text={recipe.data.long_text})"
-            )
-    for split, found_rows in rows.items():
-        if found_rows.rejected:
-            console.warn(
-                f"data.{split}: {len(found_rows.rejected)} rows left out, the first at {found_rows.rejected[0]['place']}: {found_rows.rejected[0]['problem']}"
-            )
+        say_left_out(found, recipe.data, split=split)
     return Prepared(task, source, replace(splits, rows=rows), encoded)
 
 

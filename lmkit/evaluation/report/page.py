@@ -128,8 +128,10 @@ def _suspicions(found: Mapping[str, Any], metrics: Mapping[str, Any], metric: st
         notes.append(
             f'<div class="callout calm">No row also stands in the {overlap["train_rows"]:,} training rows, none nearly so.</div>'
         )
-    if found["one_answer"] is not None:
-        notes.append(f'<div class="callout"><b>One answer to all:</b> <code>{escape(found["one_answer"])}</code></div>')
+    if (answer := found["always_predicted"]) is not None:
+        notes.append(
+            f'<div class="callout"><b>Always predicted:</b> <code>{escape(answer)}</code>, though the gold differs.</div>'
+        )
     if names := found["never_predicted"]:
         shown = ", ".join(f"<code>{escape(name)}</code>" for name in names[:40]) + (" …" if len(names) > 40 else "")
         notes.append(f'<div class="callout"><b>Never predicted:</b> {shown}</div>')

@@ -14,7 +14,7 @@ import pytest
 
 from lmkit.data import encode as encoding
 from lmkit.data.check import load_rows
-from lmkit.data.encode import encode
+from lmkit.data.encode import encode, say_cut
 from lmkit.data.rows import Rows
 from lmkit.errors import DataError
 from lmkit.tasks.base import TooLong
@@ -195,3 +195,15 @@ def test_encoded_data_travels_to_worker_processes(tiny: Any, tmp_path: Path) -> 
     there = pickle.loads(pickle.dumps(found))
     assert there.example(1) == found.example(1)
     assert np.array_equal(there.lengths, found.lengths)
+
+
+@pytest.mark.parametrize(
+    ("long_text", "part"), [("head", "the end"), ("head_tail", "the middle"), ("windows", "the end of the shorter text")]
+)
+def test_what_of_a_row_was_left_out_is_said(tiny: Any, long_text: str, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.recipe("classification", data={"long_text": long_text}).data
+    say_cut(0, 9, data, place="data.test")
+    assert capsys.readouterr().err == ""
+    say_cut(2, 9, data, place="data.test")
+    said = f"warning: data.test: {part} of 2 of 9 rows was left out at 32 tokens (data.long_text={long_text})\n"
+    assert capsys.readouterr().err == said

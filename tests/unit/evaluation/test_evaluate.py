@@ -139,15 +139,46 @@ def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
         assert found == pytest.approx(evaluated.value(metric), abs=1e-6)
 
 
-def test_validation_says_when_all_rows_are_given_one_answer(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """While there is time to stop: a rate that is too high has taught the model what is right on average."""
-    recipe = tiny.recipe("regression")
+def of_one_answer(tiny: Any, recipe: Any, bias: float) -> tuple[Any, Any, Any]:
+    """Model, task and validation rows; the model says the same of every text."""
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     with torch.no_grad():
         model.classifier.weight.zero_()
-        model.classifier.bias.fill_(2.5)
-    validate(model, prepared.task, prepared.encoded["validation"], tiny.accelerator, metric="spearman", budget=64)
-    assert "warning: data.validation: every answer is 2.5, whatever the text" in capsys.readouterr().err
+        model.classifier.bias.fill_(bias)
+    return model, prepared.task, prepared.encoded["validation"]
+
+
+def test_validation_says_when_all_rows_are_given_one_answer(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """While there is time to stop: a rate that is too high has taught the model what is right on average."""
+    model, task, encoded = of_one_answer(tiny, tiny.recipe("regression"), 2.5)
+    validate(model, task, encoded, tiny.accelerator, metric="spearman", budget=64)
+    said = "warning: data.validation: every answer is 2.5, though the gold differs; if this stays so, lower train.learning_rate"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("threshold", "is_said"), [("tuned", False), (0.5, True)])
+def test_validation_does_not_judge_answers_whose_thresholds_are_still_to_be_tuned(
+    tiny: Any, threshold: Any, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all probabilities under one half, as rare labels have them, every answer is [] before."""
+    recipe = tiny.recipe("multi_label", classification={"threshold": threshold})
+    model, task, encoded = of_one_answer(tiny, recipe, -1.0)
+    validate(model, task, encoded, tiny.accelerator, metric="f1_macro", budget=64)
+    assert ("every answer is []" in capsys.readouterr().err) == is_said
+
+
+def test_an_evaluation_keeps_and_says_what_is_always_predicted(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of tuned thresholds too, as they are those that the model has now."""
+    recipe = tiny.recipe("multi_label", classification={"threshold": "tuned"})
+    model, task, encoded = of_one_answer(tiny, recipe, -1.0)
+    evaluate_split(
+        model, task, encoded, tiny.accelerator, split="test", options=Eval(resamples=0), budget=64, folder=tmp_path / "eval"
+    )
+    assert "data.test: every answer is [], though the gold differs" in capsys.readouterr().err
+    assert json.loads((tmp_path / "eval/analysis.json").read_text())["suspicions"]["always_predicted"] == "[]"
+    assert "<b>Always predicted:</b> <code>[]</code>" in (tmp_path / "eval/report.html").read_text()
 
 
 def test_every_rank_chooses_by_what_the_first_one_measured(monkeypatch: pytest.MonkeyPatch) -> None:

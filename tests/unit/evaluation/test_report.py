@@ -24,7 +24,12 @@ CLEAN = {"checked": True, "train_rows": 5, "searched_for_near": 5, "exact": 0, "
 
 
 def page(
-    records: list[dict[str, Any]], *, task: str = "classification", labels: tuple[str, ...] = ("a", "b"), **more: Any
+    records: list[dict[str, Any]],
+    *,
+    task: str = "classification",
+    labels: tuple[str, ...] = ("a", "b"),
+    always: str | None = None,
+    **more: Any,
 ) -> str:
     """A report of records as evaluation writes them, its metrics made up."""
     kind = kind_of(records)
@@ -41,7 +46,7 @@ def page(
     analysis = {
         "kind": kind,
         "slices": {"length": [{"slice": f"{i} – {i + 1}", "examples": 2, "metrics": found["metrics"]} for i in (1, 3)]},
-        "suspicions": {"overlap": CLEAN, "one_answer": None, "never_predicted": [], "gold": {"count": 0, "rows": []}},
+        "suspicions": {"overlap": CLEAN, "always_predicted": always, "never_predicted": [], "gold": {"count": 0, "rows": []}},
     }
     if counts := confusion(records, kind, labels):
         analysis["confusion"] = counts
@@ -134,6 +139,15 @@ def test_the_result_comes_first_with_its_interval_and_the_floor_beside_it() -> N
     html = page([labelled(0, "t", "a", "b")], baselines={"majority class": floor})
     assert html.index("0.812") < html.index("0.750 … 0.875") < html.index("majority class") < html.index("Where it fails")
     assert "the model is better" in html
+
+
+def test_one_prediction_for_all_rows_is_said_and_cannot_become_markup() -> None:
+    found = [labelled(i, "t", "b", "a") for i in range(2)]
+    html = page(found, always=json.dumps(EVIL))
+    assert "Always predicted:" in html
+    assert "&lt;img src=x" in html
+    assert "img" not in parsed(html).names
+    assert "Always predicted:" not in page(found)
 
 
 def test_long_lists_are_cut_and_it_is_said() -> None:

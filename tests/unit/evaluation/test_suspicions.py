@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmkit.data.check import load_rows
-from lmkit.evaluation.suspicions import doubtful_gold, never_predicted, one_answer, overlap_with_training, say
+from lmkit.evaluation.suspicions import always_predicted, doubtful_gold, never_predicted, overlap_with_training, say
 from lmkit.metrics.classification import classification_statistics
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe import load_recipe
@@ -80,14 +80,15 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     assert found["clean"]["examples"] == 2
     assert found["clean"]["metrics"]["accuracy"]["value"] == 0.5
     say(
-        {"overlap": found, "one_answer": '"a"', "never_predicted": ["c"], "gold": {"count": 0, "rows": []}},
+        {"overlap": found, "always_predicted": '"a"', "never_predicted": ["c"], "gold": {"count": 0, "rows": []}},
         split="test",
         metric="accuracy",
         value=2 / 3,
     )
     said = capsys.readouterr().err
     assert "1 rows also stand in training, 0 more nearly so; accuracy without them: 0.5000 (2 rows), with them: 0.6667" in said
-    assert 'data.test: every answer is "a", whatever the text' in said
+    assert 'data.test: every answer is "a", though the gold differs; a lower train.learning_rate' in said
+    assert "stays so" not in said  # nothing goes on
     assert "never predicts: c" in said
 
 
@@ -97,6 +98,11 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         ("number", [1.5, 4.0], [2.75, 2.75], "2.75"),
         ("number", [1.5, 4.0], [2.75, 2.76], None),
         ("number", [1.5, 1.5], [2.75, 2.75], None),
+        ("number", [0.0, 2.0, 5.0], [2.70001, 2.69999, 2.7], "2.7"),  # the mean alone, but for the last digits
+        ("number", [0.0, 2.0, 5.0], [2.71, 2.69, 2.7], None),
+        ("number", [2e-5, 3e-5, 1e-5], [2.1e-5, 1.9e-5, 2e-5], None),  # whatever the unit
+        ("number", [0.0, *[1.0, 2.0] * 20, 1e6], [1.5] * 20 + [1.2] * 22, None),  # one row far off makes the others no equals
+        ("number", [0.0] * 40 + [1.0], [0.0] * 41, "0"),
         ("label", ["a", "b"], ["a", "a"], '"a"'),
         ("labels", [["a"], []], [[], []], "[]"),
         ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["O"]], '"O"'),
@@ -105,15 +111,15 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         ("translation", ["ja", "nein"], ["a" * 100] * 2, '"' + "a" * 79 + " ..."),
     ],
 )
-def test_one_answer_to_all_rows_is_seen_where_their_gold_differs(
+def test_one_prediction_for_all_rows_is_seen_where_their_gold_differs(
     kind: Any, gold: list[Any], predictions: list[Any], answer: str | None
 ) -> None:
     records = [{"gold": one, "prediction": other} for one, other in zip(gold, predictions, strict=True)]
-    assert one_answer(records, kind) == answer
+    assert always_predicted(records, kind) == answer
 
 
 def test_a_language_model_gives_no_answers() -> None:
-    assert one_answer([{"nll": 1.0, "items": 2}], "language") is None
+    assert always_predicted([{"nll": 1.0, "items": 2}], "language") is None
 
 
 def test_what_was_not_checked_is_not_said_to_be_clean() -> None:

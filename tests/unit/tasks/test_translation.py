@@ -137,3 +137,19 @@ def test_nothing_is_written_beyond_the_positions_of_the_decoder(tiny: Any) -> No
     pieces = [prepared.encoded["validation"].example(0)[0]]
     (part,) = prepared.task.predict(model, prepared.task.collate([pieces]), pieces)
     assert part["truncated"]
+
+
+@pytest.mark.parametrize(
+    "text", ["ฉันเป็นนักเรียน", "ຂ້ອຍເປັນນັກຮຽນ", "ကျွန်တော်ကျောင်းသားပါ", "ខ្ញុំជាសិស្ស"], ids=["Thai", "Lao", "Burmese", "Khmer"]
+)
+def test_bleu_of_an_unspaced_sentence_is_not_all_or_nothing(tiny: Any, text: str) -> None:
+    task = tiny.prepared(tiny.recipe("translation")).task
+    found = task.score([{"gold": text, "prediction": text[:-1], "nll": 1.0, "items": 1}])
+    assert tokenizer_for([text]) == "char"
+    assert "tok:char" in found.signature
+    assert 50 < found.values()["bleu"] < 100
+
+
+def test_a_few_words_of_another_script_do_not_decide_how_bleu_is_counted() -> None:
+    assert tokenizer_for(["The Thai word for water, which a guest hears every day, is น้ำ."]) == "13a"
+    assert tokenizer_for(["คุณใช้ Windows หรือ Linux"]) == "char"
