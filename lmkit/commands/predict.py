@@ -38,6 +38,7 @@ class Predictor:
         self.model = load_trained(found, self.task).to(self.accelerator.device)
         budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
         self.budget = forward_tokens(budget, self.task, self.accelerator.device)
+        self._said: set[str] = set()  # places of which it was said that texts were cut
 
     def predict(self, texts: str | Sequence[str]) -> list[dict[str, Any]]:
         """One JSON-ready answer per text, in order.
@@ -57,7 +58,9 @@ class Predictor:
             found, cut_here = self._answer(batch)
             count, cut = count + len(batch), cut + cut_here
             yield from found
-        say_cut(cut, count, self.recipe.data, place=place)
+        if cut and place not in self._said:  # once, however many calls there are
+            say_cut(cut, count, self.recipe.data, place=place)
+            self._said.add(place)
 
     def _answer(self, rows: list[Row]) -> tuple[list[dict[str, Any]], int]:
         """The answers, and how many of the rows were cut."""

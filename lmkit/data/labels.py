@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -97,7 +97,14 @@ def scheme_of(rows: Rows, field: str = "tags") -> tags.Scheme:
     return tags.recognise(row[field] for batch in rows.batches(names=[field]) for row in batch)
 
 
-def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, repair: bool = False, field: str = "tags") -> dict[str, Rows]:
+def prepare_tags(
+    splits: dict[str, Rows],
+    *,
+    on_bad_row: OnBadRow,
+    repair: bool = False,
+    known: Collection[str] | None = None,
+    field: str = "tags",
+) -> dict[str, Rows]:
     """Every split with its tags checked and, where they mark entities, in IOB2.
 
     The scheme is that of the training split (of the first, where there is none), and the same for all; but tags that
@@ -106,14 +113,20 @@ def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, repair: bool 
     Args:
         repair: sequences of right tags in a wrong order are read as conlleval reads them (see ``tags.to_iob2``),
             counted and said.
+        known: the tags of the model, or of ``data.labels``: where they hold other bare letters than ``B``, ``I`` and ``O``,
+            such tags are meant as they are (a hub model's ``B``, ``M``, ``E``, ``S`` of word segmentation).
 
     Raises:
         DataError: a tag that cannot stand where it stands, at its line; or no row is left.
         RecipeError: ``repair``, where nothing can be wrong.
     """
     scheme = scheme_of(splits["train"] if "train" in splits else next(iter(splits.values())), field)
-    if "train" in splits and scheme == "plain":
-        _warn_of_plain(splits["train"], field)
+    if scheme.startswith("bare ") and known is not None and not set(known) <= set("BIO"):
+        scheme = "plain"
+    elif "train" in splits and scheme == "plain":
+        _check_plain(splits["train"], field)
+    elif "train" in splits and scheme.startswith("bare "):
+        console.say("data.train: tags without types, taken for entities of one type")
     given = {split: rows for split, rows in splits.items() if "offsets" not in rows.names} if scheme != "plain" else {}
     if repair and "train" in splits and not given:
         what = "plain tags" if scheme == "plain" else "entities in characters"
@@ -137,9 +150,21 @@ def prepare_tags(splits: dict[str, Rows], *, on_bad_row: OnBadRow, repair: bool 
     return prepared
 
 
-def _warn_of_plain(train: Rows, field: str) -> None:
-    """Say where plain tags seem to mark entities: their F1 would be the accuracy of words."""
+def _check_plain(train: Rows, field: str) -> None:
+    """Say where plain tags seem to mark entities: their F1 would be the accuracy of words.
+
+    Raises:
+        DataError: some mark entities, and most do not.
+    """
     distinct = _distinct(train, field)
+    if typed := sorted(tag for tag in distinct if tag.startswith(("B-", "I-"))):
+        number, word = next((i, row[field].index(typed[0])) for i, row in enumerate(train) if typed[0] in row[field])
+        other = min(distinct - {*typed, "O"})
+        raise DataError(
+            f"{typed[0]!r} marks an entity, and other tags, such as {other!r}, mark none",
+            place=train.place(number, word=word),
+            remedy="write all entities as B-TYPE and I-TYPE and the rest as O, or begin no tag with B- or I-",
+        )
     if all(tag.isdecimal() for tag in distinct):
         console.warn(
             "data.train: the tags are numbers, so nothing tells entities; write their names (O, B-PER, ...) if they mark some"

@@ -80,7 +80,8 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
     rows = {split: _load(recipe, task, fields, split) for split in dict.fromkeys(read)}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
-        rows = prepare_tags(rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair)
+        known = data.labels if facts is None else facts["labels"]
+        rows = prepare_tags(rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, known=known)
     everything = rows.get("train")  # labels are those of all folds
     if data.fold is not None and everything is not None:
         rows["train"], rows["test"] = split_by_fold(everything, data.fold)

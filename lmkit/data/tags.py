@@ -22,10 +22,11 @@ from typing import Literal
 
 Scheme = Literal["plain", "iob2", "iob1", "bioes", "bare iob2", "bare iob1", "bare bioes"]
 PREFIXED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
-PREFIXES = {"iob2": "BI", "iob1": "BI", "bioes": "BIESLUM"}
+PREFIXES = {"iob2": tuple("BI"), "iob1": tuple("BI"), "bioes": tuple("BIESLUM")}
 BARE = [frozenset("BIOES"), frozenset("BILOU"), frozenset("BMESO")]  # the tags of the schemes where entities have no types
+BARE_LETTERS = frozenset("BIOESLUM")
 SIGN = "[-_:./|\u2010-\u2015\u2212 ]"  # what stands for the hyphen between prefix and type, now and then
-ELSEWISE = (
+OTHER_SPELLINGS = (
     re.compile(f"(?P<prefix>[BIESLUM]){SIGN}(?P<kind>.+)", re.I),
     re.compile(f"(?P<kind>.+){SIGN}(?P<prefix>[BIESLUM])", re.I),
 )
@@ -59,7 +60,7 @@ def _split(tag: str, scheme: Scheme) -> tuple[str, str]:
     return (tag, "any") if scheme.startswith("bare ") and tag != "O" else split_tag(tag)
 
 
-def _prefixes(scheme: Scheme) -> str:
+def _prefixes(scheme: Scheme) -> Sequence[str]:
     return PREFIXES[scheme.removeprefix("bare ")]
 
 
@@ -79,13 +80,13 @@ def written_otherwise(distinct: Collection[str]) -> str | None:
     inside = sorted(tag for tag in distinct if tag not in {"O", "o"})
     if are_bare({tag.upper() for tag in distinct}):
         return next((tag for tag in inside if tag.islower()), "o")
-    for form in ELSEWISE:
+    for form in OTHER_SPELLINGS:
         parts = {tag: (match["prefix"].upper(), match["kind"]) for tag in inside if (match := form.fullmatch(tag))}
         begin = {kind for prefix, kind in parts.values() if prefix in BEGINS}
         go_on = {kind for prefix, kind in parts.values() if prefix in GOES_ON | ENDS}
         only = len(parts) == len(inside) < len(distinct)
         if 2 * len(parts) >= len(inside) and (begin & go_on or (begin and only)):
-            return next(tag for tag in parts if not PREFIXED.fullmatch(tag))
+            return next((tag for tag in parts if not PREFIXED.fullmatch(tag)), None)
     return None
 
 
@@ -107,11 +108,11 @@ def recognise(sequences: Iterable[Sequence[str]]) -> Scheme:
     'bare iob2'
     """
     distinct: set[str] = set()
-    with_types, bare, letters = _Counts(), _Counts(), frozenset[str]().union(*BARE)
+    with_types, bare = _Counts(), _Counts()
     for tags in sequences:
         distinct.update(tags)
         with_types.add(split_tag(tag) for tag in tags)
-        if distinct <= letters:
+        if distinct <= BARE_LETTERS:
             bare.add(_split(tag, "bare iob2") for tag in tags)
     if are_bare(distinct):
         form = bare.form()

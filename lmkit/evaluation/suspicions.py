@@ -19,6 +19,7 @@ from lmkit.metrics.tagging import type_of
 from lmkit.tasks.base import Task
 
 SHOWN = 80  # characters of an answer
+FEW = 20  # rows, of which fewer may get one answer by chance
 MOST = 100  # rows that are listed of each suspicion; all are counted
 
 
@@ -85,23 +86,27 @@ def always_predicted(records: Sequence[Record], kind: Kind) -> str | None:
     """The one prediction that all rows (words, where words are tagged) have though their gold differs, as JSON.
 
     Numbers are taken for one where they differ by less than a thousandth of what the gold does, its highest and lowest
-    twentieth aside: a regressor that learned the mean alone still differs in the last digits. None where predictions
-    differ, or no gold does.
+    twentieth aside (unless all but these are one number): a regressor that learned the mean alone still differs in the last digits. None where predictions
+    differ, or no gold does, and of few rows.
     """
-    if kind == "language":
+    if kind == "language" or len(records) < FEW:
         return None
 
     def values(side: str) -> Iterator[Any]:
         found = (record[side] for record in records)
+        if kind == "labels":
+            return (sorted(value) for value in found)
         return itertools.chain.from_iterable(found) if kind in ("entities", "tags") else found
 
     first, gold = next(values("prediction"), None), next(values("gold"), None)
     if first is None or all(value == gold for value in values("gold")):
         return None
     if kind == "number":
-        predicted = np.fromiter(values("prediction"), float)
-        low, high = np.quantile(np.fromiter(values("gold"), float), [0.05, 0.95])
-        return f"{np.median(predicted):.4g}" if np.ptp(predicted) <= (high - low) / 1000 else None
+        predicted, numbers = (np.fromiter(values(side), float) for side in ("prediction", "gold"))
+        low, high = np.quantile(numbers, [0.05, 0.95])
+        spread = (high - low) or np.ptp(numbers)
+        is_one = np.isfinite(predicted).all() and np.ptp(predicted) <= spread / 1000
+        return f"{np.median(predicted):.4g}" if is_one else None
     if any(value != first for value in values("prediction")):
         return None
     shown = json.dumps(first, ensure_ascii=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,9 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
         use_rslora=options.variant == "rslora",  # Kalajdzievski 2023
         use_dora=options.variant == "dora",  # Liu et al. 2024
         target_modules=targets,
-        modules_to_save=sorted(new)
-        or None,  # by their whole names: every attention of BART has an out_proj as its classifier has
+        # by their whole names: every attention of BART has an out_proj, as its classifier has
+        modules_to_save=sorted(new) or None,
+        exclude_modules=_named_alike(model, new) or None,
         trainable_token_indices=_added_rows(model, added),
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's transposed layers
     )
@@ -84,7 +86,9 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # that is hardware's to say
     table = model.get_input_embeddings().weight
     try:
-        adapted = get_peft_model(model, config, revision=recipe.model.revision)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You have passed exclude_modules")  # none of which was a target
+            adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
         raise _nothing_to_adapt(model, new, str(error).split(". ")[0]) from None
     found = adapted.base_model.targeted_module_names
@@ -96,6 +100,11 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
     local = Path(source.location)
     adapted.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.exists() else source.location
     return adapted
+
+
+def _named_alike(model: Any, new: Sequence[str]) -> list[str]:
+    """Modules whose names end like a new one's: PEFT takes DistilBERT's pre_classifier for its classifier, and trains it whole, too."""
+    return [name for name, _ in model.named_modules() if name not in new and name.endswith(tuple(new))]
 
 
 def _targets(model: Any, options: Lora) -> str | list[str]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmkit import console
 from lmkit.errors import ModelError, RecipeError, suggest
 from lmkit.models.adapters import add_lora, load_adapter
 from lmkit.models.causal import check_causal, decoder_fields
 from lmkit.models.crf import FILE as CRF_FILE
 from lmkit.models.crf import add_crf, load_crf, save_crf
-from lmkit.models.heads import crf_of, num_positions, unwrap
+from lmkit.models.heads import crf_of, learns_positions, num_positions, unwrap
 from lmkit.models.layers import freeze
 from lmkit.models.load import from_pretrained, load_config, new_modules
 from lmkit.models.presets import preset_config
@@ -88,6 +89,7 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
         model, new = _from_source(recipe, task, source)
         origin = source.location
     _check_length(model, recipe, task)
+    _read_further(model, task)
     if task.causal:
         check_causal(model)
     task.configure(model)
@@ -295,7 +297,7 @@ def _check_kind(config: PretrainedConfig, task: Task) -> None:
 
 
 def _check_length(model: PreTrainedModel, recipe: Recipe, task: Task) -> None:
-    """Refuse more tokens than there are positions for. The tokenizer's limit is only a habit: what its first model was trained on."""
+    """Refuse more tokens than there are positions for."""
     limit = num_positions(model)
     if limit is not None and recipe.data.max_length > limit:
         raise RecipeError(
@@ -303,6 +305,22 @@ def _check_length(model: PreTrainedModel, recipe: Recipe, task: Task) -> None:
             place="data.max_length",
             remedy=f"data.max_length={limit} or less{'' if task.generates else '; longer texts are read in windows'}",
         )
+
+
+def _read_further(model: PreTrainedModel, task: Task) -> None:
+    """Have the tokenizers name the recipe's length, at which plain transformers cuts, and say where it is new to the model.
+
+    What a tokenizer names is the length that its first model was trained on: positions behind it that are learned one by one
+    were not.
+    """
+    before = task.tokenizer.model_max_length
+    if task.max_length > before and learns_positions(model):
+        console.warn(
+            f"data.max_length={task.max_length}: this model was trained on {before} tokens, by its tokenizer; what it knows of the "
+            "positions behind them is random until it has learned it"
+        )
+    for tokenizer in {id(each): each for each in (task.tokenizer, target_of(task.tokenizer))}.values():
+        tokenizer.model_max_length = max(tokenizer.model_max_length, task.max_length)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -353,9 +371,15 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     if source.is_adapter:
         _check_kind(load_config(source, recipe), task)
         model = load_adapter(source, task.model_class, recipe)
-        _check_length(unwrap(model), recipe, task)
     else:
         model = _load_whole(source, task)
+    _check_length(unwrap(model), recipe, task)
+    if learns_positions(unwrap(model)) and recipe.data.max_length > (known := int(task.tokenizer.model_max_length)):
+        raise RecipeError(
+            f"{recipe.data.max_length} tokens, but this model was trained on {known}, and learns each position by itself",
+            place="data.max_length",
+            remedy=f"data.max_length={known} or less, or train it further at this length",
+        )
     if task.causal:
         check_causal(model)
     task.configure(unwrap(model))
@@ -379,5 +403,4 @@ def _load_whole(source: ModelSource, task: Task) -> Any:
             place=location,
             remedy=f"fine-tune it first: a recipe with model.base={location}",
         )
-    _check_length(model, recipe, task)
     return model

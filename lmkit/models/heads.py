@@ -30,6 +30,21 @@ def num_positions(model: Any) -> int | None:
     return int(limit) if padding is None else int(limit) - padding - 1
 
 
+def learns_positions(model: Any) -> bool:
+    """Whether each position has a vector of its own that is learned (BERT, GPT-2, BART): those that no text reached are random.
+
+    Rotary, sinusoidal and relative positions go on by themselves.
+    """
+    import torch
+
+    return any(
+        isinstance(module, torch.nn.Embedding)
+        and "Sinusoidal" not in type(module).__name__
+        and ("position" in (last := name.rpartition(".")[2]) or last == "wpe")
+        for name, module in model.named_modules()
+    )
+
+
 def crf_of(model: Any) -> Any:
     """The CRF layer of a word tagger (``tagging.crf``), or None."""
     return getattr(unwrap(model), "crf", None)
@@ -39,9 +54,8 @@ def head_in_fp32(model: Any) -> None:
     """From now on the linear layers behind the backbone compute in fp32 under autocast, too; nothing changes without it.
 
     bf16 has eight bits: a number read off it comes in steps of 1/64 between 2 and 4, and many that differ become ties. A
-    classifier's layers have few outputs (a causal one's see every token, but have a column for each label alone), so the
-    second product costs next to nothing. An adapter's own layers stay as they are: they are put around these when it is
-    trained, and are there already when it is loaded.
+    classifier's layers have few outputs, so the second product costs next to nothing. Layers that LoRA adds are left as they
+    are in training, where they do not exist yet, and so in a loaded adapter, too. A pooler belongs to the backbone.
     """
     import torch
 
@@ -56,7 +70,7 @@ def head_in_fp32(model: Any) -> None:
 def _anew_in_fp32(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
     import torch
 
-    if not torch.is_autocast_enabled(output.device.type):
+    if not (arguments and torch.is_autocast_enabled(output.device.type)):
         return None
     with torch.autocast(output.device.type, enabled=False):
         bias = None if module.bias is None else module.bias.float()

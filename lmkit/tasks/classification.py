@@ -34,7 +34,7 @@ PROBLEM_TYPES = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-FEW = 5  # rows that may each have a label of its own
+FEW = 20  # rows, of which fewer may each have a label of their own
 SHOWN = 60  # characters of a label
 
 
@@ -323,16 +323,16 @@ def _check_sets(rows: Sequence[Row], counts: Mapping[str, int]) -> None:
     Raises:
         DataError: there is nothing to learn.
     """
-    if counts.keys() == {"0", "1"} and all(count == len(rows) for count in counts.values()):
+    if set(counts) in ({"0", "1"}, {"false", "true"}) and all(count == len(rows) for count in counts.values()):
         raise DataError(
-            "every row has both labels, 0 and 1, as if they were vectors of zeros and ones",
+            f"every row has both labels, {' and '.join(sorted(counts))}, as if they were vectors of zeros and ones",
             place="data.train",
             remedy="give each row the names of the labels that apply to it, [] where none does",
         )
 
 
 def _warn_of_many(rows: Sequence[Row], counts: Mapping[str, int]) -> None:
-    """Say where nearly every row has a label of its own, or there are more labels than texts: it may be another column."""
+    """Say where nearly every row has a label of its own, or more than half of them and than the texts: it may be another column."""
     if len(rows) < FEW or 2 * len(counts) <= len(rows):
         return
     names = [name for name in (TEXT.name, PAIR.name) if name in rows[0]]

@@ -66,12 +66,8 @@ def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack:
 
 
 def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> PreTrainedTokenizerBase:
-    """The tokenizer a recipe asks for: learned from its data, named, or the base model's own; with ``add_tokens``.
-
-    Plain transformers cuts at the length it names, so it names no less than this recipe's.
-    """
+    """The tokenizer a recipe asks for: learned from its data, named, or the base model's own; with ``add_tokens``."""
     tokenizer = _tokenizer(recipe, splits, source)
-    tokenizer.model_max_length = max(tokenizer.model_max_length, recipe.data.max_length)
     add_tokens(tokenizer, recipe.tokenizer.add_tokens)
     return tokenizer
 

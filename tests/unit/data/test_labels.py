@@ -133,6 +133,19 @@ def test_iob2_and_plain_tags_stay_as_they_are() -> None:
         assert prepare_tags(splits, on_bad_row="error")["train"] is splits["train"]
 
 
+def test_bare_tags_are_those_of_a_model_that_has_more_of_them() -> None:
+    """Word segmentation by B, I, E and S, or a model of BIOES: its answers could not equal converted gold."""
+    rows = load(conll("a.conll", "a/B b/I c/E d/S e/O"), NER)
+    assert prepare_tags({"test": rows}, on_bad_row="error", known=["O", "B", "I", "E", "S"])["test"] is rows
+    assert prepare_tags({"test": rows}, on_bad_row="error", known=["O", "B", "I"])["test"][0]["tags"] == ["B", "I", "I", "B", "O"]
+
+
+def test_a_few_typed_tags_among_plain_ones_are_refused_at_their_line() -> None:
+    rows = load(conll("a.conll", "a/NN b/VB", "c/B-X d/IN e/JJ"), NER)
+    with pytest.raises(DataError, match=r"a.conll:4: 'B-X' marks an entity, and other tags, such as 'IN', mark none"):
+        prepare_tags({"train": rows}, on_bad_row="error")
+
+
 def test_wrong_sequences_are_said_at_the_line_of_the_word_or_left_out() -> None:
     rows = load(conll("a.conll", "a/B-PER", "b/O c/I-PER", "d/B-LOC"), NER)
     remedy = r"tagging.repair=true.*data.on_bad_row=skip"

@@ -71,6 +71,15 @@ def test_tags_that_mark_entities_in_another_spelling_are_noticed(tags: str, foun
     assert written_otherwise(set(tags.split())) == found
 
 
+def test_right_tags_beside_plain_ones_are_no_other_spelling() -> None:
+    assert written_otherwise({"B-X", "I-X", "NN", "VB", "o"}) is None
+
+
+@pytest.mark.parametrize("tag", ["BI", "ES", ""])
+def test_letters_that_follow_one_another_in_a_scheme_are_no_tag(tag: str) -> None:
+    assert check_tags(["O", tag], "bare bioes") is not None
+
+
 PLAIN = {
     "upos": "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _",
     "ptb": "CC CD DT EX FW IN JJ JJR LS MD NN NNS NNP PDT POS PRP PRP$ RB RP SYM TO UH VB VBD WP$ -LRB- -RRB- `` '' # $ NNP|x HYPH",

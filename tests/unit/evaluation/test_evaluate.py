@@ -150,7 +150,7 @@ def of_one_answer(tiny: Any, recipe: Any, bias: float) -> tuple[Any, Any, Any]:
 
 def test_validation_says_when_all_rows_are_given_one_answer(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """While there is time to stop: a rate that is too high has taught the model what is right on average."""
-    model, task, encoded = of_one_answer(tiny, tiny.recipe("regression"), 2.5)
+    model, task, encoded = of_one_answer(tiny, tiny.recipe("regression", data={"max_rows": 24}), 2.5)
     validate(model, task, encoded, tiny.accelerator, metric="spearman", budget=64)
     said = "warning: data.validation: every answer is 2.5, though the gold differs; if this stays so, lower train.learning_rate"
     assert said in capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_validation_does_not_judge_answers_whose_thresholds_are_still_to_be_tune
     tiny: Any, threshold: Any, is_said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With all probabilities under one half, as rare labels have them, every answer is [] before."""
-    recipe = tiny.recipe("multi_label", classification={"threshold": threshold})
+    recipe = tiny.recipe("multi_label", classification={"threshold": threshold}, data={"max_rows": 24})
     model, task, encoded = of_one_answer(tiny, recipe, -1.0)
     validate(model, task, encoded, tiny.accelerator, metric="f1_macro", budget=64)
     assert ("every answer is []" in capsys.readouterr().err) == is_said
@@ -171,7 +171,7 @@ def test_an_evaluation_keeps_and_says_what_is_always_predicted(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of tuned thresholds too, as they are those that the model has now."""
-    recipe = tiny.recipe("multi_label", classification={"threshold": "tuned"})
+    recipe = tiny.recipe("multi_label", classification={"threshold": "tuned"}, data={"max_rows": 24})
     model, task, encoded = of_one_answer(tiny, recipe, -1.0)
     evaluate_split(
         model, task, encoded, tiny.accelerator, split="test", options=Eval(resamples=0), budget=64, folder=tmp_path / "eval"

@@ -105,6 +105,9 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         ("number", [0.0] * 40 + [1.0], [0.0] * 41, "0"),
         ("label", ["a", "b"], ["a", "a"], '"a"'),
         ("labels", [["a"], []], [[], []], "[]"),
+        ("labels", [["a", "b"], ["b", "a"]], [["a", "b"]] * 2, None),
+        ("number", [0.0] * 40 + [1.0], [0.5] * 40 + [0.50001], "0.5"),  # all but a few are one number
+        ("number", [0.0, 1.0], [float("inf")] * 2, None),
         ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["O"]], '"O"'),
         ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["B-LOC"]], None),
         ("tags", [["NOUN", "VERB"]], [["NOUN", "NOUN"]], '"NOUN"'),
@@ -115,7 +118,12 @@ def test_one_prediction_for_all_rows_is_seen_where_their_gold_differs(
     kind: Any, gold: list[Any], predictions: list[Any], answer: str | None
 ) -> None:
     records = [{"gold": one, "prediction": other} for one, other in zip(gold, predictions, strict=True)]
-    assert always_predicted(records, kind) == answer
+    assert always_predicted(records * 20, kind) == answer
+
+
+def test_a_few_rows_may_have_one_prediction_by_chance() -> None:
+    records = [{"gold": gold, "prediction": "a"} for gold in "ab" * 10]
+    assert (always_predicted(records[:19], "label"), always_predicted(records, "label")) == (None, '"a"')
 
 
 def test_a_language_model_gives_no_answers() -> None:

@@ -141,25 +141,32 @@ def test_an_adapter_is_not_trained_on(tiny: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- adapters and heads
 
 
-def test_a_head_for_other_labels_is_all_that_lora_trains_whole(tiny: Any) -> None:
-    """BART's classifier ends in a module whose name every attention has, too."""
-    base = tiny.base("classification", "bart")
-    folder = Path(base)
+@pytest.mark.parametrize("targets", ["auto", "all-linear"])
+@pytest.mark.parametrize(
+    ("architecture", "head", "whole"),
+    [
+        ("bert", "classifier", {"classifier"}),
+        ("bart", "classification_head.out_proj", {"classification_head.out_proj"}),  # every attention ends in an out_proj
+        ("distilbert", "classifier", {"classifier", "pre_classifier"}),  # PEFT goes by the end of a name
+    ],
+)
+def test_a_head_for_other_labels_is_trained_whole(
+    tiny: Any, tmp_path: Path, architecture: str, head: str, whole: set[str], targets: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny.base("classification", architecture), folder)
     config = json.loads((folder / "config.json").read_text())
-    names = {str(i): name for i, name in enumerate(("a", "b", "c", "d", "e"))}
-    (folder / "config.json").write_text(
-        json.dumps(config | {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}})
-    )
+    names = dict(enumerate("abcde"))
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": names, "label2id": {v: k for k, v in names.items()}}))
     weights = load_file(folder / "model.safetensors")
-    head = [name for name in weights if name.startswith("classification_head.out_proj")]
-    save_file(
-        weights | {name: weights[name].new_zeros(5, *weights[name].shape[1:]) for name in head},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
-    found = built(tiny, tiny.recipe("classification", base=base, lora={"rank": 2}))
-    whole = {name for name, parameter in found.model.named_parameters() if parameter.requires_grad and "lora_" not in name}
-    assert {name.split(".modules_to_save")[0] for name in whole} == {"base_model.model.classification_head.out_proj"}
+    other = {name: weight.new_zeros(5, *weight.shape[1:]) for name, weight in weights.items() if name.startswith(f"{head}.")}
+    save_file(weights | other, folder / "model.safetensors", {"format": "pt"})
+    recipe = tiny.recipe("classification", base=str(folder), lora={"rank": 2, "targets": targets})
+    found = built(tiny, recipe)
+    trained = {name for name, parameter in found.model.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert {name.split(".modules_to_save")[0].removeprefix("base_model.model.") for name in trained} == whole
+    save_model(found.model, tiny.prepared(recipe).task, tmp_path / "adapter")
+    load_trained(find_model(str(tmp_path / "adapter")), tiny.prepared(recipe).task)
 
 
 def test_where_there_is_no_gpu_a_base_in_few_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

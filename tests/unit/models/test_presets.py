@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from lmkit.errors import ModelError, RecipeError
+from lmkit.models.build import load_trained
 from lmkit.models.presets import FAMILIES, preset_config, preset_names, shrink
+from lmkit.models.source import find_model
+from lmkit.models.tokenizer import load_tokenizer
 
 TASKS_OF = {
     "bert": ("mlm", "classification", "ner"),
@@ -100,12 +103,28 @@ def test_texts_longer_than_the_model_reads_are_refused(tiny: Any) -> None:
         tiny.model(tiny.recipe("classification", base=base, data={"max_length": 64}))
 
 
-def test_a_model_is_continued_at_a_greater_length_than_it_was_trained_at(tiny: Any) -> None:
-    """The tokenizer still names the first length, at which plain transformers would cut."""
-    base = tiny.base("mlm", "bert", data={"max_length": 32})
-    recipe = tiny.recipe("classification", base=base, data={"max_length": 40})
+@pytest.mark.parametrize(("architecture", "is_random"), [("bert", True), ("modernbert", False)])
+def test_a_model_is_continued_at_a_greater_length_than_it_was_trained_at(
+    tiny: Any, capsys: pytest.CaptureFixture[str], architecture: str, is_random: bool
+) -> None:
+    """And it is said where its further positions are random. The tokenizer names the first length, at which transformers would cut."""
+    recipe = tiny.recipe("classification", base=tiny.base("mlm", architecture), data={"max_length": 40})
     tiny.model(recipe)
+    assert ("this model was trained on 32 tokens" in capsys.readouterr().err) == is_random
     assert tiny.prepared(recipe).task.tokenizer.model_max_length == 40
+
+
+def test_a_trained_model_does_not_read_positions_that_it_never_learned(tiny: Any) -> None:
+    for architecture in ("bert", "modernbert"):
+        recipe = tiny.recipe("classification", architecture)
+        task = tiny.prepared(recipe).task
+        folder = find_model(tiny.base("classification", architecture))
+        longer = type(task)(tiny.merged(recipe, data={"max_length": 64}), task.facts, load_tokenizer(folder.location))
+        if architecture == "modernbert":  # whose positions go on by themselves
+            load_trained(folder, longer)
+            continue
+        with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but this model was trained on 32"):
+            load_trained(folder, longer)
 
 
 def test_a_model_of_another_kind_is_refused(tiny: Any) -> None:
