@@ -27,6 +27,7 @@ from page import PAGE, processor, publish
 
 RESULTS = PAGE.with_name("quality.json")
 LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}, "train": {"learning_rate": 2e-3}}
+GENTLER = LORA | {"train": {"learning_rate": 1e-3}}  # at 2e-3 a tagger of rare entities gave all words O, with one seed of two
 GENTLE = LORA | {"train": {"learning_rate": 5e-4}}  # at 2e-3 a regression gave all rows one score
 CRF: dict[str, Any] = {"tagging": {"crf": True}}
 VITERBI: dict[str, Any] = {"tagging": {"decoding": "viterbi"}}  # of the run with all weights: nothing is trained
@@ -99,7 +100,7 @@ LINES = {
         ("f1",),
         {"data": {**files("wnut17", "conll"), "max_length": 128}, "train": encoder(6)},
         "16.35 (linear-chain CRF on words); 41.1 (plain fine-tuning of the same model)",
-        {"lora": LORA, "crf": CRF, "viterbi": VITERBI},
+        {"lora": GENTLER, "crf": CRF, "viterbi": VITERBI},
     ),
     "wikigold": Line(
         "wikigold",
