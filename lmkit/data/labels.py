@@ -157,11 +157,11 @@ def _check_plain(train: Rows, field: str) -> None:
         DataError: some mark entities, and most do not.
     """
     distinct = _distinct(train, field)
-    if typed := sorted(tag for tag in distinct if tag.startswith(("B-", "I-"))):
+    typed = sorted(tag for tag in distinct if tag.startswith(("B-", "I-")))
+    if typed and (others := distinct - {*typed, "O"}):
         number, word = next((i, row[field].index(typed[0])) for i, row in enumerate(train) if typed[0] in row[field])
-        other = min(distinct - {*typed, "O"})
         raise DataError(
-            f"{typed[0]!r} marks an entity, and other tags, such as {other!r}, mark none",
+            f"{typed[0]!r} marks an entity, and other tags, such as {min(others)!r}, mark none",
             place=train.place(number, word=word),
             remedy="write all entities as B-TYPE and I-TYPE and the rest as O, or begin no tag with B- or I-",
         )

@@ -316,8 +316,8 @@ def _read_further(model: PreTrainedModel, task: Task) -> None:
     before = task.tokenizer.model_max_length
     if task.max_length > before and learns_positions(model):
         console.warn(
-            f"data.max_length={task.max_length}: this model was trained on {before} tokens, by its tokenizer; what it knows of the "
-            "positions behind them is random until it has learned it"
+            f"data.max_length={task.max_length}: by its tokenizer this model was trained on {before} tokens, and it learns each "
+            "position by itself: those behind may be random until it has learned them here"
         )
     for tokenizer in {id(each): each for each in (task.tokenizer, target_of(task.tokenizer))}.values():
         tokenizer.model_max_length = max(tokenizer.model_max_length, task.max_length)
@@ -376,7 +376,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     _check_length(unwrap(model), recipe, task)
     if learns_positions(unwrap(model)) and recipe.data.max_length > (known := int(task.tokenizer.model_max_length)):
         raise RecipeError(
-            f"{recipe.data.max_length} tokens, but this model was trained on {known}, and learns each position by itself",
+            f"{recipe.data.max_length} tokens, but by its tokenizer this model was trained on {known}, and it learns each position by itself",
             place="data.max_length",
             remedy=f"data.max_length={known} or less, or train it further at this length",
         )

@@ -146,6 +146,11 @@ def test_a_few_typed_tags_among_plain_ones_are_refused_at_their_line() -> None:
         prepare_tags({"train": rows}, on_bad_row="error")
 
 
+def test_a_prefix_whose_type_is_empty_among_nothing_but_o_is_loaded() -> None:
+    rows = load(conll("a.conll", "a/B- b/O"), NER)
+    assert prepare_tags({"train": rows}, on_bad_row="error")["train"] is rows
+
+
 def test_wrong_sequences_are_said_at_the_line_of_the_word_or_left_out() -> None:
     rows = load(conll("a.conll", "a/B-PER", "b/O c/I-PER", "d/B-LOC"), NER)
     remedy = r"tagging.repair=true.*data.on_bad_row=skip"

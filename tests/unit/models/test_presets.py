@@ -123,7 +123,7 @@ def test_a_trained_model_does_not_read_positions_that_it_never_learned(tiny: Any
         if architecture == "modernbert":  # whose positions go on by themselves
             load_trained(folder, longer)
             continue
-        with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but this model was trained on 32"):
+        with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but by its tokenizer this model was trained on 32"):
             load_trained(folder, longer)
 
 
