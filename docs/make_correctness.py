@@ -39,7 +39,9 @@ def recipe_of(task: str, family: str) -> Any:
     import transformers
 
     shipped = shipped_recipes()
-    recipe = load_recipe(str(shipped.get(f"demo/{task}") or shipped[f"pretrain/{task}"])).model_dump()
+    recipe = load_recipe(
+        str(shipped.get(f"demo/{task}") or shipped[f"pretrain/{task}"])
+    ).model_dump()
     if family in PRESETS:
         model: dict[str, Any] = {"preset": f"{family}-nano"}
     else:
@@ -55,7 +57,9 @@ def largest(proofs: list[Verdict], *beginnings: str) -> str:
     chosen = [proof for proof in proofs if proof.varied.startswith(beginnings)]
     if any(proof.verdict == "FAILED" for proof in chosen):
         return "FAILED"
-    values = [value for proof in chosen for value in (proof.loss, proof.gradients) if value is not None]
+    values = [
+        value for proof in chosen for value in (proof.loss, proof.gradients) if value is not None
+    ]
     return f"{max(values):.0e}" if values else "-"
 
 
@@ -74,8 +78,12 @@ def table() -> str:
     for task, families in FAMILIES.items():
         for family in families:
             with tempfile.TemporaryDirectory() as folder:
-                proofs = prove_splits(shrunk(recipe_of(task, family), Path(folder), dropout=0.0), Path(folder))
-            lines.append(f"| {task} | {family} | {' | '.join(largest(proofs, *names) for names in COLUMNS.values())} |")
+                proofs = prove_splits(
+                    shrunk(recipe_of(task, family), Path(folder), dropout=0.0), Path(folder)
+                )
+            lines.append(
+                f"| {task} | {family} | {' | '.join(largest(proofs, *names) for names in COLUMNS.values())} |"
+            )
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 
@@ -83,7 +91,11 @@ def table() -> str:
 def machine() -> str:
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else torch.backends.cpu.get_cpu_capability()
+    )
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"Measured on {datetime.date.today().isoformat()}, {platform.system()} {platform.machine()}, {device}; {found}."
 
@@ -91,4 +103,6 @@ def machine() -> str:
 if __name__ == "__main__":
     made = f"{BEGIN}\n{table()}\n\n{machine()}\n{END}"
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: made, text, flags=re.DOTALL), encoding="utf-8")
+    PAGE.write_text(
+        re.sub(f"{BEGIN}.*{END}", lambda _: made, text, flags=re.DOTALL), encoding="utf-8"
+    )

@@ -23,14 +23,21 @@ def rows(section: type[Section], prefix: str = "") -> list[str]:
 
 def _default(key: Key) -> str:
     value = key.value()
-    return "" if value is None else f"`{value}`".replace("``", "") if value != {} and value != [] else ""
+    return (
+        ""
+        if value is None
+        else f"`{value}`".replace("``", "")
+        if value != {} and value != []
+        else ""
+    )
 
 
 def page() -> str:
     """The whole page."""
     presets = "\n".join(f"| `{family}-SIZE` | {about} |" for family, about in FAMILIES.items())
     sizes = "\n".join(
-        f"| `{name}` | {layers} | {width} | {heads} | {inner} |" for name, (layers, width, heads, inner) in SIZES.items()
+        f"| `{name}` | {layers} | {width} | {heads} | {inner} |"
+        for name, (layers, width, heads, inner) in SIZES.items()
     )
     keys = "\n".join(rows(Recipe))
     return f"""# Recipes: every key

@@ -21,17 +21,29 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "finetune", "load", "pretrain"]
 
 
-def pretrain(recipe: str | Path | Mapping[str, Any] | Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+def pretrain(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
     """Train a language model; returns the run."""
     return _train("pretrain", recipe, resume, overwrite)
 
 
-def finetune(recipe: str | Path | Mapping[str, Any] | Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+def finetune(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
     """Train a task model; returns the run."""
     return _train("finetune", recipe, resume, overwrite)
 
 
-def _train(stage: str, recipe: str | Path | Mapping[str, Any] | Recipe, resume: bool, overwrite: bool) -> Run:
+def _train(
+    stage: str, recipe: str | Path | Mapping[str, Any] | Recipe, resume: bool, overwrite: bool
+) -> Run:
     from lmkit.commands.train import train
     from lmkit.run import Run
 

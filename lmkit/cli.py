@@ -11,7 +11,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-gc.set_threshold(50_000)  # what is imported stays: looking for garbage among it would take a fifth of the start of --help
+gc.set_threshold(
+    50_000
+)  # what is imported stays: looking for garbage among it would take a fifth of the start of --help
 
 import typer  # noqa: E402
 import typer.core  # noqa: E402
@@ -37,7 +39,9 @@ class _Value:
         if self.kind in (int, float):
             return self._number(value, param, ctx)
         if self.kind not in (str, bool, list[str]) and value not in get_args(self.kind):
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(get_args(self.kind))}", ctx=ctx, param=param)
+            raise typer.BadParameter(
+                f"{value!r} is not one of {', '.join(get_args(self.kind))}", ctx=ctx, param=param
+            )
         return value
 
     def _number(self, value: Any, param: Any, ctx: Any) -> int | float:
@@ -46,9 +50,16 @@ class _Value:
         except ValueError:
             what = "a whole number" if self.kind is int else "a number"
             raise typer.BadParameter(f"{value!r} is not {what}", ctx=ctx, param=param) from None
-        least, most = -math.inf if self.least is None else self.least, math.inf if self.most is None else self.most
+        least, most = (
+            -math.inf if self.least is None else self.least,
+            math.inf if self.most is None else self.most,
+        )
         if not least <= number <= most:
-            limit = f"at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+            limit = (
+                f"at least {self.least}"
+                if self.most is None
+                else f"from {self.least} to {self.most}"
+            )
             raise typer.BadParameter(f"{value} is not {limit}", ctx=ctx, param=param)
         return number
 
@@ -82,25 +93,56 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes = typer.Typer(cls=_Commands, help="Recipes that ship with lmkit, and yours.", rich_markup_mode=None, no_args_is_help=True)
+recipes = typer.Typer(
+    cls=_Commands,
+    help="Recipes that ship with lmkit, and yours.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
 app.add_typer(recipes, name="recipe")
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships (lmkit recipe list).")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a recipe that ships (lmkit recipe list).",
+    ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any recipe key by its dotted path; the value is YAML.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Any recipe key by its dotted path; the value is YAML."
+    ),
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="DIR", help="Run directory.")]
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout; everything else goes to stderr.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print exactly one JSON object on stdout; everything else goes to stderr."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint; start if there is none.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the output directory.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="The same recipe end to end in seconds, on a tiny model and a few rows.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on from the newest valid checkpoint; start if there is none."
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the run that is in the output directory.")
+]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke", help="The same recipe end to end in seconds, on a tiny model and a few rows."
+    ),
+]
 Method = Literal["bootstrap", "permutation"]
 Style = Literal["table", "markdown", "latex"]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")
+]
 
 
 def _start(as_json: bool, quiet: bool, verbose: bool) -> None:
@@ -110,11 +152,15 @@ def _start(as_json: bool, quiet: bool, verbose: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|accelerate")  # between libraries
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"transformers|peft|accelerate"
+    )  # between libraries
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     if version:
         typer.echo(f"lmkit {__version__}")
         raise typer.Exit()
@@ -134,7 +180,19 @@ def pretrain(
     verbose: Verbose = False,
 ) -> None:
     """Raw text -> a language model (task: mlm | clm | denoise)."""
-    _train("pretrain", recipe, overrides, output, resume, overwrite, smoke, dry_run, as_json, quiet, verbose)
+    _train(
+        "pretrain",
+        recipe,
+        overrides,
+        output,
+        resume,
+        overwrite,
+        smoke,
+        dry_run,
+        as_json,
+        quiet,
+        verbose,
+    )
 
 
 @app.command()
@@ -151,7 +209,19 @@ def finetune(
     verbose: Verbose = False,
 ) -> None:
     """A model -> a task model or adapter (task: classification | ner | translation)."""
-    _train("finetune", recipe, overrides, output, resume, overwrite, smoke, dry_run, as_json, quiet, verbose)
+    _train(
+        "finetune",
+        recipe,
+        overrides,
+        output,
+        resume,
+        overwrite,
+        smoke,
+        dry_run,
+        as_json,
+        quiet,
+        verbose,
+    )
 
 
 def _train(
@@ -169,29 +239,50 @@ def _train(
 ) -> None:
     _start(as_json, quiet, verbose)
     if resume and overwrite:
-        raise LmkitError("--resume and --overwrite contradict each other", remedy="keep one of the two")
+        raise LmkitError(
+            "--resume and --overwrite contradict each other", remedy="keep one of the two"
+        )
     if smoke and dry_run:
-        raise LmkitError("--smoke and --dry-run contradict each other", remedy="keep one of the two")
+        raise LmkitError(
+            "--smoke and --dry-run contradict each other", remedy="keep one of the two"
+        )
     from lmkit.commands.train import train
 
     summary = train(
-        stage, recipe, overrides or (), output=output, resume=resume, overwrite=overwrite, smoke=smoke, dry_run=dry_run
+        stage,
+        recipe,
+        overrides or (),
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        smoke=smoke,
+        dry_run=dry_run,
     )
     console.emit(summary)
 
 
 @app.command("eval")
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A run, a model directory, a hub id, or a recipe.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN", help="A run, a model directory, a hub id, or a recipe."
+        ),
+    ],
     overrides: Overrides = None,
     output: Output = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
-            "--fail-under", metavar="METRIC=NUMBER", help="Exit status 1 where a metric is worse than this; repeatable."
+            "--fail-under",
+            metavar="METRIC=NUMBER",
+            help="Exit status 1 where a metric is worse than this; repeatable.",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="With --fail-under: the worse end of the interval counts.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="With --fail-under: the worse end of the interval counts."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -202,7 +293,10 @@ def evaluate(
     from lmkit.commands.evaluate import failures, thresholds
 
     if strict and not fail_under:
-        raise LmkitError("--strict has no effect without --fail-under", remedy="for example --fail-under f1=0.42 --strict")
+        raise LmkitError(
+            "--strict has no effect without --fail-under",
+            remedy="for example --fail-under f1=0.42 --strict",
+        )
     limits = thresholds(fail_under or ())
     found = run_evaluation(source, overrides or (), output=output, limited=limits)
     console.emit(found)
@@ -214,13 +308,24 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN_A RUN_B [RUN]...", help="Evaluated runs; several seeds of one: A1,A2,A3.")
+        list[str],
+        typer.Argument(
+            metavar="RUN_A RUN_B [RUN]...", help="Evaluated runs; several seeds of one: A1,A2,A3."
+        ),
     ],
-    metric: Annotated[str | None, typer.Option("--metric", metavar="NAME", help="Default: the task's headline metric.")] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Default: test where all have it, else validation.")
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", metavar="NAME", help="Default: the task's headline metric."),
     ] = None,
-    method: Annotated[Method, typer.Option("--method", help="Where the p-value comes from.")] = "bootstrap",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", metavar="NAME", help="Default: test where all have it, else validation."
+        ),
+    ] = None,
+    method: Annotated[
+        Method, typer.Option("--method", help="Where the p-value comes from.")
+    ] = "bootstrap",
     style: Annotated[Style, typer.Option("--format", help="Of the table.")] = "table",
     confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.9999)] = 0.95,
     resamples: Annotated[int, typer.Option("--resamples", min=100)] = 10_000,
@@ -235,20 +340,38 @@ def compare(
 
     console.emit(
         run_comparison(
-            runs, metric=metric, split=split, method=method, confidence=confidence, resamples=resamples, seed=seed, style=style
+            runs,
+            metric=metric,
+            split=split,
+            method=method,
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+            style=style,
         )
     )
 
 
 @app.command()
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a model directory or a hub id.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; without any, lines of stdin.")] = None,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run, a model directory or a hub id.")
+    ],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; without any, lines of stdin."),
+    ] = None,
     file: Annotated[
-        str | None, typer.Option("-f", "--file", metavar="FILE", help="Rows of a data file, or lines of a text file.")
+        str | None,
+        typer.Option(
+            "-f", "--file", metavar="FILE", help="Rows of a data file, or lines of a text file."
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key, for example generation.num_beams=1.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A recipe key, for example generation.num_beams=1."
+        ),
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -259,7 +382,8 @@ def predict(
         raise LmkitError("texts and --file were both given", remedy="give one of the two")
     if not texts and not file and sys.stdin.isatty():
         raise LmkitError(
-            "nothing to predict on", remedy='give texts (lmkit predict RUN "a text"), --file FILE, or lines on stdin'
+            "nothing to predict on",
+            remedy='give texts (lmkit predict RUN "a text"), --file FILE, or lines on stdin',
         )
     from lmkit.commands.predict import Predictor, text_lines
 
@@ -274,9 +398,15 @@ def predict(
 
 @app.command()
 def merge(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, its model directory, or a PEFT adapter.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Where the model goes.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of lmkit's that is in DIR.")] = False,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run, its model directory, or a PEFT adapter.")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="Where the model goes.")
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model of lmkit's that is in DIR.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -290,7 +420,11 @@ def merge(
 
 @app.command()
 def data(
-    recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """What a recipe's data looks like, before anything is trained: rows, lengths, labels, repetitions."""
     _start(as_json, quiet, verbose)
@@ -304,14 +438,26 @@ def data(
 @app.command()
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Prove on this recipe, in small, that the hardware changes nothing.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="Prove on this recipe, in small, that the hardware changes nothing.",
+        ),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Prove that a killed and resumed run equals one that was not.")
+        bool,
+        typer.Option(
+            "--resume", help="Prove that a killed and resumed run equals one that was not."
+        ),
     ] = False,
-    kills: Annotated[int, typer.Option(min=1, max=8, help="With --resume: how often the run is killed.")] = 3,
-    seed: Annotated[int | None, typer.Option(help="With --resume: of the moments; without, they are others every time.")] = None,
+    kills: Annotated[
+        int, typer.Option(min=1, max=8, help="With --resume: how often the run is killed.")
+    ] = 3,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="With --resume: of the moments; without, they are others every time."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -322,7 +468,10 @@ def doctor(
         _prove(recipe, overrides or [], resume, kills, seed)
         return
     if resume:
-        raise LmkitError("--resume proves something of a recipe, and none was given", remedy="lmkit doctor RECIPE --resume")
+        raise LmkitError(
+            "--resume proves something of a recipe, and none was given",
+            remedy="lmkit doctor RECIPE --resume",
+        )
     from lmkit.commands.doctor import doctor as examine
 
     found = examine()
@@ -348,11 +497,15 @@ def _prove(recipe: str, overrides: list[str], resume: bool, kills: int, seed: in
 def bench(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Measured for each setting.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.05, help="Measured for each setting.")
+    ] = 10.0,
     tried: Annotated[
         list[str] | None,
         typer.Option(
-            "--try", metavar="KEY=VALUE", help="A hardware key to compare the recipe with; repeatable. Default: lmkit's choice."
+            "--try",
+            metavar="KEY=VALUE",
+            help="A hardware key to compare the recipe with; repeatable. Default: lmkit's choice.",
         ),
     ] = None,
     as_json: Json = False,
@@ -371,7 +524,9 @@ def bench(
 
 @app.command()
 def demo(
-    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Where the runs go.")] = "runs/demo",
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="Where the runs go.")
+    ] = "runs/demo",
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -391,14 +546,21 @@ def recipe_list(as_json: Json = False) -> None:
     from lmkit.commands.recipes import list_recipes
 
     found = list_recipes()
-    console.say(console.table(["name", "task", "about"], [[entry["name"], entry["task"], entry["about"]] for entry in found]))
+    console.say(
+        console.table(
+            ["name", "task", "about"],
+            [[entry["name"], entry["task"], entry["about"]] for entry in found],
+        )
+    )
     console.emit({"recipes": found})
 
 
 @recipes.command("show")
 def recipe_show(
     recipe: RecipeArgument,
-    complete: Annotated[bool, typer.Option("--complete", help="Every value that would be used, defaults included.")] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Every value that would be used, defaults included.")
+    ] = False,
 ) -> None:
     """Print a recipe."""
     _start(False, False, False)
@@ -408,7 +570,9 @@ def recipe_show(
 
 
 @recipes.command("copy")
-def recipe_copy(recipe: RecipeArgument, target: Annotated[str | None, typer.Argument(metavar="[FILE]")] = None) -> None:
+def recipe_copy(
+    recipe: RecipeArgument, target: Annotated[str | None, typer.Argument(metavar="[FILE]")] = None
+) -> None:
     """Copy a recipe to a file of your own."""
     _start(False, False, False)
     from lmkit.commands.recipes import copy_recipe
@@ -417,7 +581,9 @@ def recipe_copy(recipe: RecipeArgument, target: Annotated[str | None, typer.Argu
 
 
 @recipes.command("check")
-def recipe_check(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+def recipe_check(
+    recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False
+) -> None:
     """Check keys, values, model and data of a recipe, in seconds and without torch."""
     _start(as_json, False, False)
     from lmkit.commands.recipes import check_recipe
@@ -430,7 +596,9 @@ def recipe_check(recipe: RecipeArgument, overrides: Overrides = None, as_json: J
 
 @recipes.command("explain")
 def recipe_explain(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="A dotted key, or a section: train.warmup, lora.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="A dotted key, or a section: train.warmup, lora.")
+    ],
     as_json: Json = False,
 ) -> None:
     """What a key of a recipe does, what it expects, its default."""
@@ -484,12 +652,20 @@ def _other(error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if is_full(error) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-        console.fail(f"{getattr(error, 'filename', None) or 'output'}: {getattr(error, 'strerror', None) or error}")
+        console.fail(
+            f"{getattr(error, 'filename', None) or 'output'}: {getattr(error, 'strerror', None) or error}"
+        )
         return 1
     status = getattr(error, "status", None)
     if isinstance(status, int):  # Interrupted, ProcessFailed: said already
-        if status in (130, 143) and console.is_first_process() and not console.is_started_by_lmkit():
-            console.fail("interrupted; the same command with --resume goes on from the last checkpoint")
+        if (
+            status in (130, 143)
+            and console.is_first_process()
+            and not console.is_started_by_lmkit()
+        ):
+            console.fail(
+                "interrupted; the same command with --resume goes on from the last checkpoint"
+            )
         return status
     raise error
 

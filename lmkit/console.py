@@ -96,7 +96,10 @@ def emit_line(value: Any) -> None:
 
 def _width(text: str) -> int:
     """Columns on a terminal: East Asian wide characters take two, combining marks none."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+    return sum(
+        2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1
+        for c in text
+    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -107,7 +110,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     f1        0.5
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    numeric = [all(row[i][:1].isdigit() or row[i][:1] in "-" for row in cells) and bool(cells) for i in range(len(header))]
+    numeric = [
+        all(row[i][:1].isdigit() or row[i][:1] in "-" for row in cells) and bool(cells)
+        for i in range(len(header))
+    ]
     widths = [max(_width(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     lines = []
     for row in [list(header), *cells]:
@@ -119,7 +125,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def progress(items: Iterable[Any], *, total: int | None, what: str, unit: str = "it") -> Iterator[Any]:
+def progress(
+    items: Iterable[Any], *, total: int | None, what: str, unit: str = "it"
+) -> Iterator[Any]:
     """Iterate with a bar on stderr (only on a terminal, only in the first process)."""
     with progress_bar(total=total, what=what, unit=unit) as bar:
         for item in items:
@@ -132,4 +140,12 @@ def progress_bar(*, total: int | None, what: str, unit: str = "step", initial: i
     from tqdm import tqdm
 
     shown = _state.level > 0 and is_first_process() and sys.stderr.isatty()
-    return tqdm(total=total, desc=what, unit=unit, initial=initial, disable=not shown, dynamic_ncols=True, leave=False)
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        initial=initial,
+        disable=not shown,
+        dynamic_ncols=True,
+        leave=False,
+    )

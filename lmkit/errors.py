@@ -79,7 +79,9 @@ def first_line(error: BaseException) -> str:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None when nothing is close."""
     names = list(known)
-    if swapped := [each for each in names if sorted(each) == sorted(name)]:  # ``seesd`` is nearer to seeds than to seed
+    if swapped := [
+        each for each in names if sorted(each) == sorted(name)
+    ]:  # ``seesd`` is nearer to seeds than to seed
         return swapped[0]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return close[0] if close else None

@@ -19,7 +19,11 @@ from lmkit.console import STARTED_AS
 from lmkit.errors import RunError
 
 REMOVED = ".removed"  # ends the name of a folder while it is removed
-TIMES = ("seconds", "tokens_per_second", "data_wait")  # of a line of log.jsonl: all that may differ where a run is repeated
+TIMES = (
+    "seconds",
+    "tokens_per_second",
+    "data_wait",
+)  # of a line of log.jsonl: all that may differ where a run is repeated
 
 
 @contextmanager
@@ -108,7 +112,9 @@ class Run:
 
     def metrics(self, split: str) -> dict[str, Any]:
         """The metrics of a split, as ``lmkit eval`` left them."""
-        found: dict[str, Any] = json.loads((self.eval_folder(split) / "metrics.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(
+            (self.eval_folder(split) / "metrics.json").read_text(encoding="utf-8")
+        )
         return found
 
     def check_start(self, *, resume: bool, overwrite: bool) -> None:
@@ -127,7 +133,11 @@ class Run:
                 remedy="add --resume to go on from its newest checkpoint, --overwrite to start anew, or -o DIR for another place",
             )
         if not self.recipe_file.is_file():
-            problem = "--overwrite only replaces a run of lmkit's" if overwrite else "--resume only goes on with a run of lmkit's"
+            problem = (
+                "--overwrite only replaces a run of lmkit's"
+                if overwrite
+                else "--resume only goes on with a run of lmkit's"
+            )
             raise RunError(
                 f"{problem}, and here is no recipe.yaml",
                 place=str(self.path),
@@ -136,12 +146,22 @@ class Run:
 
     def check_place(self) -> None:
         """Raise a RunError where the directory is none and cannot be made, or cannot be written to."""
-        existing = next(path for path in (self.path, *self.path.absolute().parents) if os.path.lexists(path))
+        existing = next(
+            path for path in (self.path, *self.path.absolute().parents) if os.path.lexists(path)
+        )
         if not existing.is_dir():
             what = "the output is" if existing == self.path else f"{existing} is"
-            raise RunError(f"{what} a file, not a directory", place=str(self.path), remedy="give another -o/--output")
+            raise RunError(
+                f"{what} a file, not a directory",
+                place=str(self.path),
+                remedy="give another -o/--output",
+            )
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise RunError(f"no permission to write in {existing}", place=str(self.path), remedy="give another -o/--output")
+            raise RunError(
+                f"no permission to write in {existing}",
+                place=str(self.path),
+                remedy="give another -o/--output",
+            )
 
     def start(self, *, resume: bool, overwrite: bool) -> None:
         """Claim the directory for a training command; see ``check_start``. What it holds is removed, it itself may be a link.
@@ -153,7 +173,10 @@ class Run:
         for left in self.path.glob(f".*{REMOVED}"):
             shutil.rmtree(left)
         entries = list(self.path.iterdir()) if overwrite and self.path.is_dir() else []
-        for entry in sorted(entries, key=lambda each: (each != self.checkpoints, each == self.recipe_file, each.name)):
+        for entry in sorted(
+            entries,
+            key=lambda each: (each != self.checkpoints, each == self.recipe_file, each.name),
+        ):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry.rename(entry.with_name(f".{entry.name}{REMOVED}")))
             else:
@@ -162,7 +185,9 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
-                f"the output directory cannot be made: {error.strerror}", place=str(self.path), remedy="give another -o/--output"
+                f"the output directory cannot be made: {error.strerror}",
+                place=str(self.path),
+                remedy="give another -o/--output",
             ) from None
 
     def stored_recipe(self) -> dict[str, Any]:
@@ -233,7 +258,17 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    libraries = ("lmkit", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "evaluate", "numpy")
+    libraries = (
+        "lmkit",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "datasets",
+        "accelerate",
+        "peft",
+        "evaluate",
+        "numpy",
+    )
     for name in (*libraries, "flash-attn", "liger-kernel", "triton"):
         try:
             found[name] = version(name)
@@ -247,11 +282,19 @@ def git_commit() -> str | None:
     import subprocess
 
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
+    return (
+        head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+        if head.returncode == 0
+        else None
+    )
 
 
 def command_line() -> list[str]:

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from lmkit.run import Run
     from lmkit.train.prepare import Prepared
 
-settings.register_profile("steady", deadline=None, derandomize=True)  # the same examples, on slow machines too
+settings.register_profile(
+    "steady", deadline=None, derandomize=True
+)  # the same examples, on slow machines too
 settings.load_profile("steady")
 
 # the recipe of a task in small: a new task needs a line here, and the contract suite runs over it
@@ -58,7 +60,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "ner": {
         "tokenizer": {"train": {"algorithm": "wordpiece"}},
-        "data": {"train": "sample:usaddress_ner/train.conll.gz", "validation": "sample:usaddress_ner/train.conll.gz"},
+        "data": {
+            "train": "sample:usaddress_ner/train.conll.gz",
+            "validation": "sample:usaddress_ner/train.conll.gz",
+        },
     },
     "translation": {
         "tokenizer": {"train": {"algorithm": "unigram"}},
@@ -73,10 +78,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 # the other kinds of gold that classification knows; their file is made of addresses: text, text_pair, the parts there are
 CLASSIFIED = {"train": "{folder}/addresses.jsonl", "validation": "{folder}/addresses.jsonl"}
 RECIPES |= {
-    "multi_label": RECIPES["classification"] | {"task": "classification", "data": CLASSIFIED | {"columns": {"label": "parts"}}},
-    "pairs": RECIPES["classification"] | {"task": "classification", "data": CLASSIFIED | {"columns": {"text_pair": "beside"}}},
+    "multi_label": RECIPES["classification"]
+    | {"task": "classification", "data": CLASSIFIED | {"columns": {"label": "parts"}}},
+    "pairs": RECIPES["classification"]
+    | {"task": "classification", "data": CLASSIFIED | {"columns": {"text_pair": "beside"}}},
     "regression": RECIPES["classification"]
-    | {"task": "classification", "data": {**RECIPES["classification"]["data"], "columns": {"label": "score"}, "labels": None}},
+    | {
+        "task": "classification",
+        "data": {
+            **RECIPES["classification"]["data"],
+            "columns": {"label": "score"},
+            "labels": None,
+        },
+    },
 }
 SHARED: dict[str, Any] = {
     "tokenizer": {"train": {"vocab_size": 320}},
@@ -88,7 +102,12 @@ SHARED: dict[str, Any] = {
 }
 
 # architectures that lmkit has no preset of, in small
-_ENCODER = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+_ENCODER = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "roberta": _ENCODER,
     "electra": _ENCODER | {"embedding_size": 16},
@@ -121,7 +140,14 @@ class Tiny:
         self._prepared: dict[str, Any] = {}
         self._count = 0
 
-    def recipe(self, task: str, architecture: str | None = None, *, base: str | None = None, **sections: Any) -> Recipe:
+    def recipe(
+        self,
+        task: str,
+        architecture: str | None = None,
+        *,
+        base: str | None = None,
+        **sections: Any,
+    ) -> Recipe:
         """A task's small recipe: random weights of an architecture (default: the task's), or those of ``base``.
 
         Args:
@@ -132,7 +158,11 @@ class Tiny:
 
         kind, task = task, RECIPES[task].get("task", task)
         name = architecture or task_class(task).family
-        model = {"config": {"model_type": name, **ARCHITECTURES[name]}} if name in ARCHITECTURES else {"preset": f"{name}-nano"}
+        model = (
+            {"config": {"model_type": name, **ARCHITECTURES[name]}}
+            if name in ARCHITECTURES
+            else {"preset": f"{name}-nano"}
+        )
         values = merge(merge(SHARED, {"task": task, "name": task, "model": model}), RECIPES[kind])
         if task in ("translation", "clm", "denoise"):
             values["generation"] = {"num_beams": 2, "max_new_tokens": 4}
@@ -147,8 +177,14 @@ class Tiny:
 
     def _write_addresses(self) -> None:
         """Real addresses, each with the kinds of its parts, its neighbour, and whether the two have the same parts."""
-        with gzip.open(Path(__file__).parents[1] / "lmkit" / "samples" / "usaddress_ner" / "train.conll.gz", "rt") as file:
-            rows = [[line.split("\t") for line in block.split("\n")] for block in file.read().strip().split("\n\n")][:40]
+        with gzip.open(
+            Path(__file__).parents[1] / "lmkit" / "samples" / "usaddress_ner" / "train.conll.gz",
+            "rt",
+        ) as file:
+            rows = [
+                [line.split("\t") for line in block.split("\n")]
+                for block in file.read().strip().split("\n\n")
+            ][:40]
         texts = [" ".join(word for word, _ in row) for row in rows]
         parts = [sorted({tag[2:].lower() for _, tag in row if tag != "O"}) for row in rows]
         with (self.folder / "addresses.jsonl").open("w", encoding="utf-8") as out:
@@ -196,7 +232,13 @@ class Tiny:
 
         run = Run(recipe.output)
         run.start(resume=resume, overwrite=False)
-        fit(recipe, self.splits(recipe), find_model(recipe.model.base) if recipe.model.base else None, run, resume=resume)
+        fit(
+            recipe,
+            self.splits(recipe),
+            find_model(recipe.model.base) if recipe.model.base else None,
+            run,
+            resume=resume,
+        )
         return run
 
     def base(self, task: str, architecture: str | None = None, **sections: Any) -> str:
@@ -222,7 +264,11 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     """Nested mappings merged, the second's values winning; None takes a key out."""
     merged = dict(base)
     for key, value in changes.items():
-        merged[key] = merge(merged.get(key) or {}, value) if isinstance(value, Mapping) and key != "columns" else value
+        merged[key] = (
+            merge(merged.get(key) or {}, value)
+            if isinstance(value, Mapping) and key != "columns"
+            else value
+        )
     return {key: value for key, value in merged.items() if value is not None}
 
 

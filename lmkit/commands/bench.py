@@ -28,7 +28,16 @@ ROUNDS = 5  # turns of the recipe and of a setting: equals have all five ratios 
 NOISE = 0.03  # and a median this far from 1 besides
 WAITING = 0.01  # share of the time from which on loader workers could gain something
 PEAK_SECONDS = 0.3
-TRIED = ("precision", "micro_batch_tokens", "packing", "attention", "kernels", "workers", "gradient_checkpointing", "compile")
+TRIED = (
+    "precision",
+    "micro_batch_tokens",
+    "packing",
+    "attention",
+    "kernels",
+    "workers",
+    "gradient_checkpointing",
+    "compile",
+)
 KEYS = tuple(f"hardware.{key}" for key in TRIED)
 ENDS_SECONDS = 5  # before it is ended, in the middle of a step if need be
 READ_AHEAD = 2  # steps that torch's loader lets each worker prepare
@@ -45,7 +54,9 @@ class Case:
     source: ModelSource | None
 
 
-def bench(source: str, overrides: Sequence[str] = (), *, seconds: float = 10.0, tried: Sequence[str] = ()) -> dict[str, Any]:
+def bench(
+    source: str, overrides: Sequence[str] = (), *, seconds: float = 10.0, tried: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure a recipe's training loop, and beside it settings that compute the same otherwise.
 
     No run directory is touched and no weight saved; tokens, and a tokenizer that the recipe learns, go into the cache,
@@ -68,20 +79,29 @@ def bench(source: str, overrides: Sequence[str] = (), *, seconds: float = 10.0, 
         first = own.call("turn", turn, settle=0)
         smaller = _fitting(recipe, own.facts, first, turn)
         if smaller is None:
-            return _compare(Case(recipe, splits, found), own, asked, turn, steps_of=recipe.train.batch_size)
+            return _compare(
+                Case(recipe, splits, found), own, asked, turn, steps_of=recipe.train.batch_size
+            )
     console.warn(
         f"a step takes {first['seconds'] / first['steps']:.0f} s; measured are steps of {smaller} examples, not {recipe.train.batch_size}"
     )
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": smaller})})
+    short = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"batch_size": smaller})}
+    )
     with _process(Case(short, splits, found)) as own:
-        return _compare(Case(short, splits, found), own, asked, turn, steps_of=recipe.train.batch_size)
+        return _compare(
+            Case(short, splits, found), own, asked, turn, steps_of=recipe.train.batch_size
+        )
 
 
 def _checked(source: str, overrides: Sequence[str]) -> tuple[Recipe, Splits, ModelSource | None]:
     """All that training would refuse before torch is there."""
     recipe = load_recipe(source, overrides)
     if "RANK" in os.environ:
-        raise LmkitError("lmkit bench measures one process, and was started as one of several", remedy="leave the launcher out")
+        raise LmkitError(
+            "lmkit bench measures one process, and was started as one of several",
+            remedy="leave the launcher out",
+        )
     check_stage(recipe, task_class(recipe.task).stage if recipe.task else "finetune")
     if recipe.lora is not None and recipe.lora.quantize is not None:
         from lmkit.models.quantized import check_quantization
@@ -108,31 +128,41 @@ def _hardware_keys(recipe: Recipe, text: str) -> Setting:
     key = text.partition("=")[0]
     if key not in KEYS:
         problem = (
-            "is no part of what is measured" if key.startswith("hardware.") else "changes what is learned, not only how fast"
+            "is no part of what is measured"
+            if key.startswith("hardware.")
+            else "changes what is learned, not only how fast"
         )
         raise RecipeError(problem, place=f"--try {key}", remedy=f"one of: {', '.join(KEYS)}")
     return {key: getattr(changed.hardware, key.partition(".")[2])}
 
 
-def _fitting(recipe: Recipe, facts: dict[str, Any], first: dict[str, Any], turn: float) -> int | None:
+def _fitting(
+    recipe: Recipe, facts: dict[str, Any], first: dict[str, Any], turn: float
+) -> int | None:
     """Examples of a step that is done within a turn, two micro-batches at least; None: the recipe's are."""
     step_seconds = first["seconds"] / first["steps"]
     if step_seconds <= turn:
         return None
-    wanted = max(int(recipe.train.batch_size * turn / step_seconds), 2 * facts["examples_a_micro_batch"])
+    wanted = max(
+        int(recipe.train.batch_size * turn / step_seconds), 2 * facts["examples_a_micro_batch"]
+    )
     return wanted if wanted < recipe.train.batch_size else None
 
 
 # ---------------------------------------------------------------------------------- measuring
 
 
-def _compare(case: Case, own: _Process, asked: list[Setting], turn: float, *, steps_of: int) -> dict[str, Any]:
+def _compare(
+    case: Case, own: _Process, asked: list[Setting], turn: float, *, steps_of: int
+) -> dict[str, Any]:
     """The recipe's own figures, and each setting against it."""
     facts = own.facts
     warm = own.turn(turn)
     settings = asked or choices(case.recipe, facts, warm["waited_seconds"] / warm["seconds"])
     minutes = 2 * turn * (ROUNDS + 1) * len(settings) / 60
-    console.say(f"settings to try: {len(settings)}; {minutes:.1f} minutes of measuring, and some seconds to start each")
+    console.say(
+        f"settings to try: {len(settings)}; {minutes:.1f} minutes of measuring, and some seconds to start each"
+    )
     turns, peaks, rows = [own.turn(turn)], [own.call("matmul_peak", PEAK_SECONDS)], []
     with console.progress_bar(total=len(settings), what="bench", unit="setting") as bar:
         for setting in settings:
@@ -149,14 +179,20 @@ def _compare(case: Case, own: _Process, asked: list[Setting], turn: float, *, st
         turns += beside
         rows.append(row)
     flops = own.call("flops_per_token")
-    total = {key: sum(each[key] for each in turns) for key in ("seconds", "examples", "tokens", "slots", "waited_seconds")}
+    total = {
+        key: sum(each[key] for each in turns)
+        for key in ("seconds", "examples", "tokens", "slots", "waited_seconds")
+    }
     speed, an_example = total["tokens"] / total["seconds"], total["seconds"] / total["examples"]
     steps, train = facts["steps"], case.recipe.train
     chosen = fastest(rows)
     return {
         "recipe": case.recipe.name,
         "task": case.recipe.task,
-        **{key: facts[key] for key in ("device", "threads", "parameters", "precision", "packing", "workers")},
+        **{
+            key: facts[key]
+            for key in ("device", "threads", "parameters", "precision", "packing", "workers")
+        },
         "micro_batch_tokens": turns[-1]["micro_batch_tokens"],
         "tokens_per_second": round(speed, 1),
         "low": round(min(each["tokens"] / each["seconds"] for each in turns), 1),
@@ -168,15 +204,21 @@ def _compare(case: Case, own: _Process, asked: list[Setting], turn: float, *, st
         "share_of_peak": round(speed * flops / max(peaks), 4) if flops is not None else None,
         "data_wait": round(total["waited_seconds"] / total["seconds"], 4),
         "seconds_per_epoch": round(an_example * facts["examples"], 3),
-        "seconds_in_all": round(an_example * steps_of * steps, 3) if steps else (train.max_minutes or 0) * 60,
+        "seconds_in_all": round(an_example * steps_of * steps, 3)
+        if steps
+        else (train.max_minutes or 0) * 60,
         "settings": rows,
         "faster": [f"{key}={_as_value(value)}" for key, value in chosen.items()],
     }
 
 
-def _against(case: Case, own: _Process, setting: Setting, turn: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _against(
+    case: Case, own: _Process, setting: Setting, turn: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A setting's row, and the turns of the recipe beside it: turn about, so that whatever slows the machine slows both."""
-    recipe = load_recipe(case.recipe, [f"{key}={_as_value(value)}" for key, value in setting.items()])
+    recipe = load_recipe(
+        case.recipe, [f"{key}={_as_value(value)}" for key, value in setting.items()]
+    )
     row: dict[str, Any] = {"set": setting}
     beside: list[dict[str, Any]] = []
     try:
@@ -195,12 +237,16 @@ def _against(case: Case, own: _Process, setting: Setting, turn: float) -> tuple[
         "ratio": round(statistics.median(ratios), 3),
         "low": round(min(ratios), 3),
         "high": round(max(ratios), 3),
-        "padding": round(1 - sum(each["tokens"] for each in turns) / sum(each["slots"] for each in turns), 4),
+        "padding": round(
+            1 - sum(each["tokens"] for each in turns) / sum(each["slots"] for each in turns), 4
+        ),
         "peak_memory_bytes": turns[-1]["peak_memory_bytes"],
         "verdict": verdict(ratios),
     }
     wanted, used = other.facts["micro_batch_tokens"], turns[-1]["micro_batch_tokens"]
-    return row | ({"note": f"out of memory: micro-batches of {used} tokens"} if used != wanted else {}), beside
+    return row | (
+        {"note": f"out of memory: micro-batches of {used} tokens"} if used != wanted else {}
+    ), beside
 
 
 def verdict(ratios: Sequence[float]) -> str:
@@ -230,10 +276,14 @@ def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Set
         found.append({"hardware.kernels": "torch"})
     if hardware.gradient_checkpointing:
         found.append({"hardware.gradient_checkpointing": False})
-    if hardware.compile == "on" or facts["device"] != "cpu":  # where auto decides in the run itself, which is longer
+    if (
+        hardware.compile == "on" or facts["device"] != "cpu"
+    ):  # where auto decides in the run itself, which is longer
         found.append({"hardware.compile": "off" if hardware.compile == "on" else "on"})
     if facts["workers"] not in (0, "auto") or data_wait >= WAITING:
-        found += [{"hardware.workers": number} for number in (0, 1, 2) if number != facts["workers"]]
+        found += [
+            {"hardware.workers": number} for number in (0, 1, 2) if number != facts["workers"]
+        ]
     return found
 
 
@@ -263,12 +313,24 @@ def tables(found: dict[str, Any]) -> str:
     share = f"{found['share_of_peak']:.1%}" if found["share_of_peak"] is not None else "-"
     measured = [
         ["device", f"{found['device']}, {found['threads']} threads, {found['precision']}"],
-        ["parameters", f"{found['parameters']['total']:,} ({found['parameters']['trained']:,} trained)"],
-        ["micro-batches", f"{found['micro_batch_tokens']} tokens, {'packed' if found['packing'] else 'not packed'}"],
-        ["tokens a second", f"{found['tokens_per_second']:,.0f} ({found['low']:,.0f} ... {found['high']:,.0f})"],
+        [
+            "parameters",
+            f"{found['parameters']['total']:,} ({found['parameters']['trained']:,} trained)",
+        ],
+        [
+            "micro-batches",
+            f"{found['micro_batch_tokens']} tokens, {'packed' if found['packing'] else 'not packed'}",
+        ],
+        [
+            "tokens a second",
+            f"{found['tokens_per_second']:,.0f} ({found['low']:,.0f} ... {found['high']:,.0f})",
+        ],
         ["padding", f"{found['padding']:.1%}"],
         ["peak memory", memory],
-        ["matrix products' peak", f"{found['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s in {found['precision']}"],
+        [
+            "matrix products' peak",
+            f"{found['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s in {found['precision']}",
+        ],
         ["share of it", share],
         ["waiting for data", f"{found['data_wait']:.1%}"],
         ["an epoch", f"{found['seconds_per_epoch'] / 60:.1f} minutes"],
@@ -278,7 +340,9 @@ def tables(found: dict[str, Any]) -> str:
         [
             " ".join(f"{key}={_as_value(value)}" for key, value in row["set"].items()),
             f"{row['tokens_per_second']:,.0f}" if "ratio" in row else "-",
-            f"{row['ratio']:.2f} ({row['low']:.2f} ... {row['high']:.2f})" if "ratio" in row else "-",
+            f"{row['ratio']:.2f} ({row['low']:.2f} ... {row['high']:.2f})"
+            if "ratio" in row
+            else "-",
             f"{row['peak_memory_bytes'] / 2**30:.2f} GiB" if "ratio" in row else "-",
             row["verdict"],
             row.get("note", ""),
@@ -287,8 +351,14 @@ def tables(found: dict[str, Any]) -> str:
     ]
     parts = [console.table([f"{found['recipe']} as it is", "measured"], measured)]
     if tried:
-        parts.append(console.table(["tried", "tokens/s", "times the recipe's", "memory", "verdict", ""], tried))
-    parts.append(" ".join(found["faster"]) if found["faster"] else "nothing that was tried is clearly faster")
+        parts.append(
+            console.table(
+                ["tried", "tokens/s", "times the recipe's", "memory", "verdict", ""], tried
+            )
+        )
+    parts.append(
+        " ".join(found["faster"]) if found["faster"] else "nothing that was tried is clearly faster"
+    )
     return "\n\n".join(parts)
 
 

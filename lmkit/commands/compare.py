@@ -63,11 +63,21 @@ def compare(
     Raises:
         RunError: not evaluated, another task, or other examples.
     """
-    from lmkit.evaluation.compare import Test, compare_all, headline, score_by_module, score_together
+    from lmkit.evaluation.compare import (
+        Test,
+        compare_all,
+        headline,
+        score_by_module,
+        score_together,
+    )
     from lmkit.metrics.custom import MOST_RESAMPLES, Module
 
     if len(names) < 2:
-        raise RunError("nothing to compare with", place=names[0], remedy="name two runs or more: lmkit compare RUN_A RUN_B")
+        raise RunError(
+            "nothing to compare with",
+            place=names[0],
+            remedy="name two runs or more: lmkit compare RUN_A RUN_B",
+        )
     systems = [find_system(name) for name in names]
     if method == "permutation" and any(len(system.runs) > 1 for system in systems):
         raise RunError(
@@ -76,25 +86,45 @@ def compare(
             remedy="use --method bootstrap, which knows both sources of variance",
         )
     places = [[evaluations(run, split, systems) for run in system.runs] for system in systems]
-    described = [(place, _read_json(place / "metrics.json")) for side in places for run in side for place in run]
+    described = [
+        (place, _read_json(place / "metrics.json"))
+        for side in places
+        for run in side
+        for place in run
+    ]
     name = _one_task(described)
-    records = [[[record for place in run for record in read_records(place)] for run in side] for side in places]
+    records = [
+        [[record for place in run for record in read_records(place)] for run in side]
+        for side in places
+    ]
     task = _task(places[0][0][0], name, records)
     chosen = metric or headline(task)
     check_examples(
         task,
-        [(str(run[0]), found) for side, runs in zip(places, records, strict=True) for run, found in zip(side, runs, strict=True)],
+        [
+            (str(run[0]), found)
+            for side, runs in zip(places, records, strict=True)
+            for run, found in zip(side, runs, strict=True)
+        ],
     )
     _check_tokens(task, chosen, places, records)
-    module = next((found for _, about in described if (found := about.get("modules", {}).get(chosen))), None)
+    module = next(
+        (found for _, about in described if (found := about.get("modules", {}).get(chosen))), None
+    )
     if module is None:
         scored = score_together(task, records, chosen)
     elif method == "permutation":
-        raise RunError("not for metrics of eval.metrics", place="--method permutation", remedy="use --method bootstrap")
+        raise RunError(
+            "not for metrics of eval.metrics",
+            place="--method permutation",
+            remedy="use --method bootstrap",
+        )
     else:
         scored = score_by_module(task, records, chosen, Module(**module))
         if resamples > MOST_RESAMPLES:
-            console.say(f"{MOST_RESAMPLES} resamples, for each computes the metric of a module anew")
+            console.say(
+                f"{MOST_RESAMPLES} resamples, for each computes the metric of a module anew"
+            )
             resamples = MOST_RESAMPLES
     pairs = compare_all(scored, chosen, Test(method, confidence, resamples, seed))
     about = {
@@ -108,15 +138,21 @@ def compare(
     console.say(_grid(pairs, names, chosen, confidence, style))
     for pair in pairs:
         if "mcnemar_p_value" in pair:
-            console.say(f"McNemar, exact: {names[pair['first']]} and {names[pair['second']]}: p = {pair['mcnemar_p_value']:.4g}")
-    numbered = [{key: value for key, value in pair.items() if key not in ("first", "second")} for pair in pairs]
+            console.say(
+                f"McNemar, exact: {names[pair['first']]} and {names[pair['second']]}: p = {pair['mcnemar_p_value']:.4g}"
+            )
+    numbered = [
+        {key: value for key, value in pair.items() if key not in ("first", "second")}
+        for pair in pairs
+    ]
     if len(pairs) == 1:
         return numbered[0] | {"runs": list(names)} | about
     return {
         "metric": chosen,
         "runs": list(names),
         "pairs": [
-            {"runs": [names[pair["first"]], names[pair["second"]]]} | said for pair, said in zip(pairs, numbered, strict=True)
+            {"runs": [names[pair["first"]], names[pair["second"]]]} | said
+            for pair, said in zip(pairs, numbered, strict=True)
         ],
     } | about
 
@@ -130,9 +166,17 @@ def find_system(name: str) -> System:
     for part in filter(None, name.split(",")):
         path = Path(part).expanduser()
         if not path.is_dir():
-            beside = [str(found) for found in path.parent.glob("*") if found.is_dir()] if path.parent.is_dir() else []
+            beside = (
+                [str(found) for found in path.parent.glob("*") if found.is_dir()]
+                if path.parent.is_dir()
+                else []
+            )
             close = nearest(part, beside)
-            raise RunError("no such directory", place=part, remedy=f"did you mean {close}?" if close else "name an evaluated run")
+            raise RunError(
+                "no such directory",
+                place=part,
+                remedy=f"did you mean {close}?" if close else "name an evaluated run",
+            )
         if (path / "summary.json").is_file():
             summary = _read_json(path / "summary.json")
             each = [path / entry["run"] for entry in summary["runs"]]
@@ -145,14 +189,26 @@ def find_system(name: str) -> System:
 def evaluations(run: list[Path], split: str | None, systems: Sequence[System]) -> list[Path]:
     """The folders with the predictions of a run's places: of the split asked for, else of the first that all have."""
     every = [place for system in systems for each in system.runs for place in each]
-    wanted = [split] if split else [name for name in SPLITS if all(_has(place, name) for place in every)]
+    wanted = (
+        [split] if split else [name for name in SPLITS if all(_has(place, name) for place in every)]
+    )
     if not wanted:
-        wanted = [next((name for name in SPLITS if any(_has(place, name) for place in every)), "test")]
+        wanted = [
+            next((name for name in SPLITS if any(_has(place, name) for place in every)), "test")
+        ]
     for place in run:
         if not _has(place, wanted[0]):
-            there = [found.name for found in sorted((place / "eval").glob("*")) if _has(place, found.name)]
+            there = [
+                found.name
+                for found in sorted((place / "eval").glob("*"))
+                if _has(place, found.name)
+            ]
             also = f"; there are: {', '.join(there)} (--split)" if there else ""
-            raise RunError(f"not evaluated on {wanted[0]}{also}", place=str(place), remedy=f"lmkit eval {place}")
+            raise RunError(
+                f"not evaluated on {wanted[0]}{also}",
+                place=str(place),
+                remedy=f"lmkit eval {place}",
+            )
     return [place if _is_evaluation(place) else place / "eval" / wanted[0] for place in run]
 
 
@@ -168,7 +224,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"not readable as JSON: {error}", place=str(path), remedy="evaluate it anew: lmkit eval RUN") from None
+        raise RunError(
+            f"not readable as JSON: {error}",
+            place=str(path),
+            remedy="evaluate it anew: lmkit eval RUN",
+        ) from None
     return found
 
 
@@ -181,7 +241,9 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 raise RunError(
-                    f"not readable as JSON: {error}", place=f"{path}:{number}", remedy="evaluate it anew: lmkit eval RUN"
+                    f"not readable as JSON: {error}",
+                    place=f"{path}:{number}",
+                    remedy="evaluate it anew: lmkit eval RUN",
                 ) from None
 
 
@@ -205,14 +267,27 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, 
     run = place.absolute().parents[1]
     recipe, facts = Recipe(task=name), {}
     if is_run(run) and is_model_directory(run / "model"):
-        recipe, facts = load_recipe(Run(run).recipe_file), dict(find_model(str(run)).description.get("facts", {}))
+        recipe, facts = (
+            load_recipe(Run(run).recipe_file),
+            dict(find_model(str(run)).description.get("facts", {})),
+        )
     cls = task_class(name)
     if name == "classification" and "kind" not in facts:
-        kind = {"labels": "multi_label", "number": "regression"}.get(kind_of(records[0][0]), "single_label")
+        kind = {"labels": "multi_label", "number": "regression"}.get(
+            kind_of(records[0][0]), "single_label"
+        )
         facts |= {"kind": kind} | ({"labels": ["value"]} if kind == "regression" else {})
     if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
-        values = [record[key] for side in records for found in side for record in found for key in ("gold", "prediction")]
-        facts["labels"] = sorted({label for value in values for label in (value if isinstance(value, list) else [value])})
+        values = [
+            record[key]
+            for side in records
+            for found in side
+            for record in found
+            for key in ("gold", "prediction")
+        ]
+        facts["labels"] = sorted(
+            {label for value in values for label in (value if isinstance(value, list) else [value])}
+        )
     task = cls(recipe, facts, None)  # scoring reads no tokens
     return task.as_measured([record for side in records for run in side for record in run])
 
@@ -245,13 +320,20 @@ def _short(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _check_tokens(task: Task, metric: str, places: list[list[list[Path]]], records: list[list[list[dict[str, Any]]]]) -> None:
+def _check_tokens(
+    task: Task,
+    metric: str,
+    places: list[list[list[Path]]],
+    records: list[list[list[dict[str, Any]]]],
+) -> None:
     """Refuse losses that are of other tokens: a loss a token says nothing across tokenizers."""
     if metric == "bits_per_byte" or (task.stage != "pretrain" and metric != "loss"):
         return
     manifests = [run[0].absolute().parents[1] / "manifest.json" for side in places for run in side]
     if task.stage == "pretrain" and all(path.is_file() for path in manifests):
-        differ = len({_read_json(path)["tokenizer"]["sha256"] for path in manifests}) > 1  # masks may, with the seed
+        differ = (
+            len({_read_json(path)["tokenizer"]["sha256"] for path in manifests}) > 1
+        )  # masks may, with the seed
     else:
         items = [[record["items"] for record in run] for side in records for run in side]
         differ = any(each != items[0] for each in items[1:])
@@ -271,16 +353,37 @@ def _check_tokens(task: Task, metric: str, places: list[list[list[Path]]], recor
 # ---------------------------------------------------------------------------------- showing
 
 
-def _grid(pairs: Sequence[dict[str, Any]], names: Sequence[str], metric: str, confidence: float, style: Format) -> str:
-    header = ["a", "b", f"{metric} of a", "of b", "difference", f"{confidence * 100:g} % interval", "p", "verdict"]
+def _grid(
+    pairs: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    metric: str,
+    confidence: float,
+    style: Format,
+) -> str:
+    header = [
+        "a",
+        "b",
+        f"{metric} of a",
+        "of b",
+        "difference",
+        f"{confidence * 100:g} % interval",
+        "p",
+        "verdict",
+    ]
     if len(pairs) > 1:
         header.insert(7, "p (Holm)")
     rows = []
     for pair in pairs:
-        bounds = f"{pair['low']:+.4f} ... {pair['high']:+.4f}" if None not in (pair["low"], pair["high"]) else "-"
+        bounds = (
+            f"{pair['low']:+.4f} ... {pair['high']:+.4f}"
+            if None not in (pair["low"], pair["high"])
+            else "-"
+        )
         ps = [f"{pair[key]:.4g}" for key in ("p_value", "p_holm") if key in pair]
         values = [_number(pair["a"]), _number(pair["b"]), _number(pair["difference"], "+")]
-        rows.append([names[pair["first"]], names[pair["second"]], *values, bounds, *ps, pair["verdict"]])
+        rows.append(
+            [names[pair["first"]], names[pair["second"]], *values, bounds, *ps, pair["verdict"]]
+        )
     if style == "markdown":
         return markdown(header, rows)
     return latex(header, rows) if style == "latex" else console.table(header, rows)
@@ -298,7 +401,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     |---|---|
     | x\\|y | 0.1 |
     """
-    lines = [["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in part] for part in ([header], rows)]
+    lines = [
+        ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in part]
+        for part in ([header], rows)
+    ]
     return "\n".join([*lines[0], "|" + "---|" * len(header), *lines[1]])
 
 
@@ -311,7 +417,10 @@ LATEX = {sign: "\\" + sign for sign in "&%$#_{}"} | {
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A LaTeX table for the package booktabs."""
-    lines = [" & ".join("".join(LATEX.get(sign, sign) for sign in cell) for cell in row) + r" \\" for row in [header, *rows]]
+    lines = [
+        " & ".join("".join(LATEX.get(sign, sign) for sign in cell) for cell in row) + r" \\"
+        for row in [header, *rows]
+    ]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{{'l' * len(header)}}}",

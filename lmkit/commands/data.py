@@ -39,11 +39,16 @@ def look(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict
         runs = single_runs(recipe)
         recipe = runs[0][1]
         console.say(f"{len(runs)} runs; this is the data of the first")
-    from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
+    from lmkit.data.splits import (
+        load_splits,  # after the recipe is known to be right: mistakes in it answer at once
+    )
 
     splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
     known = {hash(text) for text in _texts(splits.rows["train"])}
-    found = {split: _described(rows, known if split != "train" else None) for split, rows in splits.rows.items()}
+    found = {
+        split: _described(rows, known if split != "train" else None)
+        for split, rows in splits.rows.items()
+    }
     return {"recipe": recipe.name, "task": recipe.task, "splits": found}
 
 
@@ -57,11 +62,18 @@ def _described(rows: Rows, known: set[int] | None) -> dict[str, Any]:
         repeated += key in seen
         in_train += known is not None and key in known
         seen.add(key)
-    shown = {"shortest": min(lengths), "median": round(median(lengths)), "longest": max(lengths), "in_all": sum(lengths)}
+    shown = {
+        "shortest": min(lengths),
+        "median": round(median(lengths)),
+        "longest": max(lengths),
+        "in_all": sum(lengths),
+    }
     return {
         "rows": len(rows),
         "left_out": len(rows.rejected),
-        "files": [{"path": file.path, "rows": file.rows, "bytes": file.bytes} for file in rows.files],
+        "files": [
+            {"path": file.path, "rows": file.rows, "bytes": file.bytes} for file in rows.files
+        ],
         "characters": shown,
         "repeated": repeated,
         **({} if known is None else {"in_train": in_train}),
@@ -77,20 +89,24 @@ def _texts(rows: Rows) -> Iterator[str]:
     names = [name for name in ("text", "text_pair", "source", "tokens") if name in rows.names]
     names = ["tokens"] if "tokens" in names else names  # beside which a text is the same once more
     for row in rows:
-        values = [" ".join(row[name]) if isinstance(row[name], list) else str(row[name]) for name in names]
+        values = [
+            " ".join(row[name]) if isinstance(row[name], list) else str(row[name]) for name in names
+        ]
         yield normalised("\n".join(values))
 
 
 def _labels(rows: Rows) -> dict[str, int]:
     """How often each label occurs, of tagged words each entity by its first tag; the commonest first. Not of numbers."""
     from lmkit.metrics.tagging import type_of
-    from lmkit.tasks.ner import marks_entities
+    from lmkit.tasks.ner.task import marks_entities
 
     name = next((name for name in ("label", "tags") if name in rows.names), None)
     if name is None or isinstance(rows[0][name], float):
         return {}
     values = (row[name] for row in rows)
-    flat: Iterator[str] = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+    flat: Iterator[str] = chain.from_iterable(
+        value if isinstance(value, list) else [value] for value in values
+    )
     counts = Counter(flat)
     if name == "tags" and marks_entities(counts):
         kinds: Counter[str] = Counter()
@@ -116,12 +132,21 @@ def tables(found: dict[str, Any]) -> str:
         ]
         for split, each in splits.items()
     ]
-    header = ["split", "rows", "left out", "characters: shortest / median / longest", "in all", "repeated", "also in train"]
+    header = [
+        "split",
+        "rows",
+        "left out",
+        "characters: shortest / median / longest",
+        "in all",
+        "repeated",
+        "also in train",
+    ]
     parts = [console.table(header, rows)]
     labels = dict.fromkeys(label for each in splits.values() for label in each.get("labels", {}))
     if labels:
         shown = [
-            [label, *(each.get("labels", {}).get(label, 0) for each in splits.values())] for label in list(labels)[:SHOWN_LABELS]
+            [label, *(each.get("labels", {}).get(label, 0) for each in splits.values())]
+            for label in list(labels)[:SHOWN_LABELS]
         ]
         parts.append(console.table(["label", *splits], shown))
         if len(labels) > SHOWN_LABELS:

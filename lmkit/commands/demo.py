@@ -27,8 +27,14 @@ def run_demo(output: str, *, overwrite: bool = False) -> dict[str, Any]:
         RunError: earlier runs are there and ``overwrite`` was not given.
     """
     folder = Path(output)
-    if not overwrite and any(is_run(folder / name) for name in ("mlm", "clm", "classification", "ner", "translation")):
-        raise RunError("an earlier demo is there", place=output, remedy="add --overwrite, or -o DIR for another place")
+    if not overwrite and any(
+        is_run(folder / name) for name in ("mlm", "clm", "classification", "ner", "translation")
+    ):
+        raise RunError(
+            "an earlier demo is there",
+            place=output,
+            remedy="add --overwrite, or -o DIR for another place",
+        )
     begun = time.perf_counter()
     encoder = f"model.base={folder / 'mlm'}"
     # the same architecture and tokenizer with random weights, all of them trained, as LoRA on those would be no rival
@@ -42,21 +48,34 @@ def run_demo(output: str, *, overwrite: bool = False) -> dict[str, Any]:
     ]
 
     rows = [_row("mlm", _run("pretrain", "mlm", folder / "mlm", [], overwrite), "loss")]
-    rows.append(_row("clm", _run("pretrain", "clm", folder / "clm", [], overwrite), "bits_per_byte"))
+    rows.append(
+        _row("clm", _run("pretrain", "clm", folder / "clm", [], overwrite), "bits_per_byte")
+    )
     for name, metric in (("classification", "accuracy"), ("ner", "f1")):
         rows.append(_row(name, _run("finetune", name, folder / name, [encoder], overwrite), metric))
         alone = _run("finetune", name, folder / f"{name}-from-random", scratch, overwrite)
-        rows.append(_row(name, alone, metric, trained="the same encoder from random weights, all weights"))
-    rows.append(_row("translation", _run("finetune", "translation", folder / "translation", [], overwrite), "bleu"))
+        rows.append(
+            _row(name, alone, metric, trained="the same encoder from random weights, all weights")
+        )
+    rows.append(
+        _row(
+            "translation",
+            _run("finetune", "translation", folder / "translation", [], overwrite),
+            "bleu",
+        )
+    )
 
     console.say(
         "\n"
         + console.table(
-            ["task", "trained", "metric", "test", "beside it", "its test", "seconds"], [list(row.values()) for row in rows]
+            ["task", "trained", "metric", "test", "beside it", "its test", "seconds"],
+            [list(row.values()) for row in rows],
         )
     )
     seconds = round(time.perf_counter() - begun, 1)
-    console.say(f"\n95 % bootstrap intervals; {seconds:.0f} seconds in all. The runs are in {folder}; for example:")
+    console.say(
+        f"\n95 % bootstrap intervals; {seconds:.0f} seconds in all. The runs are in {folder}; for example:"
+    )
     console.say(f'  lmkit predict {folder / "translation"} "I like this house."')
     summary = {"rows": rows, "seconds": seconds, "output": str(folder)}
     write_json(folder / "demo.json", summary)
@@ -72,11 +91,15 @@ TRAINED = {
 }
 
 
-def _run(stage: str, name: str, folder: Path, overrides: list[str], overwrite: bool) -> dict[str, Any]:
+def _run(
+    stage: str, name: str, folder: Path, overrides: list[str], overwrite: bool
+) -> dict[str, Any]:
     """Train and evaluate; the test metrics with the seconds of both."""
     console.say(f"\n== {folder.name}: lmkit {stage} demo/{name} {' '.join(overrides)}")
     begun = time.perf_counter()
-    train(stage, f"demo/{name}", overrides, output=str(folder), overwrite=overwrite and is_run(folder))
+    train(
+        stage, f"demo/{name}", overrides, output=str(folder), overwrite=overwrite and is_run(folder)
+    )
     found = evaluate(str(folder), ["eval.baseline=true"])
     return found | {"total_seconds": time.perf_counter() - begun}
 
@@ -84,11 +107,16 @@ def _run(stage: str, name: str, folder: Path, overrides: list[str], overwrite: b
 def _row(name: str, found: dict[str, Any], metric: str, *, trained: str = "") -> dict[str, Any]:
     """A line of the table: the trained model, and beside it the best of its baselines."""
     recipe = load_recipe(f"demo/{name}")
-    how = TRAINED[name] + (" with LoRA" if recipe.lora else ", all weights" if recipe.model.base else "")
+    how = TRAINED[name] + (
+        " with LoRA" if recipe.lora else ", all weights" if recipe.model.base else ""
+    )
     from lmkit.evaluation.evaluate import lower_is_better
 
     choose = min if lower_is_better(metric) else max
-    best = choose(found["baselines"], key=lambda baseline: found["baselines"][baseline]["metrics"][metric]["value"])
+    best = choose(
+        found["baselines"],
+        key=lambda baseline: found["baselines"][baseline]["metrics"][metric]["value"],
+    )
     return {
         "task": name,
         "trained": trained or how,

@@ -20,7 +20,10 @@ def doctor() -> dict[str, Any]:
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     gpus = [
-        {"name": torch.cuda.get_device_name(i), "memory_bytes": torch.cuda.get_device_properties(i).total_memory}
+        {
+            "name": torch.cuda.get_device_name(i),
+            "memory_bytes": torch.cuda.get_device_properties(i).total_memory,
+        }
         for i in range(torch.cuda.device_count())
     ]
     found = versions()
@@ -32,7 +35,9 @@ def doctor() -> dict[str, Any]:
         "gpus": gpus,
         "native_bf16": native_bf16(),
         "precision_auto": choose_precision(Hardware()),
-        "kernels": {name: found.get(name, "not installed") for name in ("flash-attn", "liger-kernel")},
+        "kernels": {
+            name: found.get(name, "not installed") for name in ("flash-attn", "liger-kernel")
+        },
         "offline": is_offline(),
         "cache": str(cache),
         "free_disk_bytes": shutil.disk_usage(existing).free,

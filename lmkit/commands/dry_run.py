@@ -17,9 +17,14 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     The time is that of one forward and backward pass of a middling step, times the number of steps: the
     optimizer's share is left out. The memory is what the pass took at its peak, with room for the optimizer's state.
     """
+    from lmkit.fast.unpadding import choose_packing, shared_rows
     from lmkit.models.build import build_model, count_parameters
-    from lmkit.models.unpadding import choose_packing, shared_rows
-    from lmkit.train.device import build_accelerator, choose_precision, micro_batch_tokens, peak_memory_bytes
+    from lmkit.train.device import (
+        build_accelerator,
+        choose_precision,
+        micro_batch_tokens,
+        peak_memory_bytes,
+    )
     from lmkit.train.loop import StepBatches
     from lmkit.train.optim import state_bytes
     from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, plan_of, total_steps
@@ -35,8 +40,12 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     plan = plan_of(recipe, encoded)
     total = total_steps(recipe, plan)
     budget = micro_batch_tokens(recipe.hardware, accelerator.device)
-    model = accelerator.prepare_model(built.model, evaluation_mode=True).train()  # that is: without DistributedDataParallel
-    batches = StepBatches(encoded, plan, task, rank=0, ranks=1, budget=budget, packed=packing is not None)
+    model = accelerator.prepare_model(
+        built.model, evaluation_mode=True
+    ).train()  # that is: without DistributedDataParallel
+    batches = StepBatches(
+        encoded, plan, task, rank=0, ranks=1, budget=budget, packed=packing is not None
+    )
     seconds = 0.0
     for _ in range(2):  # the first pass warms up
         begun = time.perf_counter()
@@ -67,7 +76,9 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
         "packing": packing is not None,
         "selected_by": metric,
         "predicted_peak_memory_bytes": memory,
-        "predicted_seconds": round(seconds * total, 1) if limited else (recipe.train.max_minutes or 0) * 60,
+        "predicted_seconds": round(seconds * total, 1)
+        if limited
+        else (recipe.train.max_minutes or 0) * 60,
         "output": recipe.output,
     }
     rows = [
@@ -80,7 +91,10 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
         ["precision", found["precision"]],
         ["model chosen by", f"validation {metric}" if metric else "the last step"],
         ["peak memory, predicted", f"{memory / 2**30:.2f} GiB"],
-        ["time, predicted", f"{found['predicted_seconds'] / 60:.1f} minutes, evaluations not counted"],
+        [
+            "time, predicted",
+            f"{found['predicted_seconds'] / 60:.1f} minutes, evaluations not counted",
+        ],
         ["output", recipe.output],
     ]
     console.say(console.table(["plan", ""], rows))

@@ -55,10 +55,19 @@ def evaluate(
     cls = task_class(recipe.task)
     split = "test" if recipe.data.test is not None or recipe.data.fold is not None else "validation"
     if splits is None:
-        if split == "validation" and recipe.data.validation is None and recipe.data.validation_fraction is None:
+        if (
+            split == "validation"
+            and recipe.data.validation is None
+            and recipe.data.validation_fraction is None
+        ):
             raise RecipeError("no data to evaluate on", place="data.test", remedy="data.test=FILE")
-        if "facts" not in found.description and (source_of_split := getattr(recipe.data, split)) is not None:
-            find_files(source_of_split, key=f"data.{split}", folders=[Path.cwd()])  # before a config is loaded
+        if (
+            "facts" not in found.description
+            and (source_of_split := getattr(recipe.data, split)) is not None
+        ):
+            find_files(
+                source_of_split, key=f"data.{split}", folders=[Path.cwd()]
+            )  # before a config is loaded
         facts = found.description.get("facts") or facts_of(found, recipe, split)
         splits = load_splits(recipe, cls, wanted=(split,), facts=facts)
     elif split not in splits.rows:
@@ -92,9 +101,13 @@ def evaluate(
         fitted_on = list(predict_records(model, task, aside, accelerator, budget=budget))
         if fitted_on and kind_of(fitted_on) != "label":
             raise RecipeError(
-                "a temperature is fitted where each text has one label", place="eval.temperature", remedy="leave it out"
+                "a temperature is fitted where each text has one label",
+                place="eval.temperature",
+                remedy="leave it out",
             )
-    background = Background(others["train"], fitted_on, Run(found.run) if found.run else None, provenance(splits))
+    background = Background(
+        others["train"], fitted_on, Run(found.run) if found.run else None, provenance(splits)
+    )
     beside = None
     if train is not None:
         from lmkit.evaluation.baselines import baselines, baselines_table
@@ -135,7 +148,9 @@ def thresholds(given: Sequence[str]) -> dict[str, float]:
             found[name] = float(number)
         except ValueError:
             raise LmkitError(
-                f"{entry!r} is not METRIC=NUMBER", place="--fail-under", remedy="for example --fail-under f1=0.42"
+                f"{entry!r} is not METRIC=NUMBER",
+                place="--fail-under",
+                remedy="for example --fail-under f1=0.42",
             ) from None
     return found
 
@@ -159,7 +174,11 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
         is_loss = lower_is_better(name)
         value = metrics[name][("high" if is_loss else "low") if strict else "value"]
         if value is None and strict and metrics[name]["value"] is not None:
-            raise LmkitError(f"{name} has no interval", place="--strict", remedy="leave it out, or eval.resamples=1000")
+            raise LmkitError(
+                f"{name} has no interval",
+                place="--strict",
+                remedy="leave it out, or eval.resamples=1000",
+            )
         if value is None or (value > limit if is_loss else value < limit):
             end = f" ({'upper' if is_loss else 'lower'} end of the interval)" if strict else ""
             shown = "undefined" if value is None else f"{value:.4f}"
@@ -170,10 +189,16 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
 def _check_limited(names: Collection[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
-            raise LmkitError(f"no metric {name!r} in this evaluation", place="--fail-under", remedy=suggest(name, known))
+            raise LmkitError(
+                f"no metric {name!r} in this evaluation",
+                place="--fail-under",
+                remedy=suggest(name, known),
+            )
 
 
-def other_rows(recipe: Recipe, cls: type[Task], splits: Splits, split: str) -> dict[str, Rows | str]:
+def other_rows(
+    recipe: Recipe, cls: type[Task], splits: Splits, split: str
+) -> dict[str, Rows | str]:
     """The training rows, to compare with, and the validation rows where a temperature is wanted; or why there are none.
 
     Raises:
@@ -190,13 +215,21 @@ def other_rows(recipe: Recipe, cls: type[Task], splits: Splits, split: str) -> d
                 place="eval.temperature",
                 remedy="give data.validation and data.test, or leave it out",
             )
-        found["validation"] = load_splits(recipe, cls, wanted=("validation",), facts=splits.facts).rows["validation"]
+        found["validation"] = load_splits(
+            recipe, cls, wanted=("validation",), facts=splits.facts
+        ).rows["validation"]
     if "train" in splits.rows:
         found["train"] = splits.rows["train"]
     elif data.train is not None:
         try:  # without the columns of eval.slices, which training files need not have
-            plain = recipe if data.validation_fraction or data.fold else recipe.model_copy(update={"eval": Eval()})
-            found["train"] = load_splits(plain, cls, wanted=("train",), facts=splits.facts).rows["train"]
+            plain = (
+                recipe
+                if data.validation_fraction or data.fold
+                else recipe.model_copy(update={"eval": Eval()})
+            )
+            found["train"] = load_splits(plain, cls, wanted=("train",), facts=splits.facts).rows[
+                "train"
+            ]
         except (DataError, RecipeError) as error:
             found["train"] = f"the training data cannot be read: {str(error).splitlines()[0]}"
             console.warn(f"rows that also stand in training were not looked for: {found['train']}")
@@ -210,7 +243,11 @@ def check_metrics(recipe: Recipe) -> None:
     from lmkit.metrics.custom import find_module
 
     if recipe.task and task_class(recipe.task).stage == "pretrain":
-        raise RecipeError("a language model has no predictions to hand on", place="eval.metrics", remedy="leave it out")
+        raise RecipeError(
+            "a language model has no predictions to hand on",
+            place="eval.metrics",
+            remedy="leave it out",
+        )
     for name in recipe.eval.metrics:
         find_module(name, trust_remote_code=recipe.model.trust_remote_code)
 
@@ -223,11 +260,16 @@ def baseline_rows(recipe: Recipe, splits: Splits) -> Rows:
     check_baselines(recipe.task, recipe.data.train is not None)
     if "train" in splits.rows:
         return splits.rows["train"]
-    return load_splits(recipe, task_class(recipe.task), wanted=("train",), facts=splits.facts).rows["train"]
+    return load_splits(recipe, task_class(recipe.task), wanted=("train",), facts=splits.facts).rows[
+        "train"
+    ]
 
 
 def find_subject(
-    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, output: str | None = None
+    source: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str],
+    *,
+    output: str | None = None,
 ) -> tuple[Recipe, ModelSource, Run]:
     """What to evaluate or predict with: options, weights, and the run directory that results go to.
 
@@ -265,21 +307,36 @@ def find_subject(
     name = Path(source).resolve().name if Path(source).is_dir() else str(source).split("/")[-1]
     name = re.sub(r"[^\w.\- ]", "-", name).lstrip("-. ") or "model"
     described = found.description.get("recipe", {})
-    recipe = load_recipe({**described, "name": name, "output": output or f"runs/eval-{name}"}, overrides)
+    recipe = load_recipe(
+        {**described, "name": name, "output": output or f"runs/eval-{name}"}, overrides
+    )
     return _with_task(recipe, found), found, Run(recipe.output)
 
 
-DECIDED = ("data.labels", "tagging.crf", "tagging.crf_learning_rate", "classification.kind", "classification.class_weights")
+DECIDED = (
+    "data.labels",
+    "tagging.crf",
+    "tagging.crf_learning_rate",
+    "classification.kind",
+    "classification.class_weights",
+)
 
 
 def _refuse_decided(overrides: Sequence[str], run: Path) -> None:
     """What a trained run reads is not to be set again: it would have no effect, and nobody would notice."""
     for override in overrides:
         key = override.partition("=")[0].strip()
-        decided = key.split(".")[0] in ("tokenizer", "lora", "train", "translation") or key in DECIDED
-        if decided or (key.split(".")[0] == "model" and key not in ("model.trust_remote_code", "model.revision")):
+        decided = (
+            key.split(".")[0] in ("tokenizer", "lora", "train", "translation") or key in DECIDED
+        )
+        if decided or (
+            key.split(".")[0] == "model"
+            and key not in ("model.trust_remote_code", "model.revision")
+        ):
             raise RecipeError(
-                "has no effect on a run that is trained", place=key, remedy=f"leave it out, or train it anew: {run}"
+                "has no effect on a run that is trained",
+                place=key,
+                remedy=f"leave it out, or train it anew: {run}",
             )
 
 
@@ -287,19 +344,31 @@ def tokenizer_of(recipe: Recipe, found: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer a model was trained with: its own, or ``tokenizer.base`` beside one that lmkit did not make."""
     from lmkit.models.tokenizer import for_words, load_tokenizer
 
-    place = found.location if found.description or not recipe.tokenizer.base else recipe.tokenizer.base
+    place = (
+        found.location if found.description or not recipe.tokenizer.base else recipe.tokenizer.base
+    )
     revision = recipe.model.revision if place == found.location else None  # that of the model alone
     task, trust = task_class(recipe.task), recipe.model.trust_remote_code
-    tokenizer = load_tokenizer(place, revision=revision, trust_remote_code=trust, slow=task.generates)
+    tokenizer = load_tokenizer(
+        place, revision=revision, trust_remote_code=trust, slow=task.generates
+    )
     words = any(field.kind == "words" for field in task.fields)
-    return for_words(tokenizer, place, revision=revision, trust_remote_code=trust) if words else tokenizer
+    return (
+        for_words(tokenizer, place, revision=revision, trust_remote_code=trust)
+        if words
+        else tokenizer
+    )
 
 
 def _is_recipe(name: str) -> bool:
     if Path(name).is_dir():
         return False
     shipped = shipped_recipes()
-    return name.endswith(SUFFIXES) or name in shipped or any(known.endswith("/" + name) for known in shipped)
+    return (
+        name.endswith(SUFFIXES)
+        or name in shipped
+        or any(known.endswith("/" + name) for known in shipped)
+    )
 
 
 def _with_task(recipe: Recipe, found: ModelSource) -> Recipe:
@@ -316,7 +385,9 @@ def _with_task(recipe: Recipe, found: ModelSource) -> Recipe:
     if "task" in found.description:
         return recipe.model_copy(update={"task": found.description["task"]})
     raise RecipeError(
-        "which task? lmkit did not make this model, so it does not say", place="task", remedy=f"add task=NAME: {', '.join(TASKS)}"
+        "which task? lmkit did not make this model, so it does not say",
+        place="task",
+        remedy=f"add task=NAME: {', '.join(TASKS)}",
     )
 
 
@@ -328,7 +399,9 @@ def facts_of(found: ModelSource, recipe: Recipe, split: str | None = None) -> di
 
     config = load_config(found, recipe)
     names = config.id2label or {}
-    facts: dict[str, Any] = {"labels": recipe.data.labels or [str(names[number]) for number in sorted(names)]}
+    facts: dict[str, Any] = {
+        "labels": recipe.data.labels or [str(names[number]) for number in sorted(names)]
+    }
     if recipe.task != "classification":
         return facts
     if recipe.classification.kind != "auto":

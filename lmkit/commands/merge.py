@@ -36,9 +36,13 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> dict[str, Any
     if not found.is_adapter:
         local = Path(found.location).is_dir()
         raise ModelError(
-            "no adapter, but a whole model: there is nothing to merge" if local else "not a directory with an adapter",
+            "no adapter, but a whole model: there is nothing to merge"
+            if local
+            else "not a directory with an adapter",
             place=found.location,
-            remedy="it can be used as it is" if local else "download it first, and name the directory with adapter_config.json",
+            remedy="it can be used as it is"
+            if local
+            else "download it first, and name the directory with adapter_config.json",
         )
     base, task, target = base_of(found), _task_of(found), Path(output).expanduser()
     _check_target(target, [Path(found.location), Path(base)], overwrite=overwrite)
@@ -52,9 +56,14 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> dict[str, Any
     from lmkit.recipe.schema import Model
     from lmkit.train.card import merged_card
 
-    own = any((Path(found.location) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    own = any(
+        (Path(found.location) / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json")
+    )
     tokenizer = load_tokenizer(
-        found.location if own else base, trust_remote_code=recipe.model.trust_remote_code, slow=task_class(task).generates
+        found.location if own else base,
+        trust_remote_code=recipe.model.trust_remote_code,
+        slow=task_class(task).generates,
     )
     model_class = task_class(task).model_class
     with atomic_directory(target) as folder:
@@ -62,12 +71,20 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> dict[str, Any
         expected = probe_logits(adapted)
         model = merged(adapted)
         model.save_pretrained(folder)
-        for name in (CRF_FILE, "generation_config.json"):  # the adapter's: transitions, the first token of an output
+        for name in (
+            CRF_FILE,
+            "generation_config.json",
+        ):  # the adapter's: transitions, the first token of an output
             if (Path(found.location) / name).is_file():
                 shutil.copy(Path(found.location) / name, folder / name)
         save_tokenizer(tokenizer, folder)
-        fresh, _ = from_pretrained(model_class, str(folder), Model(trust_remote_code=recipe.model.trust_remote_code), {})
-        difference, largest = (probe_logits(fresh) - expected).abs().max().item(), expected.abs().max().item()
+        fresh, _ = from_pretrained(
+            model_class, str(folder), Model(trust_remote_code=recipe.model.trust_remote_code), {}
+        )
+        difference, largest = (
+            (probe_logits(fresh) - expected).abs().max().item(),
+            expected.abs().max().item(),
+        )
         if not difference <= TOLERANCE * max(1.0, largest):
             raise ModelError(
                 f"the merged model computes something else than the adapter (logits of up to {largest:.3g} differ by {difference:.3g})",
@@ -77,10 +94,24 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> dict[str, Any
         made = {"adapter": str(Path(found.location).resolve()), "base": base}
         described = found.description or {"task": task, "recipe": {"task": task}}
         kept = {key: value for key, value in described.items() if key != "quantize"}
-        _write(folder / DESCRIPTION, json.dumps({**kept, "merged": made}, ensure_ascii=False, indent=2) + "\n")
-        _write(folder / "README.md", merged_card(target.name, task, fresh.config, tokenizer, made, difference))
-    console.say(f"merged: {target}; its logits differ from the adapter's by at most {difference:.1e}")
-    return {"model": str(target), "task": task, **made, "parameters": count_parameters(fresh)[1], "logits_difference": difference}
+        _write(
+            folder / DESCRIPTION,
+            json.dumps({**kept, "merged": made}, ensure_ascii=False, indent=2) + "\n",
+        )
+        _write(
+            folder / "README.md",
+            merged_card(target.name, task, fresh.config, tokenizer, made, difference),
+        )
+    console.say(
+        f"merged: {target}; its logits differ from the adapter's by at most {difference:.1e}"
+    )
+    return {
+        "model": str(target),
+        "task": task,
+        **made,
+        "parameters": count_parameters(fresh)[1],
+        "logits_difference": difference,
+    }
 
 
 def _task_of(found: ModelSource) -> str:
@@ -105,11 +136,16 @@ def _check_target(target: Path, sources: list[Path], *, overwrite: bool) -> None
         return
     if not overwrite:
         raise RunError(
-            "the output directory is not empty", place=place, remedy="add --overwrite to replace it, or give another -o"
+            "the output directory is not empty",
+            place=place,
+            remedy="add --overwrite to replace it, or give another -o",
         )
     whole = target.resolve()
     is_merged = (
-        is_model_directory(target) and (target / DESCRIPTION).is_file() and not is_run(target) and not is_run(whole.parent)
+        is_model_directory(target)
+        and (target / DESCRIPTION).is_file()
+        and not is_run(target)
+        and not is_run(whole.parent)
     )
     if not is_merged or any(path.resolve().is_relative_to(whole) for path in sources):
         raise RunError(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.batch import Row
 from lmkit.commands.evaluate import facts_of, find_subject, tokenizer_of
 from lmkit.errors import DataError
-from lmkit.tasks.base import Row, Task, TooLong
+from lmkit.tasks.base import Task, TooLong
 from lmkit.tasks.fields import Field
 from lmkit.tasks.registry import task_class
 
@@ -34,7 +35,9 @@ class Predictor:
         facts = found.description.get("facts") or facts_of(found, recipe)
         self.recipe = recipe
         self.task: Task = cls(recipe, facts, tokenizer_of(recipe, found))
-        self.accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
+        self.accelerator = build_accelerator(
+            recipe.hardware.model_copy(update={"processes": "auto"})
+        )
         self.model = load_trained(found, self.task).to(self.accelerator.device)
         budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
         self.budget = forward_tokens(budget, self.task, self.accelerator.device)
@@ -78,8 +81,13 @@ class Predictor:
             columns = self.task.encode(rows)
         except TooLong as error:
             at, length = error.rows[0]
-            raise _for_predict(TooLong([(at, length)], error.max_length, place=f"text {rows[at]['id'] + 1}")) from None
-        pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+            raise _for_predict(
+                TooLong([(at, length)], error.max_length, place=f"text {rows[at]['id'] + 1}")
+            ) from None
+        pieces = [
+            {name: values[i] for name, values in columns.items()} | {"piece": i}
+            for i in range(len(columns["row"]))
+        ]
         parts: list[list[dict[str, Any]]] = [[] for _ in rows]
         found: dict[int, dict[str, Any]] = {}
         import numpy as np
@@ -88,13 +96,19 @@ class Predictor:
         for numbers in micro_batches(np.arange(len(pieces)), costs, self.budget):
             chosen = [pieces[i] for i in numbers]
             batch = {
-                key: value.to(self.accelerator.device) for key, value in self.task.collate([[piece] for piece in chosen]).items()
+                key: value.to(self.accelerator.device)
+                for key, value in self.task.collate([[piece] for piece in chosen]).items()
             }
             with torch.inference_mode(), self.accelerator.autocast():
-                found |= dict(zip(numbers.tolist(), self.task.predict(self.model, batch, chosen), strict=True))
+                found |= dict(
+                    zip(numbers.tolist(), self.task.predict(self.model, batch, chosen), strict=True)
+                )
         for number, part in sorted(found.items()):
             parts[pieces[number]["row"]].append(part)
-        shown = [self.task.show(self.task.combine(row, part)) for row, part in zip(rows, parts, strict=True)]
+        shown = [
+            self.task.show(self.task.combine(row, part))
+            for row, part in zip(rows, parts, strict=True)
+        ]
         return shown, sum(columns.get("cut", ()))
 
     def file(self, path: str) -> Iterator[dict[str, Any]]:
@@ -104,14 +118,22 @@ class Predictor:
         """
         from lmkit.data.sources import format_of
 
-        fields = [field for field in self.task.fields_of(self.recipe, self.task.facts, None) if not field.gold]
+        fields = [
+            field
+            for field in self.task.fields_of(self.recipe, self.task.facts, None)
+            if not field.gold
+        ]
         roles = [field.name for field in fields]
-        columns = {role: column for role, column in self.recipe.data.columns.items() if role in roles}
+        columns = {
+            role: column for role, column in self.recipe.data.columns.items() if role in roles
+        }
         raw = [Field("text", "text", aliases=("sentence", "content", "document"))]
         text = {role: column for role, column in self.recipe.data.columns.items() if role == "text"}
         source: str | dict[str, str] = path
         attempts = [(fields, columns), (fields, {}), (raw, text), (raw, {})]
-        if (kind := format_of(Path(path))) == "text" or (kind is None and Path(path).expanduser().is_file()):
+        if (kind := format_of(Path(path))) == "text" or (
+            kind is None and Path(path).expanduser().is_file()
+        ):
             source, attempts = (path if kind else {"text": path}), [(raw, {})]
         first: DataError | None = None
         for wanted, named in attempts:
@@ -124,13 +146,17 @@ class Predictor:
             else:
                 if wanted is raw and kind in ("text", None) and self.recipe.data.document == "line":
                     _say_blank_lines(rows)
-                checked = self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows
+                checked = (
+                    self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows
+                )
                 yield from self.answers(checked, place=path)
                 return
         assert first is not None
         raise _for_predict(first)
 
-    def _load(self, source: str | dict[str, str], fields: list[Field], columns: dict[str, str]) -> Rows:
+    def _load(
+        self, source: str | dict[str, str], fields: list[Field], columns: dict[str, str]
+    ) -> Rows:
         from lmkit.data.check import load_rows
         from lmkit.data.splits import cache_folder
 
@@ -158,12 +184,18 @@ def _say_blank_lines(rows: Rows) -> None:
 def _for_predict(error: DataError) -> DataError:
     """The same mistake with what can be done about it here: a line a row, so none is left out, and keys go through --set."""
     remedy = re.sub(r"[;,]? or leave [^;]*data\.on_bad_row=skip", "", error.remedy or "")
-    return DataError(error.problem, place=error.place, remedy=re.sub(r"(data\.\w+=)", r"--set \1", remedy) or None)
+    return DataError(
+        error.problem,
+        place=error.place,
+        remedy=re.sub(r"(data\.\w+=)", r"--set \1", remedy) or None,
+    )
 
 
 def text_lines(stream: Iterable[str]) -> list[str]:
     """Lines of stdin as texts; an empty line is an empty text, and an error later."""
     lines = [line.rstrip("\r\n") for line in stream]
     if not lines:
-        raise DataError("no line came", place="stdin", remedy="give texts, --file FILE, or lines on stdin")
+        raise DataError(
+            "no line came", place="stdin", remedy="give texts, --file FILE, or lines on stdin"
+        )
     return lines

@@ -62,7 +62,12 @@ class Verdict:
 
 
 def prove(
-    source: str, overrides: Sequence[str] = (), *, resume: bool = False, kills: int = 3, seed: int | None = None
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    kills: int = 3,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Shrink a recipe as ``--smoke`` does and prove on it what training promises.
 
@@ -77,11 +82,18 @@ def prove(
     with tempfile.TemporaryDirectory(prefix="lmkit-proof-") as folder:
         if resume:
             seed = random.randrange(10**6) if seed is None else seed
-            proofs = prove_resume(shrunk(recipe, Path(folder), dropout=0.1), Path(folder), kills=kills, seed=seed)
+            proofs = prove_resume(
+                shrunk(recipe, Path(folder), dropout=0.1), Path(folder), kills=kills, seed=seed
+            )
         else:
             proofs = prove_splits(shrunk(recipe, Path(folder), dropout=0.0), Path(folder))
     failed = any(proof.verdict == "FAILED" for proof in proofs)
-    found = {"recipe": recipe.name, "task": recipe.task, "ok": not failed, "proofs": [asdict(proof) for proof in proofs]}
+    found = {
+        "recipe": recipe.name,
+        "task": recipe.task,
+        "ok": not failed,
+        "proofs": [asdict(proof) for proof in proofs],
+    }
     return found | ({"seed": seed} if resume else {})
 
 
@@ -91,7 +103,10 @@ def table(proofs: Sequence[dict[str, Any]]) -> str:
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.1e}"
 
-    rows = [[p["varied"], shown(p["loss"]), shown(p["gradients"]), p["verdict"], p["note"]] for p in proofs]
+    rows = [
+        [p["varied"], shown(p["loss"]), shown(p["gradients"]), p["verdict"], p["note"]]
+        for p in proofs
+    ]
     return console.table(["what was varied", "loss", "gradients", "verdict", ""], rows)
 
 
@@ -104,9 +119,19 @@ def shrunk(recipe: Recipe, folder: Path, *, dropout: float) -> Case:
         check_model_keys(recipe, None)
     splits = few_rows(load_splits(recipe, task_class(recipe.task), wanted=("train", "validation")))
     values = tiny_recipe(recipe, splits, folder).model_dump()
-    values["train"] |= {"batch_size": BATCH, "dropout": dropout, "max_grad_norm": None, "max_steps": STEPS, "eval_every": 8}
+    values["train"] |= {
+        "batch_size": BATCH,
+        "dropout": dropout,
+        "max_grad_norm": None,
+        "max_steps": STEPS,
+        "eval_every": 8,
+    }
     values["train"]["early_stopping"] = None
-    values["hardware"] |= {"precision": "fp32", "checkpoint_every": 2, "workers": 2 if dropout else 0}
+    values["hardware"] |= {
+        "precision": "fp32",
+        "checkpoint_every": 2,
+        "workers": 2 if dropout else 0,
+    }
     if values["lora"] is not None:
         values["lora"] |= {"dropout": dropout, "quantize": None}
     tiny = load_recipe(values)
@@ -129,18 +154,36 @@ def prove_splits(case: Case, folder: Path) -> list[Verdict]:
         _steps("micro-batch: the recipe's", whole, lambda: bench.steps(budget=bench.budget)),
     ]
     if bench.packing is not None:
-        found.append(_steps("packed, one example", whole, lambda: bench.steps(budget=1, packed=True)))
-        found.append(_steps("packed, all at once", whole, lambda: bench.steps(budget=ALL_AT_ONCE, packed=True)))
+        found.append(
+            _steps("packed, one example", whole, lambda: bench.steps(budget=1, packed=True))
+        )
+        found.append(
+            _steps(
+                "packed, all at once", whole, lambda: bench.steps(budget=ALL_AT_ONCE, packed=True)
+            )
+        )
     else:
-        found.append(Verdict("packed", None, None, "skipped", "the task or the model does not pack"))
-    found.append(_steps("loader workers: 2", whole, lambda: bench.steps(budget=bench.budget, workers=2)))
+        found.append(
+            Verdict("packed", None, None, "skipped", "the task or the model does not pack")
+        )
+    found.append(
+        _steps("loader workers: 2", whole, lambda: bench.steps(budget=bench.budget, workers=2))
+    )
     found.append(_two_processes(case, whole, folder))
     if "validation" in case.splits.rows:
         everything = bench.evaluation(budget=ALL_AT_ONCE)
         for name, budget in (("one example", 1), ("the recipe's", 2 * bench.budget)):
             loss, predictions = everything.differences(bench.evaluation(budget=budget))
             note = f"predictions: {predictions:.1e}"
-            found.append(_verdict(f"evaluation batch: {name}", loss, None, loss <= TOLERANCE and predictions <= TOLERANCE, note))
+            found.append(
+                _verdict(
+                    f"evaluation batch: {name}",
+                    loss,
+                    None,
+                    loss <= TOLERANCE and predictions <= TOLERANCE,
+                    note,
+                )
+            )
     else:
         found.append(Verdict("evaluation batch", None, None, "skipped", "no validation rows"))
     return found
@@ -148,10 +191,14 @@ def prove_splits(case: Case, folder: Path) -> list[Verdict]:
 
 def _steps(varied: str, whole: Measured, measure: Callable[[], Measured]) -> Verdict:
     loss, gradients = whole.differences(measure())
-    return _verdict(varied, loss, gradients, loss <= TOLERANCE and gradients <= TOLERANCE)  # NaN is not
+    return _verdict(
+        varied, loss, gradients, loss <= TOLERANCE and gradients <= TOLERANCE
+    )  # NaN is not
 
 
-def _verdict(varied: str, loss: float | None, gradients: float | None, holds: bool, note: str = "") -> Verdict:
+def _verdict(
+    varied: str, loss: float | None, gradients: float | None, holds: bool, note: str = ""
+) -> Verdict:
     return Verdict(varied, loss, gradients, "ok" if holds else "FAILED", note)
 
 
@@ -163,9 +210,13 @@ def _two_processes(case: Case, whole: Measured, folder: Path) -> Verdict:
 
     varied = "processes: 2"
     if "RANK" in os.environ or not torch.distributed.is_available():
-        return Verdict(varied, None, None, "skipped", "torch.distributed cannot start processes here")
+        return Verdict(
+            varied, None, None, "skipped", "torch.distributed cannot start processes here"
+        )
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
-        return Verdict(varied, None, None, "skipped", "one GPU; CUDA_VISIBLE_DEVICES= proves it on the CPU")
+        return Verdict(
+            varied, None, None, "skipped", "one GPU; CUDA_VISIBLE_DEVICES= proves it on the CPU"
+        )
     _write_case(case, folder)
     os.environ[console.STARTED_AS] = "[]"
     try:
@@ -200,21 +251,27 @@ def prove_resume(case: Case, folder: Path, *, kills: int, seed: int) -> list[Ver
         share = STEPS // kills
         step, delay = number * share + moments.randrange(1, share), moments.random() * 0.1
         reached = _kill(killed, step, delay)
-        console.say(f"kill {number + 1} (seed {seed}): {delay:.3f} s after step {step}, at step {reached}")
+        console.say(
+            f"kill {number + 1} (seed {seed}): {delay:.3f} s after step {step}, at step {reached}"
+        )
     _finish(killed)
     return [_same(name, *map(content, runs)) for name, content in COMPARED.items()]
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "lmkit.commands.proof", "fit", str(run.path.parent)]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 def _finish(run: Run) -> None:
     running = _start(run)
     _, told = running.communicate()
     if running.returncode:
-        raise ProofFailed(f"the run ended with status {running.returncode}: {told.decode(errors='replace')[-2000:]}")
+        raise ProofFailed(
+            f"the run ended with status {running.returncode}: {told.decode(errors='replace')[-2000:]}"
+        )
 
 
 def _kill(run: Run, step: int, delay: float) -> int:
@@ -243,7 +300,9 @@ def _weights(run: Run) -> dict[str, bytes]:
 
 
 def _log(run: Run) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in run.log_lines()]
+    return [
+        {key: value for key, value in line.items() if key not in TIMES} for line in run.log_lines()
+    ]
 
 
 def _best(run: Run) -> dict[str, bytes]:
@@ -253,12 +312,22 @@ def _best(run: Run) -> dict[str, bytes]:
     return {f"{folder.name}/{name}": (folder / name).read_bytes() for name in (WEIGHTS, MOMENTS)}
 
 
-COMPARED: dict[str, Callable[[Run], Any]] = {"final weights": _weights, "log": _log, "best checkpoint": _best}
+COMPARED: dict[str, Callable[[Run], Any]] = {
+    "final weights": _weights,
+    "log": _log,
+    "best checkpoint": _best,
+}
 
 
 def _same(name: str, whole: Any, killed: Any) -> Verdict:
     same = whole == killed
-    return Verdict(name, None, None, "ok" if same else "FAILED", "the same bit by bit" if same else "not the same")
+    return Verdict(
+        name,
+        None,
+        None,
+        "ok" if same else "FAILED",
+        "the same bit by bit" if same else "not the same",
+    )
 
 
 # ---------------------------------------------------------------------------------- the processes

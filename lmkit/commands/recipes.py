@@ -18,13 +18,23 @@ def list_recipes() -> list[dict[str, str]]:
     found = []
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        found.append({"name": name, "task": load_recipe(path).task, "about": first.lstrip("# ") if first.startswith("#") else ""})
+        found.append(
+            {
+                "name": name,
+                "task": load_recipe(path).task,
+                "about": first.lstrip("# ") if first.startswith("#") else "",
+            }
+        )
     return found
 
 
 def show_recipe(name: str, *, complete: bool = False) -> str:
     """The file as it is, or every value that would be used."""
-    return dump_recipe(load_recipe(name)) if complete else find_recipe(name).read_text(encoding="utf-8")
+    return (
+        dump_recipe(load_recipe(name))
+        if complete
+        else find_recipe(name).read_text(encoding="utf-8")
+    )
 
 
 def copy_recipe(name: str, target: str | None) -> Path:
@@ -38,12 +48,18 @@ def copy_recipe(name: str, target: str | None) -> Path:
     if path.is_dir():
         path = path / source.name
     if path.exists():
-        raise RecipeError("the file exists", place=str(path), remedy="give another name: lmkit recipe copy NAME FILE")
+        raise RecipeError(
+            "the file exists",
+            place=str(path),
+            remedy="give another name: lmkit recipe copy NAME FILE",
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, path)
     except OSError as error:
-        raise RecipeError(f"cannot be written: {error.strerror}", place=str(path), remedy="give another place") from None
+        raise RecipeError(
+            f"cannot be written: {error.strerror}", place=str(path), remedy="give another place"
+        ) from None
     return path
 
 
@@ -52,9 +68,15 @@ def explain_key(key: str) -> tuple[dict[str, Any], str]:
     from lmkit.recipe.explain import explain
 
     found = explain(key)
-    default = "none" if found["default"] is None else json.dumps(found["default"], ensure_ascii=False)
+    default = (
+        "none" if found["default"] is None else json.dumps(found["default"], ensure_ascii=False)
+    )
     rows = [["about", found["about"]], ["default", default]]
-    rows += [["expected", found["expected"]]] if "expected" in found else [["key", name] for name in found["keys"]]
+    rows += (
+        [["expected", found["expected"]]]
+        if "expected" in found
+        else [["key", name] for name in found["keys"]]
+    )
     return found, console.table([key, ""], [row for row in rows if row[1]])
 
 
@@ -81,7 +103,9 @@ def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
         raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
     check_metrics(recipe)
     check_model_keys(recipe, find_model(recipe.model.base) if recipe.model.base else None)
-    from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
+    from lmkit.data.splits import (
+        load_splits,  # after the recipe is known to be right: mistakes in it answer at once
+    )
 
     splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
     check_choice(recipe, splits)

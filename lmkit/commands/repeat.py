@@ -30,15 +30,28 @@ def single_runs(recipe: Recipe) -> list[tuple[str, Recipe]]:
     folds = recipe.data.folds
     changes: dict[str, dict[str, Any]]
     if folds is None:
-        changes = {f"seed-{seed}": {"seed": seed} for seed in range(recipe.seed, recipe.seed + recipe.seeds)}
+        changes = {
+            f"seed-{seed}": {"seed": seed}
+            for seed in range(recipe.seed, recipe.seed + recipe.seeds)
+        }
     else:
         numbers = range(1, folds + 1)
-        changes = {f"fold-{n}": {"data": recipe.data.model_copy(update={"folds": None, "fold": f"{n}/{folds}"})} for n in numbers}
+        changes = {
+            f"fold-{n}": {
+                "data": recipe.data.model_copy(update={"folds": None, "fold": f"{n}/{folds}"})
+            }
+            for n in numbers
+        }
     return [
         (
             name,
             recipe.model_copy(
-                update={"seeds": 1, "name": f"{recipe.name}-{name}", "output": f"{recipe.output}/{name}", **change}
+                update={
+                    "seeds": 1,
+                    "name": f"{recipe.name}-{name}",
+                    "output": f"{recipe.output}/{name}",
+                    **change,
+                }
             ),
         )
         for name, change in changes.items()
@@ -51,22 +64,46 @@ def check_repeat(recipe: Recipe) -> None:
     if recipe.seeds > 1 and data.folds is not None:
         raise RecipeError("given beside data.folds", place="seeds", remedy="keep one of the two")
     if data.folds is not None and data.fold is not None:
-        raise RecipeError("given beside data.folds", place="data.fold", remedy="keep one of the two")
+        raise RecipeError(
+            "given beside data.folds", place="data.fold", remedy="keep one of the two"
+        )
     if data.folds is not None and data.test is not None:
-        raise RecipeError("given beside data.folds, which tests on data.train", place="data.test", remedy="keep one of the two")
-    if data.folds is None and measured_on(recipe) == "validation" and not (data.validation or data.validation_fraction):
-        raise RecipeError("no data to measure the runs on", place="seeds", remedy="give data.test or data.validation")
+        raise RecipeError(
+            "given beside data.folds, which tests on data.train",
+            place="data.test",
+            remedy="keep one of the two",
+        )
+    if (
+        data.folds is None
+        and measured_on(recipe) == "validation"
+        and not (data.validation or data.validation_fraction)
+    ):
+        raise RecipeError(
+            "no data to measure the runs on",
+            place="seeds",
+            remedy="give data.test or data.validation",
+        )
     if "RANK" in os.environ:
         key = "seeds" if data.folds is None else "data.folds"
-        raise RecipeError("not under a launcher", place=key, remedy="start lmkit itself, with hardware.processes=N")
+        raise RecipeError(
+            "not under a launcher",
+            place=key,
+            remedy="start lmkit itself, with hardware.processes=N",
+        )
 
 
 def measured_on(recipe: Recipe) -> str:
     """The split that the runs are evaluated on."""
-    return "validation" if (recipe.data.test, recipe.data.fold, recipe.data.folds) == (None, None, None) else "test"
+    return (
+        "validation"
+        if (recipe.data.test, recipe.data.fold, recipe.data.folds) == (None, None, None)
+        else "test"
+    )
 
 
-def repeat(stage: str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def repeat(
+    stage: str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
     """Train and evaluate every run, and sum them up in ``summary.json``.
 
     Args:
@@ -112,7 +149,9 @@ def _check_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if others := [name for name in there if not PARTS.fullmatch(name)]:
         raise RunError(
-            f"not a folder of several runs: it holds {others[0]}", place=str(folder), remedy="give another -o/--output"
+            f"not a folder of several runs: it holds {others[0]}",
+            place=str(folder),
+            remedy="give another -o/--output",
         )
 
 
@@ -140,7 +179,11 @@ def _check_same(single: Recipe) -> None:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        found |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {prefix + key: value}
+        )
     return found
 
 
@@ -154,7 +197,9 @@ def _measured(run: Run, single: Recipe) -> dict[str, Any]:
     return evaluate(str(run.path))
 
 
-def summarise(recipe: Recipe, names: Sequence[str], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(
+    recipe: Recipe, names: Sequence[str], found: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Mean, standard deviation (n - 1) and Student's interval of every metric over the runs.
 
     The interval is about the mean of such runs: with ``seeds`` on this test set, whose own choice is each run's interval's
@@ -163,7 +208,10 @@ def summarise(recipe: Recipe, names: Sequence[str], found: Sequence[dict[str, An
     from lmkit.metrics.intervals import student_interval
 
     kind = "seed" if recipe.data.folds is None else "fold"
-    values = [{"loss": each["loss"]} | {name: m["value"] for name, m in each["metrics"].items()} for each in found]
+    values = [
+        {"loss": each["loss"]} | {name: m["value"] for name, m in each["metrics"].items()}
+        for each in found
+    ]
     confidence = recipe.eval.confidence
     return {
         "run": recipe.output,
@@ -171,9 +219,17 @@ def summarise(recipe: Recipe, names: Sequence[str], found: Sequence[dict[str, An
         "over": f"{kind}s",
         "split": found[0]["split"],
         "confidence": confidence,
-        "metrics": {name: student_interval([each[name] for each in values], confidence) for name in values[0]},
+        "metrics": {
+            name: student_interval([each[name] for each in values], confidence)
+            for name in values[0]
+        },
         "runs": [
-            {"run": name, kind: int(name.partition("-")[2]), "examples": each["examples"], "metrics": its}
+            {
+                "run": name,
+                kind: int(name.partition("-")[2]),
+                "examples": each["examples"],
+                "metrics": its,
+            }
             for name, each, its in zip(names, found, values, strict=True)
         ],
     }
@@ -189,5 +245,9 @@ def summary_table(summary: dict[str, Any]) -> str:
         [name, shown(m["mean"]), shown(m["sd"]), f"{shown(m['low'])} ... {shown(m['high'])}"]
         for name, m in summary["metrics"].items()
     ]
-    header = [summary["split"], f"mean of {len(summary['runs'])} {summary['over']}", "standard deviation"]
+    header = [
+        summary["split"],
+        f"mean of {len(summary['runs'])} {summary['over']}",
+        "standard deviation",
+    ]
     return console.table([*header, f"{summary['confidence'] * 100:g} % interval"], rows)

@@ -31,10 +31,16 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
     from lmkit.commands.train import check_choice, check_model_keys
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError("one process is enough for it", place="--smoke", remedy="the same command without the launcher")
+        raise RunError(
+            "one process is enough for it",
+            place="--smoke",
+            remedy="the same command without the launcher",
+        )
     cls = task_class(recipe.task)
     if recipe.model.base is None or recipe.model.preset:
-        check_model_keys(recipe, None)  # a base that is not there yet is no mistake here; keys that contradict each other are
+        check_model_keys(
+            recipe, None
+        )  # a base that is not there yet is no mistake here; keys that contradict each other are
     splits = load_splits(recipe, cls, wanted=("train", "validation", "test"))
     check_choice(recipe, splits)
     from lmkit.train.fit import fit
@@ -47,14 +53,27 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
         run = Run(Path(folder) / "run")
         trained = {split: rows for split, rows in splits.rows.items() if split != "test"}
         summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
-        found = evaluate(str(run.path), splits=splits)  # on the training rows, where there are no others
-    console.say(f"smoke: {recipe.name} trains, saves, reloads and evaluates; the numbers mean nothing")
-    return {"smoke": True, "task": recipe.task, "steps": summary["steps"], "seconds": summary["seconds"], "evaluation": found}
+        found = evaluate(
+            str(run.path), splits=splits
+        )  # on the training rows, where there are no others
+    console.say(
+        f"smoke: {recipe.name} trains, saves, reloads and evaluates; the numbers mean nothing"
+    )
+    return {
+        "smoke": True,
+        "task": recipe.task,
+        "steps": summary["steps"],
+        "seconds": summary["seconds"],
+        "evaluation": found,
+    }
 
 
 def few_rows(splits: Splits) -> Splits:
     """The first rows of every split, with what was learned of all."""
-    return Splits({split: rows.select(range(min(ROWS, len(rows)))) for split, rows in splits.rows.items()}, splits.facts)
+    return Splits(
+        {split: rows.select(range(min(ROWS, len(rows)))) for split, rows in splits.rows.items()},
+        splits.facts,
+    )
 
 
 def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
@@ -71,14 +90,21 @@ def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
     values["train"]["freeze_layers"] = min(1, recipe.train.freeze_layers)
     values["hardware"] |= {"processes": "auto", "checkpoint_every": None}
     if recipe.task in TASKS_OF["generation"]:
-        values["generation"] |= {"max_new_tokens": 8, "num_beams": min(2, recipe.generation.num_beams)}
+        values["generation"] |= {
+            "max_new_tokens": 8,
+            "num_beams": min(2, recipe.generation.num_beams),
+        }
     values["eval"] |= {"resamples": min(50, recipe.eval.resamples)}
     values["logging"] |= {"every": 1, "to": []}
     if recipe.tokenizer.train is not None:
         values["tokenizer"]["train"]["vocab_size"] = min(1000, recipe.tokenizer.train.vocab_size)
         values["tokenizer"]["train"]["files"] = None
     if recipe.model.base is None:
-        described = preset_config(recipe.model.preset, max_length=recipe.data.max_length) if recipe.model.preset else {}
+        described = (
+            preset_config(recipe.model.preset, max_length=recipe.data.max_length)
+            if recipe.model.preset
+            else {}
+        )
         values["model"] |= {"preset": None, "config": shrink(described | recipe.model.config)}
     else:
         values["model"] = {
@@ -98,11 +124,15 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
     from lmkit.train.prepare import build_tokenizer
 
     source: ModelSource | None = None
-    recipe = recipe.model_copy(update={"tokenizer": recipe.tokenizer.model_copy(update={"add_tokens": []})})
+    recipe = recipe.model_copy(
+        update={"tokenizer": recipe.tokenizer.model_copy(update={"add_tokens": []})}
+    )
     try:
         source = find_model(recipe.model.base or "")
     except ModelError as error:
-        if not (recipe.model.base or "").startswith("runs/") and os.sep not in (recipe.model.base or ""):
+        if not (recipe.model.base or "").startswith("runs/") and os.sep not in (
+            recipe.model.base or ""
+        ):
             raise
         family = task_class(recipe.task).family
         console.warn(f"{str(error).splitlines()[0]}; a tiny random {family} stands in for it")
@@ -110,12 +140,17 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
             update={
                 "model": recipe.model.model_copy(update={"base": None, "preset": f"{family}-nano"}),
                 "tokenizer": recipe.tokenizer.model_copy(
-                    update={"base": None, "train": TokenizerTraining(algorithm="bpe", vocab_size=1000)}
+                    update={
+                        "base": None,
+                        "train": TokenizerTraining(algorithm="bpe", vocab_size=1000),
+                    }
                 ),
             }
         )
         tokenizer = build_tokenizer(stand_in, splits, None)
-        values = preset_config(f"{family}-nano", max_length=recipe.data.max_length) | {"decoder_vocab_size": len(tokenizer)}
+        values = preset_config(f"{family}-nano", max_length=recipe.data.max_length) | {
+            "decoder_vocab_size": len(tokenizer)
+        }
     else:
         tokenizer = build_tokenizer(recipe, splits, source)
         values = shrink(load_config(source, recipe).to_dict())

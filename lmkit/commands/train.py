@@ -72,7 +72,9 @@ def train(
     owns_run = not dry_run and (not launched or console.is_first_process())
     if owns_run:
         run.check_start(resume=resume, overwrite=overwrite)
-    from lmkit.data.splits import load_splits  # after the recipe is known to be right: mistakes in it answer at once
+    from lmkit.data.splits import (
+        load_splits,  # after the recipe is known to be right: mistakes in it answer at once
+    )
 
     splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
     check_choice(recipe, splits)
@@ -84,9 +86,15 @@ def train(
     if owns_run and overwrite:
         for key, used in local_paths(recipe):
             if Path(used).resolve().is_relative_to(run.path.resolve()):
-                raise RecipeError("lies in the run that --overwrite would remove", place=key, remedy="give another -o/--output")
+                raise RecipeError(
+                    "lies in the run that --overwrite would remove",
+                    place=key,
+                    remedy="give another -o/--output",
+                )
     if processes > 1:
-        summary = _train_in_processes(stage, recipe, splits, found, run, processes, resume=resume, overwrite=overwrite)
+        summary = _train_in_processes(
+            stage, recipe, splits, found, run, processes, resume=resume, overwrite=overwrite
+        )
     else:
         from lmkit.train.fit import fit
 
@@ -94,10 +102,14 @@ def train(
     if not console.is_started_by_lmkit():
         missing = (
             ""
-            if recipe.data.test is not None or recipe.data.fold is not None or "validation" in splits.rows
+            if recipe.data.test is not None
+            or recipe.data.fold is not None
+            or "validation" in splits.rows
             else " data.test=FILE"
         )
-        console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}\nnext: lmkit eval {summary['run']}{missing}")
+        console.say(
+            f"\ndone in {summary['seconds']:.0f} s: {summary['run']}\nnext: lmkit eval {summary['run']}{missing}"
+        )
     return summary
 
 
@@ -109,7 +121,9 @@ def check_stage(recipe: Recipe, stage: str) -> None:
     if not recipe.task:
         raise RecipeError("no task", place="task", remedy=tasks)
     command = COMMAND_OF[task_class(recipe.task).stage]
-    raise RecipeError(f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {command}, or {tasks}")
+    raise RecipeError(
+        f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {command}, or {tasks}"
+    )
 
 
 def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
@@ -122,7 +136,9 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
     check_optimizer(recipe)
     model = recipe.model
     if model.base and model.preset:
-        raise RecipeError("given beside model.base", place="model.preset", remedy="keep one of the two")
+        raise RecipeError(
+            "given beside model.base", place="model.preset", remedy="keep one of the two"
+        )
     if model.preset:
         preset_config(model.preset, max_length=recipe.data.max_length)
         if task_class(recipe.task).generates and not is_encoder_decoder(model.preset):
@@ -167,9 +183,15 @@ def _check_joint(recipe: Recipe) -> None:
     if recipe.task != "translation":
         problem = "has no effect: only translation has two languages"
     elif recipe.tokenizer.train.files is not None:
-        problem, remedy = "given beside tokenizer.train.files, which do not say what language they are", "learn from data.train"
+        problem, remedy = (
+            "given beside tokenizer.train.files, which do not say what language they are",
+            "learn from data.train",
+        )
     elif family != "marian":
-        problem, remedy = f"{family} has one vocabulary for both languages", "leave it out, or take model.preset=marian-mini"
+        problem, remedy = (
+            f"{family} has one vocabulary for both languages",
+            "leave it out, or take model.preset=marian-mini",
+        )
     if problem:
         raise RecipeError(problem, place="tokenizer.train.joint", remedy=remedy)
 
@@ -178,7 +200,9 @@ def check_choice(recipe: Recipe, splits: Splits) -> None:
     """Refuse a ``train.select_best`` that the task, which may depend on the labels, does not know."""
     from lmkit.train.plans import metric_of
 
-    metric_of(recipe, task_class(recipe.task)(recipe, splits.facts, None), "validation" in splits.rows)
+    metric_of(
+        recipe, task_class(recipe.task)(recipe, splits.facts, None), "validation" in splits.rows
+    )
 
 
 def number_of_processes(recipe: Recipe) -> int:
@@ -218,17 +242,28 @@ def _train_in_processes(
         file = Path(folder) / f"{recipe.name}.yaml"
         values = recipe.model_copy(update={"output": str(run.path.resolve())})
         write_text(
-            file, dump_recipe(values.model_copy(update={"hardware": recipe.hardware.model_copy(update={"processes": processes})}))
+            file,
+            dump_recipe(
+                values.model_copy(
+                    update={"hardware": recipe.hardware.model_copy(update={"processes": processes})}
+                )
+            ),
         )
         started = {"--resume": resume, "--overwrite": overwrite}
-        flags = started | {"--json": console.is_json(), "--quiet": console.is_quiet(), "--verbose": console.is_verbose()}
+        flags = started | {
+            "--json": console.is_json(),
+            "--quiet": console.is_quiet(),
+            "--verbose": console.is_verbose(),
+        }
         os.environ[console.STARTED_AS] = json.dumps(command_line())
         try:
             chosen = [flag for flag, is_set in flags.items() if is_set]
             launch(["-m", "lmkit", stage, str(file), *chosen], processes=processes)
         except ProcessFailed as error:
             if error.is_killed:
-                console.fail(f"{error}; often the memory is full\n  --resume goes on from the last checkpoint")
+                console.fail(
+                    f"{error}; often the memory is full\n  --resume goes on from the last checkpoint"
+                )
             raise
         finally:
             del os.environ[console.STARTED_AS]

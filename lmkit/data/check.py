@@ -73,7 +73,10 @@ def load_rows(
     """
     suited = _suited([Form(tuple(fields), dict), *forms], columns)
     if not with_gold:
-        suited = [replace(form, fields=tuple(field for field in form.fields if not field.gold)) for form in suited]
+        suited = [
+            replace(form, fields=tuple(field for field in form.fields if not field.gold))
+            for form in suited
+        ]
     wanted = [field for field in fields if with_gold or not field.gold]
     found = find_rows(source, key=key, fields=fields, folders=folders, with_gold=with_gold)
     by_role = found if isinstance(found, dict) else {}
@@ -84,19 +87,33 @@ def load_rows(
     from lmkit.data.rows import Rows, is_whole, schema_of, write_rows
 
     paths = sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
-    shown = [f"{found}/{path.name}" if isinstance(found, HubId) else sources.shown(path) for path in paths]
+    shown = [
+        f"{found}/{path.name}" if isinstance(found, HubId) else sources.shown(path)
+        for path in paths
+    ]
     try:
         hashes = [sources.sha256_of(path) for path in paths]
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{error.strerror}: {error.filename}", place=key, remedy="check that it can be read, and the cache written"
+            f"{error.strerror}: {error.filename}",
+            place=key,
+            remedy="check that it can be read, and the cache written",
         ) from None
     kinds = ["".join(path.suffixes[-2:]).lower() for path in paths]
-    roles = [[f.name, f.kind, columns.get(f.name), list(f.aliases), f.separator] for form in suited for f in form.fields]
-    fingerprint = hash_of([FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows, list(by_role)])
+    roles = [
+        [f.name, f.kind, columns.get(f.name), list(f.aliases), f.separator]
+        for form in suited
+        for f in form.fields
+    ]
+    fingerprint = hash_of(
+        [FORMAT, hashes, kinds, roles, on_bad_row, document, max_rows, list(by_role)]
+    )
     sliced = [Field(SLICE_COLUMN + name, "slice") for name in slices]
-    cached = cache_dir / f"rows-{(hash_of([fingerprint, list(slices)]) if slices else fingerprint)[:32]}.arrow"
+    cached = (
+        cache_dir
+        / f"rows-{(hash_of([fingerprint, list(slices)]) if slices else fingerprint)[:32]}.arrow"
+    )
     summary_path = cached.with_suffix(".json")
     with FileLock(f"{cached}.lock"):
         if not (is_whole(cached) and summary_path.is_file()):
@@ -106,14 +123,18 @@ def load_rows(
             first_row = list(itertools.islice(rows_read, 1))  # it decides the form
             schema = schema_of([*wanted, *reader.forms[0].adds, *sliced])
             write_rows(cached, schema, itertools.chain(first_row, rows_read))
-            _write_text(summary_path, json.dumps({"counts": reader.counts, "rejected": reader.rejected}))
+            _write_text(
+                summary_path, json.dumps({"counts": reader.counts, "rejected": reader.rejected})
+            )
         summary = json.loads(summary_path.read_text())
     files = [
         DataFile(name, count, sha256, path.stat().st_size)
         for name, count, sha256, path in zip(shown, summary["counts"], hashes, paths, strict=True)
     ]
     # The same content may lie elsewhere now: places are put together here, not in the cache.
-    rejected = [{"place": f"{shown[r.pop('file')]}:{r.pop('line')}", **r} for r in summary["rejected"]]
+    rejected = [
+        {"place": f"{shown[r.pop('file')]}:{r.pop('line')}", **r} for r in summary["rejected"]
+    ]
     rows = Rows(cached, files=files, rejected=rejected, fingerprint=fingerprint)
     if not len(rows):
         first = rejected[0]
@@ -140,11 +161,15 @@ def find_rows(
     """
     wanted = [field for field in fields if with_gold or not field.gold]
     if isinstance(source, Mapping):
-        return parallel.find_parallel(source, key=key, fields=fields, wanted=wanted, folders=folders)
+        return parallel.find_parallel(
+            source, key=key, fields=fields, wanted=wanted, folders=folders
+        )
     return _find(source, key, wanted, folders)
 
 
-Peek = Callable[[Field], list[Any] | None]  # a field -> the first values of its column, None where there is no such column
+Peek = Callable[
+    [Field], list[Any] | None
+]  # a field -> the first values of its column, None where there is no such column
 
 
 def peek(
@@ -167,7 +192,9 @@ def peek(
     @functools.cache
     def first_rows() -> list[Row]:
         found = sources.find_files(source, key=key, folders=folders)
-        path = (sources.download(found, split=split, key=key) if isinstance(found, HubId) else found)[0]
+        path = (
+            sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
+        )[0]
         header = not any(name.isdecimal() for name in columns.values())
         raw = formats.read_rows(path, document=document, header=header, bad=lambda error: None)
         return [row for _, row in itertools.islice(raw, PEEKED_ROWS)]
@@ -176,7 +203,11 @@ def peek(
         rows = first_rows()
         names = [columns[field.name]] if field.name in columns else [field.name, *field.aliases]
         keys = next((keys for name in names if rows and (keys := _keys(rows[0], name))), None)
-        return None if keys is None else [value for row in rows if (value := _at(row, keys)) is not None]
+        return (
+            None
+            if keys is None
+            else [value for row in rows if (value := _at(row, keys)) is not None]
+        )
 
     return values
 
@@ -192,14 +223,24 @@ def _suited(forms: list[Form], columns: Mapping[str, str]) -> list[Form]:
     suited = [form for form in forms if columns.keys() <= {field.name for field in form.fields}]
     names = list(dict.fromkeys(field.name for form in forms for field in form.fields))
     if unknown := [role for role in columns if role not in names]:
-        raise DataError(f"this task has no column {unknown[0]!r}", place="data.columns", remedy=suggest(unknown[0], names))
+        raise DataError(
+            f"this task has no column {unknown[0]!r}",
+            place="data.columns",
+            remedy=suggest(unknown[0], names),
+        )
     if not suited:
         choices = " or ".join(", ".join(field.name for field in form.fields) for form in forms)
-        raise DataError(f"{' and '.join(columns)} do not go together", place="data.columns", remedy=f"name {choices}")
+        raise DataError(
+            f"{' and '.join(columns)} do not go together",
+            place="data.columns",
+            remedy=f"name {choices}",
+        )
     return suited
 
 
-def _find(source: str | list[str], key: str, wanted: Sequence[Field], folders: list[Path]) -> list[Path] | HubId:
+def _find(
+    source: str | list[str], key: str, wanted: Sequence[Field], folders: list[Path]
+) -> list[Path] | HubId:
     """``sources.find_files``; of one of two parallel files, what to write instead."""
     try:
         return sources.find_files(source, key=key, folders=folders)
@@ -243,7 +284,9 @@ class _Reader:
         for index, path in enumerate(self.paths):
             mapping: dict[str, Keys] | None = None
             bad = self._rejecter(index) if self.on_bad_row == "skip" else None
-            for line, raw in formats.read_rows(path, document=self.document, header=self._has_header(path), bad=bad):
+            for line, raw in formats.read_rows(
+                path, document=self.document, header=self._has_header(path), bad=bad
+            ):
                 if mapping is None:
                     mapping = self._map(raw, path, self.shown[index])
                 ordinal = sum(self.counts)
@@ -253,13 +296,23 @@ class _Reader:
                     row |= _checked(raw, self.slices, mapping)
                 except (_BadValue, ValueError) as error:
                     if bad is None:
-                        raise DataError(str(error), place=f"{self.shown[index]}:{line}", remedy=LEAVE_OUT) from None
+                        raise DataError(
+                            str(error), place=f"{self.shown[index]}:{line}", remedy=LEAVE_OUT
+                        ) from None
                     self._reject(index, line, ordinal, str(error), raw)
                     continue
-                yield {"id": ordinal, "_file": index, "_line": line, "_lines": raw.get("_lines"), **row}
+                yield {
+                    "id": ordinal,
+                    "_file": index,
+                    "_line": line,
+                    "_lines": raw.get("_lines"),
+                    **row,
+                }
             if not self.counts[index]:
                 raise DataError(
-                    "no rows in this file", place=self.shown[index], remedy="leave it out of the list, or write it again"
+                    "no rows in this file",
+                    place=self.shown[index],
+                    remedy="leave it out of the list, or write it again",
                 )
 
     def _rejecter(self, index: int) -> Callable[[BadRow], None]:
@@ -273,7 +326,9 @@ class _Reader:
         if isinstance(row, dict):
             row = {name: value for name, value in row.items() if not name.startswith("_")}
         row = json.loads(json.dumps(row, default=str))  # parquet holds dates and bytes, too
-        self.rejected.append({"file": index, "line": line, "problem": problem, "id": ordinal, "row": row})
+        self.rejected.append(
+            {"file": index, "line": line, "problem": problem, "id": ordinal, "row": row}
+        )
 
     def _has_header(self, path: Path) -> bool:
         roles = {field.name for form in self.forms for field in form.fields}
@@ -281,21 +336,33 @@ class _Reader:
         positions = [name for name in used if name.isdecimal()]
         if positions and len(positions) < len(used) and sources.format_of(path) in ("csv", "tsv"):
             remedy = "give the names of the header, or positions for all where there is none"
-            raise DataError("some columns are named, others given by position", place="data.columns", remedy=remedy)
+            raise DataError(
+                "some columns are named, others given by position",
+                place="data.columns",
+                remedy=remedy,
+            )
         return not positions
 
     def _map(self, first: Row, path: Path, place: str) -> dict[str, Keys]:
         """Role -> column, from a file's first row; it also decides between the forms."""
         first = {name: value for name, value in first.items() if not name.startswith("_")}
         # the form that is there, or else the one of which most is there
-        form = max(self.forms, key=lambda form: (len(found := self._find(first, form)) == len(form.fields), len(found)))
+        form = max(
+            self.forms,
+            key=lambda form: (
+                len(found := self._find(first, form)) == len(form.fields),
+                len(found),
+            ),
+        )
         mapping = self._find(first, form)
         self.forms = [form]
         for field in form.fields:
             choices = self._choices(field)
             if field.name not in mapping:
                 there = [name for column, value in first.items() for name in _names(column, value)]
-                given = f" ({choices[0]!r}, says data.columns)" if field.name in self.columns else ""
+                given = (
+                    f" ({choices[0]!r}, says data.columns)" if field.name in self.columns else ""
+                )
                 unused = [name for name in there if name not in map(".".join, mapping.values())]
                 close = nearest(choices[0], unused) or (unused[0] if len(unused) == 1 else "COLUMN")
                 remedy = f"say which it is: data.columns={{{field.name}: {close}}}"
@@ -312,15 +379,25 @@ class _Reader:
                     place=place,
                     remedy=remedy,
                 )
-        slices = {field.name: _slice_keys(first, field.name.removeprefix(SLICE_COLUMN), place) for field in self.slices}
+        slices = {
+            field.name: _slice_keys(first, field.name.removeprefix(SLICE_COLUMN), place)
+            for field in self.slices
+        }
         return mapping | slices
 
     def _choices(self, field: Field) -> list[str]:
-        return [self.columns[field.name]] if field.name in self.columns else [field.name, *field.aliases]
+        return (
+            [self.columns[field.name]]
+            if field.name in self.columns
+            else [field.name, *field.aliases]
+        )
 
     def _find(self, first: Row, form: Form) -> dict[str, Keys]:
         found = {
-            field.name: next(filter(None, (_keys(first, name) for name in self._choices(field))), None) for field in form.fields
+            field.name: next(
+                filter(None, (_keys(first, name) for name in self._choices(field))), None
+            )
+            for field in form.fields
         }
         return {name: keys for name, keys in found.items() if keys}
 
@@ -337,7 +414,9 @@ class _ParallelReader(_Reader):
         ordinal = -1
         for turn in range(number):
             files = {field.name: turn + i * number for i, field in enumerate(fields)}
-            for line, raw in parallel.read_parallel({role: self.paths[index] for role, index in files.items()}):
+            for line, raw in parallel.read_parallel(
+                {role: self.paths[index] for role, index in files.items()}
+            ):
                 ordinal += 1
                 for index in files.values():
                     self.counts[index] += 1
@@ -355,7 +434,9 @@ class _ParallelReader(_Reader):
                     yield {"id": ordinal, "_file": turn, "_line": line, "_lines": None, **row}
             if not self.counts[turn]:
                 raise DataError(
-                    "no rows in this file", place=self.shown[turn], remedy="leave it out of the list, or write it again"
+                    "no rows in this file",
+                    place=self.shown[turn],
+                    remedy="leave it out of the list, or write it again",
                 )
 
 
@@ -364,13 +445,17 @@ def _slice_keys(first: Row, name: str, place: str) -> Keys:
     keys = _keys(first, name)
     if keys is None:
         there = [known for column, value in first.items() for known in _names(column, value)]
-        raise RecipeError(f"no column {name!r} in {place}", place="eval.slices", remedy=suggest(name, there))
+        raise RecipeError(
+            f"no column {name!r} in {place}", place="eval.slices", remedy=suggest(name, there)
+        )
     value = first
     for key in keys:
         value = value[key] if isinstance(value, dict) else None
     if isinstance(value, (list, dict)):
         raise RecipeError(
-            f"{name!r} is {_type(value)} in {place}", place="eval.slices", remedy="name a column with one value for each row"
+            f"{name!r} is {_type(value)} in {place}",
+            place="eval.slices",
+            remedy="name a column with one value for each row",
         )
     return keys
 
@@ -391,7 +476,9 @@ def _keys(row: Row, name: str) -> Keys | None:
         return (name,)
     for dot in re.finditer(r"\.", name):
         head, rest = name[: dot.start()], name[dot.end() :]
-        if head in row and row[head] is None:  # this row is bad, and will be called so; the next may not be
+        if (
+            head in row and row[head] is None
+        ):  # this row is bad, and will be called so; the next may not be
             return (head, *rest.split("."))
         if isinstance(row.get(head), dict) and (keys := _keys(row[head], rest)):
             return (head, *keys)
@@ -436,10 +523,18 @@ def _checked(raw: Row, fields: Sequence[Field], mapping: dict[str, Keys]) -> Row
         elif field.kind == "number":
             row[field.name] = _number(value, column)
         elif not isinstance(value, list):
-            hint = "; one label for a whole text is task: classification" if field.kind == "spans" and value is not None else ""
-            raise _BadValue(f"{column!r} is {_type(value)}; a list of {field.kind} is expected{hint}")
+            hint = (
+                "; one label for a whole text is task: classification"
+                if field.kind == "spans" and value is not None
+                else ""
+            )
+            raise _BadValue(
+                f"{column!r} is {_type(value)}; a list of {field.kind} is expected{hint}"
+            )
         elif field.kind == "words":
-            row[field.name] = words = [_text(word, f"{column}[{i}]") for i, word in enumerate(value)]
+            row[field.name] = words = [
+                _text(word, f"{column}[{i}]") for i, word in enumerate(value)
+            ]
             if not words:
                 raise _BadValue(f"{column!r} is an empty list")
         elif field.kind == "spans":
@@ -484,7 +579,9 @@ def _labels(value: Any, column: str, separator: str) -> list[str]:
     labels = [_label(label, f"{column}[{i}]") for i, label in enumerate(value)]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
-        raise _BadValue(f"{column!r} holds {twice!r} twice; the labels that apply are expected, not a vector of zeros and ones")
+        raise _BadValue(
+            f"{column!r} holds {twice!r} twice; the labels that apply are expected, not a vector of zeros and ones"
+        )
     return labels
 
 

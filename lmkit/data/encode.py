@@ -12,6 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from lmkit import console
+from lmkit.batch import Piece, Row
 from lmkit.data.pieces import Pieces, write_pieces
 from lmkit.data.plan import Groups, by_row, fill
 from lmkit.data.rows import Rows, is_whole
@@ -19,7 +20,7 @@ from lmkit.data.splits import cache_folder
 from lmkit.errors import DataError
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.schema import Data
-from lmkit.tasks.base import Piece, Row, Task, TooLong
+from lmkit.tasks.base import Task, TooLong
 
 BATCH_ROWS = 1000
 FORMAT = 3  # of the cached files
@@ -69,7 +70,10 @@ class Encoded:
 
     def take(self, numbers: Sequence[int]) -> list[Piece]:
         """These pieces, each with its number in ``piece``."""
-        return [piece | {"piece": number} for number, piece in zip(numbers, self.pieces.take(numbers), strict=True)]
+        return [
+            piece | {"piece": number}
+            for number, piece in zip(numbers, self.pieces.take(numbers), strict=True)
+        ]
 
     @property
     def tokens(self) -> int:
@@ -89,7 +93,15 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
         DataError: a row is too long and ``data.long_text`` or the task allows no cut or window.
     """
     data = task.recipe.data
-    options = [FORMAT, task.name, data.max_length, data.overlap, data.long_text, data.on_bad_row, task.facts.get("labels")]
+    options = [
+        FORMAT,
+        task.name,
+        data.max_length,
+        data.overlap,
+        data.long_text,
+        data.on_bad_row,
+        task.facts.get("labels"),
+    ]
     options.append(task.encoding_options())
     content = json.dumps([options, tokenizer_hash(task.tokenizer), rows.fingerprint])
     path = cache_folder() / f"pieces-{hashlib.sha256(content.encode()).hexdigest()[:32]}.arrow"
@@ -105,7 +117,9 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
     rejected = json.loads(left_out.read_text(encoding="utf-8"))
     if rejected:
         dropped = [entry["position"] for entry in rejected]
-        entries = [{key: value for key, value in entry.items() if key != "position"} for entry in rejected]
+        entries = [
+            {key: value for key, value in entry.items() if key != "position"} for entry in rejected
+        ]
         rows = rows.without(dropped, rejected=rows.rejected + entries)
     pieces = Pieces(path)
     lengths, owners = pieces.column("length"), pieces.column("row")
@@ -126,13 +140,17 @@ def say_left_out(encoded: Encoded, data: Data, *, split: str) -> None:
 def say_cut(cut: int, rows: int, data: Data, *, place: str) -> None:
     """Say how many of these rows were cut, and what of them was not read; nothing where none was."""
     if cut:
-        part = {"head_tail": "the middle", "windows": "the end of the shorter text"}.get(data.long_text, "the end")
+        part = {"head_tail": "the middle", "windows": "the end of the shorter text"}.get(
+            data.long_text, "the end"
+        )
         console.warn(
             f"{place}: {part} of {cut} of {rows} rows was left out at {data.max_length} tokens (data.long_text={data.long_text})"
         )
 
 
-def _encoded_batches(rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> Iterator[dict[str, list[Any]]]:
+def _encoded_batches(
+    rows: Rows, task: Task, rejected: list[dict[str, Any]]
+) -> Iterator[dict[str, list[Any]]]:
     """Columns batch by batch; ``row`` counts the rows that stay."""
     kept = 0
     starts = range(0, len(rows), BATCH_ROWS)
@@ -150,11 +168,17 @@ def _encoded_batches(rows: Rows, task: Task, rejected: list[dict[str, Any]]) -> 
         if columns["row"]:
             yield columns
     if not kept:
-        raise DataError("no row is left: all are too long", place=rows.place(0), remedy="raise data.max_length")
+        raise DataError(
+            "no row is left: all are too long", place=rows.place(0), remedy="raise data.max_length"
+        )
 
 
 def _without_long(
-    batch: list[tuple[int, Row]], error: TooLong, rows: Rows, task: Task, rejected: list[dict[str, Any]]
+    batch: list[tuple[int, Row]],
+    error: TooLong,
+    rows: Rows,
+    task: Task,
+    rejected: list[dict[str, Any]],
 ) -> list[tuple[int, Row]]:
     for at, length in error.rows:
         position, row = batch[at]

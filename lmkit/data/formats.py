@@ -35,11 +35,17 @@ class BadRow(DataError):
     def __init__(self, problem: str, *, path: Path, line: int, remedy: str, row: Any):
         self.line, self.row = line, row
         place = f"{shown(path)}:{line}"
-        super().__init__(problem, place=place, remedy=f"{remedy}; or leave the row out: data.on_bad_row=skip")
+        super().__init__(
+            problem, place=place, remedy=f"{remedy}; or leave the row out: data.on_bad_row=skip"
+        )
 
 
 def read_rows(
-    path: Path, *, document: Document = "line", header: bool = True, bad: Callable[[BadRow], None] | None = None
+    path: Path,
+    *,
+    document: Document = "line",
+    header: bool = True,
+    bad: Callable[[BadRow], None] | None = None,
 ) -> Iterator[tuple[int, Row]]:
     """Stream a file's rows, each with its number, counted from 1.
 
@@ -139,13 +145,17 @@ def _check_start(start: bytes, path: Path) -> None:
     if what:
         utf16 = "save the file as UTF-8, for example: iconv -f utf-16 -t utf-8"
         remedy = utf16 if "UTF-16" in what else "rename it, or export it as UTF-8 text"
-        raise DataError(f"not UTF-8 text: the file begins with {what}", place=f"{shown(path)}:1", remedy=remedy)
+        raise DataError(
+            f"not UTF-8 text: the file begins with {what}", place=f"{shown(path)}:1", remedy=remedy
+        )
 
 
 def _text_rows(path: Path, document: Document) -> Iterator[tuple[int, Row]]:
     held: list[str] = []
     start = 1
-    for number, line in itertools.chain(_lines(path), [(0, "")]):  # a last blank line ends the last paragraph
+    for number, line in itertools.chain(
+        _lines(path), [(0, "")]
+    ):  # a last blank line ends the last paragraph
         if document == "line":
             if line.strip():
                 yield number, {"text": line}
@@ -167,14 +177,23 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
             where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             remedy = "each line is one whole JSON object"
-            yield number, BadRow(f"not JSON{where}: {what}", path=path, line=number, remedy=remedy, row=line)
+            yield (
+                number,
+                BadRow(f"not JSON{where}: {what}", path=path, line=number, remedy=remedy, row=line),
+            )
             continue
         yield number, row if isinstance(row, dict) else _no_object(row, path, number)
 
 
 def _no_object(row: Any, path: Path, line: int) -> BadRow:
     remedy = 'a row is an object: {"text": "..."}; a list of objects belongs in a .json file'
-    return BadRow(f"not a JSON object but {json.dumps(row)[:60]}", path=path, line=line, remedy=remedy, row=row)
+    return BadRow(
+        f"not a JSON object but {json.dumps(row)[:60]}",
+        path=path,
+        line=line,
+        remedy=remedy,
+        row=row,
+    )
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
@@ -191,7 +210,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
         return after_blank(at + 1)
 
     problem = 'neither a list of objects nor an object with a list under "data"'
-    shape = DataError(problem, place=shown(path), remedy="one JSON object a line belongs in a .jsonl file")
+    shape = DataError(
+        problem, place=shown(path), remedy="one JSON object a line belongs in a .jsonl file"
+    )
     try:
         start = after_blank(0)
         if text.startswith("{", start):
@@ -219,7 +240,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
     except (ValueError, RecursionError) as error:
         problem, place = f"not JSON: {error}", shown(path)
         if isinstance(error, json.JSONDecodeError):
-            problem, place = f"not JSON at column {error.colno}: {error.msg}", f"{place}:{error.lineno}"
+            problem, place = (
+                f"not JSON at column {error.colno}: {error.msg}",
+                f"{place}:{error.lineno}",
+            )
         raise DataError(problem, place=place, remedy="correct the file") from None
 
 
@@ -233,9 +257,16 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, list[str] | BadRow]]:
         except StopIteration:
             return
         except csv.Error as error:
-            if "end of data" in str(error):  # it swallowed all rows from here on: never just one row to skip
-                remedy, place = 'close the quote, or write a quote inside a cell as ""', f"{shown(path)}:{start}"
-                raise DataError("a quoted cell that begins here never ends", place=place, remedy=remedy) from None
+            if "end of data" in str(
+                error
+            ):  # it swallowed all rows from here on: never just one row to skip
+                remedy, place = (
+                    'close the quote, or write a quote inside a cell as ""',
+                    f"{shown(path)}:{start}",
+                )
+                raise DataError(
+                    "a quoted cell that begins here never ends", place=place, remedy=remedy
+                ) from None
             remedy = 'write a quote inside a cell as "", and quote the cell'
             yield start, BadRow(f"not CSV: {error}", path=path, line=start, remedy=remedy, row=None)
 
@@ -257,7 +288,10 @@ def _table_rows(
         elif names is None and header:
             names = [cell.strip() for cell in cells]
             if twice := [name for name, count in Counter(names).items() if count > 1 and name]:
-                problem, remedy = f"two columns are called {twice[0]!r}", "give each column its own name"
+                problem, remedy = (
+                    f"two columns are called {twice[0]!r}",
+                    "give each column its own name",
+                )
                 raise DataError(problem, place=f"{shown(path)}:{number}", remedy=remedy)
         else:
             positions = [str(i) for i in range(len(cells))]
@@ -268,8 +302,14 @@ def _table_rows(
             if len(cells) == len(names):
                 yield number, dict(zip(names, cells, strict=True))
                 continue
-            remedy = "quote cells that contain a comma" if format_of(path) == "csv" else "a cell cannot contain a tab"
-            problem = f"{len(cells)} cell{'s' * (len(cells) != 1)} where the first line has {len(names)}"
+            remedy = (
+                "quote cells that contain a comma"
+                if format_of(path) == "csv"
+                else "a cell cannot contain a tab"
+            )
+            problem = (
+                f"{len(cells)} cell{'s' * (len(cells) != 1)} where the first line has {len(names)}"
+            )
             yield number, BadRow(problem, path=path, line=number, remedy=remedy, row=cells)
 
 
@@ -280,16 +320,27 @@ def _conll_cells(line: str) -> list[str]:
 
 def _conll_rows(path: Path, universal: bool) -> Iterator[tuple[int, Row | BadRow]]:
     """One row a sentence; the format of CoNLL-2000/2003, or CoNLL-U (universaldependencies.org/format.html)."""
-    first = next((line for _, line in _lines(path) if line.strip() and not line.startswith(("#", "-DOCSTART-"))), "")
+    first = next(
+        (
+            line
+            for _, line in _lines(path)
+            if line.strip() and not line.startswith(("#", "-DOCSTART-"))
+        ),
+        "",
+    )
     width, tabs = (10, True) if universal else (len(_conll_cells(first)), "\t" in first)
     token, tag = (1, 3) if universal else (0, -1)
     lines: list[int] = []
     table: list[list[str]] = []
     fault: BadRow | None = None
-    for number, line in itertools.chain(_lines(path), [(0, "")]):  # a last blank line ends the last sentence
+    for number, line in itertools.chain(
+        _lines(path), [(0, "")]
+    ):  # a last blank line ends the last sentence
         cells = _conll_cells(line)
         # '#' begins a comment, unless the line has a token's columns: '#' and '#tag' are words, too.
-        comment = line.startswith("#") and (universal or len(cells) != width or (tabs and "\t" not in line))
+        comment = line.startswith("#") and (
+            universal or len(cells) != width or (tabs and "\t" not in line)
+        )
         if not line.strip() or line.startswith("-DOCSTART-"):
             if fault:
                 yield lines[0], fault
@@ -298,19 +349,35 @@ def _conll_rows(path: Path, universal: bool) -> Iterator[tuple[int, Row | BadRow
                 named = {str(i): column for i, column in enumerate(columns)}
                 yield (
                     lines[0],
-                    {"tokens": columns[token], "tags": columns[tag], "text": " ".join(columns[token]), **named, "_lines": lines},
+                    {
+                        "tokens": columns[token],
+                        "tags": columns[tag],
+                        "text": " ".join(columns[token]),
+                        **named,
+                        "_lines": lines,
+                    },
                 )
             lines, table, fault = [], [], None
-        elif comment or (universal and re.fullmatch(r"\d+[-.]\d+", cells[0])):  # 1-2 a contraction, 1.1 an empty node
+        elif comment or (
+            universal and re.fullmatch(r"\d+[-.]\d+", cells[0])
+        ):  # 1-2 a contraction, 1.1 an empty node
             continue
         else:
             lines.append(number)
             table.append(cells)
             if fault is None and (len(cells) != width or width < 2):
-                problem = f"a single column, {cells[0]!r}," if len(cells) == 1 else f"{len(cells)} columns"
-                expected = "a word and its tag are expected" if width < 2 else f"{width} are expected"
+                problem = (
+                    f"a single column, {cells[0]!r},"
+                    if len(cells) == 1
+                    else f"{len(cells)} columns"
+                )
+                expected = (
+                    "a word and its tag are expected" if width < 2 else f"{width} are expected"
+                )
                 remedy = "each line has a word and its tag with a tab or a space between, an empty line ends a sentence"
-                fault = BadRow(f"{problem} where {expected}", path=path, line=number, remedy=remedy, row=line)
+                fault = BadRow(
+                    f"{problem} where {expected}", path=path, line=number, remedy=remedy, row=line
+                )
 
 
 def _column_rows(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
@@ -333,14 +400,24 @@ def _column_rows(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
             else:
                 reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
                 schema = reader.schema
-                batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
+                batches = (
+                    (reader.get_batch(i) for i in range(reader.num_record_batches))
+                    if is_file
+                    else iter(reader)
+                )
             classes = _class_names(schema.metadata or {})
             number = 0
             for batch in batches:
                 for start in range(0, batch.num_rows, 256):
                     for row in batch.slice(start, 256).to_pylist():
                         number += 1
-                        yield number, {name: _class_name(value, classes.get(name)) for name, value in row.items()}
+                        yield (
+                            number,
+                            {
+                                name: _class_name(value, classes.get(name))
+                                for name, value in row.items()
+                            },
+                        )
         except pa.ArrowException as error:
             problem = f"broken, or not {kind} data: {str(error).splitlines()[0]}"
             raise DataError(problem, place=shown(path), remedy="write it again") from error

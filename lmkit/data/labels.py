@@ -36,16 +36,23 @@ def labels_of(rows: Rows, field: str) -> list[str]:
         return [*(["O"] if "O" in found else []), "B", "I"]
     if are_tags and all(label == "O" or label[:2] in ("B-", "I-") for label in found):
         kinds = {label[2:] for label in found if label != "O"}
-        return [*(["O"] if "O" in found else []), *(f"{p}-{kind}" for kind in sorted(kinds) for p in "BI")]
+        return [
+            *(["O"] if "O" in found else []),
+            *(f"{p}-{kind}" for kind in sorted(kinds) for p in "BI"),
+        ]
     return sorted(found, key=lambda label: (label != "O", label))
 
 
 def _distinct(rows: Rows, field: str) -> set[str]:
     column = rows.column(field)
-    return set(pc.unique(pc.list_flatten(column) if pa.types.is_list(column.type) else column).to_pylist())
+    return set(
+        pc.unique(pc.list_flatten(column) if pa.types.is_list(column.type) else column).to_pylist()
+    )
 
 
-def check_labels(rows: Rows, field: str, labels: Sequence[str], *, split: str, on_bad_row: OnBadRow = "error") -> Rows:
+def check_labels(
+    rows: Rows, field: str, labels: Sequence[str], *, split: str, on_bad_row: OnBadRow = "error"
+) -> Rows:
     """The rows whose labels are all known; the others raise, or with ``skip`` are left out and recorded.
 
     Raises:
@@ -62,14 +69,18 @@ def check_labels(rows: Rows, field: str, labels: Sequence[str], *, split: str, o
         for i, label in enumerate(found):
             if label not in known:
                 what = "tag" if row.get("tokens") else "label"
-                problem = f"the {what} {label!r} does not occur in training; {suggest(label, known)}"
+                problem = (
+                    f"the {what} {label!r} does not occur in training; {suggest(label, known)}"
+                )
                 return (i if what == "tag" else None), problem, remedy
         return None
 
     return _without(rows, unknown, on_bad_row, split)
 
 
-def _without(rows: Rows, fault: Callable[[Row], Fault | None], on_bad_row: OnBadRow, split: str) -> Rows:
+def _without(
+    rows: Rows, fault: Callable[[Row], Fault | None], on_bad_row: OnBadRow, split: str
+) -> Rows:
     """The rows without a fault."""
     bad: list[int] = []
     rejected: list[Row] = []
@@ -82,7 +93,9 @@ def _without(rows: Rows, fault: Callable[[Row], Fault | None], on_bad_row: OnBad
             raise DataError(problem, place=rows.place(i, word=word), remedy=remedy)
         content = {name: value for name, value in row.items() if name != "id"}
         bad.append(i)
-        rejected.append({"place": rows.place(i, word=word), "problem": problem, "id": row["id"], "row": content})
+        rejected.append(
+            {"place": rows.place(i, word=word), "problem": problem, "id": row["id"], "row": content}
+        )
     if len(bad) == len(rows):
         raise DataError(
             f"no usable row is left for {split}; the first: {rejected[0]['problem']}",
@@ -127,10 +140,16 @@ def prepare_tags(
         _check_plain(splits["train"], field)
     elif "train" in splits and scheme.startswith("bare "):
         console.say("data.train: tags without types, taken for entities of one type")
-    given = {split: rows for split, rows in splits.items() if "offsets" not in rows.names} if scheme != "plain" else {}
+    given = (
+        {split: rows for split, rows in splits.items() if "offsets" not in rows.names}
+        if scheme != "plain"
+        else {}
+    )
     if repair and "train" in splits and not given:
         what = "plain tags" if scheme == "plain" else "entities in characters"
-        raise RecipeError(f"{what} have no order to repair", place="tagging.repair", remedy="leave it out")
+        raise RecipeError(
+            f"{what} have no order to repair", place="tagging.repair", remedy="leave it out"
+        )
 
     def fault(row: Row) -> Fault | None:
         if found := tags.check_tags(row[field], scheme):
@@ -144,7 +163,9 @@ def prepare_tags(
         wrong = _wrong_sequences(rows, field, scheme) if repair else []
         if wrong:
             place = rows.place(wrong[0][0], word=wrong[0][1])
-            console.warn(f"data.{split}: {len(wrong)} of {len(rows)} tag sequences repaired, the first at {place}: {wrong[0][2]}")
+            console.warn(
+                f"data.{split}: {len(wrong)} of {len(rows)} tag sequences repaired, the first at {place}: {wrong[0][2]}"
+            )
         if wrong or scheme not in ("iob2", "bare iob2"):
             prepared[split] = _in_iob2(rows, field, scheme)
     return prepared
@@ -159,7 +180,9 @@ def _check_plain(train: Rows, field: str) -> None:
     distinct = _distinct(train, field)
     typed = sorted(tag for tag in distinct if tag.startswith(("B-", "I-")))
     if typed and (others := distinct - {*typed, "O"}):
-        number, word = next((i, row[field].index(typed[0])) for i, row in enumerate(train) if typed[0] in row[field])
+        number, word = next(
+            (i, row[field].index(typed[0])) for i, row in enumerate(train) if typed[0] in row[field]
+        )
         raise DataError(
             f"{typed[0]!r} marks an entity, and other tags, such as {min(others)!r}, mark none",
             place=train.place(number, word=word),
@@ -170,7 +193,9 @@ def _check_plain(train: Rows, field: str) -> None:
             "data.train: the tags are numbers, so nothing tells entities; write their names (O, B-PER, ...) if they mark some"
         )
     elif (odd := tags.written_otherwise(distinct)) is not None:
-        number, word = next((i, row[field].index(odd)) for i, row in enumerate(train) if odd in row[field])
+        number, word = next(
+            (i, row[field].index(odd)) for i, row in enumerate(train) if odd in row[field]
+        )
         right = "B, I and O" if len(odd) == 1 else "B-PER, I-PER and O"
         console.warn(
             f"data.train: tags such as {odd!r} ({train.place(number, word=word)}) seem to mark entities, but are taken as they "
@@ -186,12 +211,18 @@ def _wrong_sequences(rows: Rows, field: str, scheme: tags.Scheme) -> list[tuple[
 
 def _in_iob2(rows: Rows, field: str, scheme: tags.Scheme) -> Rows:
     fingerprint = hash_of([rows.fingerprint, "iob2", scheme, FORMAT])
-    path = rows.path.with_name(f"rows-{hash_of([rows.path.stem, fingerprint])[:32]}.arrow")  # slice columns have other paths
+    path = rows.path.with_name(
+        f"rows-{hash_of([rows.path.stem, fingerprint])[:32]}.arrow"
+    )  # slice columns have other paths
     with FileLock(f"{path}.lock"):
         if not is_whole(path):
             schema = rows.schema
             everything = itertools.chain.from_iterable(rows.batches(names=schema.names))
-            write_rows(path, schema, ({**row, field: tags.to_iob2(row[field], scheme)} for row in everything))
+            write_rows(
+                path,
+                schema,
+                ({**row, field: tags.to_iob2(row[field], scheme)} for row in everything),
+            )
     return Rows(path, files=rows.files, rejected=rows.rejected, fingerprint=fingerprint)
 
 
@@ -220,17 +251,30 @@ def split_by_fold(rows: Rows, fold: str) -> tuple[Rows, Rows]:
     """
     number, folds = map(int, fold.split("/"))
     if number > folds or folds < 2:
-        raise RecipeError(f"there is no fold {fold}", place="data.fold", remedy=f"1/{max(2, folds)} is the first")
+        raise RecipeError(
+            f"there is no fold {fold}", place="data.fold", remedy=f"1/{max(2, folds)} is the first"
+        )
     chosen = lambda digest: int(digest[16:32], 16) * folds >> 64 == number - 1  # noqa: E731
-    return _by_hash(rows, chosen, f"fold {fold}", place="data.fold", remedy="choose fewer folds, or add rows")
+    return _by_hash(
+        rows, chosen, f"fold {fold}", place="data.fold", remedy="choose fewer folds, or add rows"
+    )
 
 
-def _by_hash(rows: Rows, chosen: Callable[[str], bool], name: str, *, place: str, remedy: str) -> tuple[Rows, Rows]:
+def _by_hash(
+    rows: Rows, chosen: Callable[[str], bool], name: str, *, place: str, remedy: str
+) -> tuple[Rows, Rows]:
     """The rows that are not chosen by the hash of their content, and those that are."""
     names = sorted(set(rows.names) - {"id"})
     contents = itertools.chain.from_iterable(rows.batches(names=names))
-    is_chosen = np.fromiter((chosen(hash_of(row)) for row in contents), bool, len(rows))  # a byte a row
+    is_chosen = np.fromiter(
+        (chosen(hash_of(row)) for row in contents), bool, len(rows)
+    )  # a byte a row
     if is_chosen.all() or not is_chosen.any():
-        empty, all_rows = ("training" if is_chosen.any() else name), f"{len(rows)} row{'s' * (len(rows) != 1)}"
+        empty, all_rows = (
+            ("training" if is_chosen.any() else name),
+            f"{len(rows)} row{'s' * (len(rows) != 1)}",
+        )
         raise DataError(f"no row of {all_rows} falls to {empty}", place=place, remedy=remedy)
-    return rows.select(np.flatnonzero(~is_chosen)), rows.select(np.flatnonzero(is_chosen), rejected=[])
+    return rows.select(np.flatnonzero(~is_chosen)), rows.select(
+        np.flatnonzero(is_chosen), rejected=[]
+    )

@@ -14,7 +14,12 @@ ByRole = dict[str, list[Path]]
 
 
 def find_parallel(
-    source: Mapping[str, str | list[str]], *, key: str, fields: Sequence[Field], wanted: Sequence[Field], folders: list[Path]
+    source: Mapping[str, str | list[str]],
+    *,
+    key: str,
+    fields: Sequence[Field],
+    wanted: Sequence[Field],
+    folders: list[Path],
 ) -> ByRole:
     """The text files of each role, as many for one as for the other; whatever their names end in, they are read as lines.
 
@@ -26,7 +31,9 @@ def find_parallel(
     """
     names = [field.name for field in fields]
     if unknown := next((role for role in source if role not in names), None):
-        raise DataError(f"this task has no column {unknown!r}", place=key, remedy=suggest(unknown, names))
+        raise DataError(
+            f"this task has no column {unknown!r}", place=key, remedy=suggest(unknown, names)
+        )
     for field in wanted:
         if field.kind not in ("text", "label"):
             remedy = "name one file with both, such as .conll or .jsonl"
@@ -36,14 +43,18 @@ def find_parallel(
             raise DataError(f"no file for {field.name!r}", place=key, remedy=remedy)
     found: ByRole = {}
     for field in wanted:
-        files = sources.find_files(source[field.name], key=f"{key}.{field.name}", folders=folders, lines=True)
+        files = sources.find_files(
+            source[field.name], key=f"{key}.{field.name}", folders=folders, lines=True
+        )
         assert isinstance(files, list)
         found[field.name] = files
     counts = {role: len(paths) for role, paths in found.items()}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{count} for {role}" for role, count in counts.items())
         raise DataError(
-            f"unequal numbers of files: {said}", place=key, remedy="the first of one belongs to the first of the other"
+            f"unequal numbers of files: {said}",
+            place=key,
+            remedy="the first of one belongs to the first of the other",
         )
     return found
 
@@ -65,9 +76,17 @@ def read_parallel(paths: Mapping[str, Path]) -> Iterator[tuple[int, dict[str, st
             yield number, dict(zip(streams, lines, strict=True))
 
 
-def _refuse(paths: Mapping[str, Path], before: int, last: Mapping[str, str | None], streams: Mapping[str, Iterator[str]]) -> None:
+def _refuse(
+    paths: Mapping[str, Path],
+    before: int,
+    last: Mapping[str, str | None],
+    streams: Mapping[str, Iterator[str]],
+) -> None:
     """Count to the ends of the longer files, and say how many lines each has."""
-    counts = {role: before + (last[role] is not None) + sum(1 for _ in stream) for role, stream in streams.items()}
+    counts = {
+        role: before + (last[role] is not None) + sum(1 for _ in stream)
+        for role, stream in streams.items()
+    }
     said = ", ".join(f"{sources.shown(paths[role])} has {count}" for role, count in counts.items())
     raise DataError(
         f"unequal numbers of lines: {said}",
@@ -87,7 +106,9 @@ def sibling(path: Path) -> Path | None:
         return sum(a != b for a, b in zip(parts, others, strict=True)) == 1
 
     beside = [
-        p for p in sources.listing(path.parent) if p.is_file() and sources.format_of(p) in (None, "text") and differs_in_one(p)
+        p
+        for p in sources.listing(path.parent)
+        if p.is_file() and sources.format_of(p) in (None, "text") and differs_in_one(p)
     ]
     return beside[0] if len(beside) == 1 else None
 
@@ -98,6 +119,4 @@ def hint(path: Path, *, key: str, wanted: Sequence[Field]) -> str | None:
     other = sibling(path) if len(texts) == len(wanted) == 2 and key.startswith("data.") else None
     if other is None:
         return None
-    return (
-        f"line by line with the file beside it: {key}={{{texts[0]}: {sources.shown(path)}, {texts[1]}: {sources.shown(other)}}}"
-    )
+    return f"line by line with the file beside it: {key}={{{texts[0]}: {sources.shown(path)}, {texts[1]}: {sources.shown(other)}}}"

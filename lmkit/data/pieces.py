@@ -9,10 +9,12 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
+from lmkit.batch import Columns, Piece
 from lmkit.data.arrow import batch_of
-from lmkit.tasks.base import Columns, Piece
 
-Column = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]  # numbers, and where each list of them begins and ends
+Column = tuple[
+    np.ndarray[Any, Any], np.ndarray[Any, Any] | None
+]  # numbers, and where each list of them begins and ends
 
 
 class Pieces(Sequence[Piece]):
@@ -54,14 +56,19 @@ class Pieces(Sequence[Piece]):
         owners = (np.searchsorted(self._starts, numbers, side="right") - 1).tolist()
         starts = self._starts.tolist()
         return [
-            {name: _value(*column, number - starts[owner]) for name, column in self._batch(owner).items()}
+            {
+                name: _value(*column, number - starts[owner])
+                for name, column in self._batch(owner).items()
+            }
             for number, owner in zip(numbers, owners, strict=True)
         ]
 
     def _batch(self, number: int) -> dict[str, Column]:
         if number not in self._columns:
             batch = self._batches[number]
-            self._columns[number] = {name: _numbers(batch.column(name)) for name in batch.schema.names}
+            self._columns[number] = {
+                name: _numbers(batch.column(name)) for name in batch.schema.names
+            }
         return self._columns[number]
 
     @property
@@ -70,14 +77,18 @@ class Pieces(Sequence[Piece]):
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """A column that has a whole number for each piece."""
-        return np.concatenate([_numbers(batch.column(name))[0] for batch in self._batches], dtype=np.int64)
+        return np.concatenate(
+            [_numbers(batch.column(name))[0] for batch in self._batches], dtype=np.int64
+        )
 
     def is_list(self, name: str) -> bool:
         return name in self.names and pa.types.is_list(self._table.schema.field(name).type)
 
     def sizes(self, name: str) -> np.ndarray[Any, Any]:
         """How many numbers each piece has in a column of lists."""
-        return np.concatenate([np.diff(_view(batch.column(name).offsets)) for batch in self._batches], dtype=np.int64)
+        return np.concatenate(
+            [np.diff(_view(batch.column(name).offsets)) for batch in self._batches], dtype=np.int64
+        )
 
 
 def _numbers(column: pa.Array) -> Column:
@@ -89,7 +100,9 @@ def _numbers(column: pa.Array) -> Column:
 def _view(array: pa.Array) -> np.ndarray[Any, Any]:
     """The numbers of an array without nulls; its own ``to_numpy`` imports pandas."""
     dtype = np.dtype(array.type.to_pandas_dtype())
-    return np.frombuffer(array.buffers()[1] or b"", dtype, len(array), array.offset * dtype.itemsize)
+    return np.frombuffer(
+        array.buffers()[1] or b"", dtype, len(array), array.offset * dtype.itemsize
+    )
 
 
 def _value(numbers: np.ndarray[Any, Any], ends: np.ndarray[Any, Any] | None, at: int) -> Any:
@@ -102,7 +115,9 @@ def write_pieces(path: Path, batches: Iterable[Columns]) -> None:
     with pa.OSFile(str(path), "wb") as sink:
         for columns in batches:
             if writer is None:
-                schema = pa.schema([(name, _type_of(values[0])) for name, values in columns.items()])
+                schema = pa.schema(
+                    [(name, _type_of(values[0])) for name, values in columns.items()]
+                )
                 writer = pa.ipc.new_stream(sink, schema)
             writer.write_batch(batch_of(columns, schema))
         if writer is not None:

@@ -17,7 +17,9 @@ import numpy as np
 Index = np.ndarray  # (n,) int64 example numbers
 POOL = 50  # batches that are put together by length, as many as transformers' group_by_length sorts
 NARROWEST = 64  # tokens of a shared row: wider ones hold more texts and less padding, but attention is over the whole row
-PASS = 1 / 8  # of a full micro-batch: what a pass costs beside its tokens, in casts of weights, sums of gradients and calls
+PASS = (
+    1 / 8
+)  # of a full micro-batch: what a pass costs beside its tokens, in casts of weights, sums of gradients and calls
 WORTH = 0.05  # of a batch has to be padding before its tokens are moved
 
 
@@ -51,7 +53,9 @@ class Plan:
         """The examples of an epoch in its order, keyed on (seed, epoch)."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch])))
         order = rng.permutation(self.num_examples)
-        return order if self.lengths is None else _grouped(order, self.lengths, self.batch_size, rng)
+        return (
+            order if self.lengths is None else _grouped(order, self.lengths, self.batch_size, rng)
+        )
 
     def examples(self, step: int, order: Index | None = None) -> Index:
         """The examples of a step counted from 0; ``order`` saves making the epoch's order again."""
@@ -64,7 +68,9 @@ def _grouped(order: Index, lengths: np.ndarray, batch_size: int, rng: np.random.
     """Batches of alike length, made of ``POOL`` batches at a time, in random order; what is left comes last."""
     whole = len(order) // batch_size * batch_size
     pools = np.split(order[:whole], range(POOL * batch_size, whole, POOL * batch_size))
-    batches = np.concatenate([_alike(pool, lengths, batch_size) for pool in pools]).reshape(-1, batch_size)
+    batches = np.concatenate([_alike(pool, lengths, batch_size) for pool in pools]).reshape(
+        -1, batch_size
+    )
     return np.concatenate([rng.permutation(batches).reshape(-1), order[whole:]])
 
 
@@ -79,7 +85,9 @@ def _alike(examples: Index, lengths: np.ndarray, batch_size: int) -> Index:
     sides = lengths[examples]
     ordered = examples[np.argsort(sides[:, np.ptp(sides, axis=0).argmax()], kind="stable")]
     middle = batches // 2 * batch_size
-    return np.concatenate([_alike(half, lengths, batch_size) for half in (ordered[:middle], ordered[middle:])])
+    return np.concatenate(
+        [_alike(half, lengths, batch_size) for half in (ordered[:middle], ordered[middle:])]
+    )
 
 
 def deal(examples: Index, lengths: np.ndarray, ranks: int) -> list[Index]:
@@ -98,7 +106,9 @@ def deal(examples: Index, lengths: np.ndarray, ranks: int) -> list[Index]:
     return [np.array(part, dtype=np.int64) for part in parts]
 
 
-def micro_batches(examples: Index, lengths: np.ndarray, budget: int, *, padded: bool = False) -> list[Index]:
+def micro_batches(
+    examples: Index, lengths: np.ndarray, budget: int, *, padded: bool = False
+) -> list[Index]:
     """Cut into micro-batches of at most ``budget`` tokens, padding included; alike lengths together.
 
     An example longer than the budget makes a micro-batch of its own.
@@ -192,7 +202,9 @@ def fill(lengths: Sequence[int] | np.ndarray, size: int) -> Groups:
     owners, below = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)
     # Views give and take plain numbers: a list of as many would take five times the memory.
     length_of, owner_of, under = lengths.data, owners.data, below.data
-    top = [-1] * (size + 1)  # of the pile of groups with so much room; the pile goes on in ``below``
+    top = [-1] * (
+        size + 1
+    )  # of the pile of groups with so much room; the pile goes on in ``below``
     rooms = 0  # a bit for every room that some group has
     count = 0
     for piece in np.argsort(-lengths, kind="stable").data:
@@ -232,7 +244,10 @@ def rows_to_share(lengths: Sequence[int]) -> np.ndarray | None:
     """
     longest = max(lengths)
     groups = fill(lengths, max(longest, NARROWEST))
-    rows = [np.concatenate([text * longest + np.arange(lengths[text]) for text in group]) for group in groups]
+    rows = [
+        np.concatenate([text * longest + np.arange(lengths[text]) for text in group])
+        for group in groups
+    ]
     places = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
     for place, row in zip(places, rows, strict=True):
         place[: len(row)] = row

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 Row = dict[str, Any]
 OnBadRow = Literal["error", "skip"]
-FORMAT = 1  # of the cached files: raise it with whatever changes what load_rows makes of the same input
+FORMAT = (
+    1  # of the cached files: raise it with whatever changes what load_rows makes of the same input
+)
 SLICE_COLUMN = "_slice:"  # before the name of a column that only eval.slices wants: no part of a row that tasks see
 LEAVE_OUT = "correct it, or leave such rows out with data.on_bad_row=skip"
 

@@ -16,7 +16,10 @@ from lmkit.data.arrow import batch_of, numbers
 from lmkit.data.row import DataFile, Row, hash_of
 from lmkit.tasks.fields import Field
 
-BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 23  # of texts; words and other entries of lists count as one each
+BATCH_ROWS, BATCH_CHARACTERS = (
+    1000,
+    1 << 23,
+)  # of texts; words and other entries of lists count as one each
 
 
 class Rows(Sequence[Row]):
@@ -71,7 +74,9 @@ class Rows(Sequence[Row]):
     def __iter__(self) -> Iterator[Row]:
         return itertools.chain.from_iterable(self.batches())
 
-    def batches(self, size: int = BATCH_ROWS, *, names: list[str] | None = None) -> Iterator[list[Row]]:
+    def batches(
+        self, size: int = BATCH_ROWS, *, names: list[str] | None = None
+    ) -> Iterator[list[Row]]:
         """All rows in order, ``size`` at a time; with ``names``, these columns alone."""
         for start in range(0, len(self), size):
             yield self._take(np.arange(start, min(start + size, len(self))), names or self.names)
@@ -79,11 +84,16 @@ class Rows(Sequence[Row]):
     def column(self, name: str) -> pa.ChunkedArray:
         """One column: mapped, not copied, unless the rows are a selection."""
         column = self._table[name]
-        return column if self._selection is None else column.take(numbers(self._selection, np.int64))
+        return (
+            column if self._selection is None else column.take(numbers(self._selection, np.int64))
+        )
 
     def place(self, index: int, *, word: int | None = None) -> str:
         """``file:line`` of a row, or of one word of it where the file has a line for each."""
-        row = self._take(np.array([index]), [n for n in ("_file", "_line", "_lines") if n in self._table.column_names])[0]
+        row = self._take(
+            np.array([index]),
+            [n for n in ("_file", "_line", "_lines") if n in self._table.column_names],
+        )[0]
         line = row["_lines"][word] if word is not None and row.get("_lines") else row["_line"]
         return f"{self.files[row['_file']].path}:{line}"
 
@@ -94,7 +104,9 @@ class Rows(Sequence[Row]):
             chosen = self._selection[chosen]
         fingerprint = hash_of([self.fingerprint, hashlib.sha256(chosen.tobytes()).hexdigest()])
         kept = self.rejected if rejected is None else rejected
-        return Rows(self.path, files=self.files, rejected=kept, fingerprint=fingerprint, selection=chosen)
+        return Rows(
+            self.path, files=self.files, rejected=kept, fingerprint=fingerprint, selection=chosen
+        )
 
     def without(self, indices: Sequence[int], *, rejected: list[Row]) -> Rows:
         """All rows but these; ``rejected`` as of ``select``."""
@@ -113,7 +125,9 @@ class Rows(Sequence[Row]):
         return rows
 
 
-def _open_rows(path: Path, files: list[DataFile], rejected: list[Row], fingerprint: str, selection: Any) -> Rows:
+def _open_rows(
+    path: Path, files: list[DataFile], rejected: list[Row], fingerprint: str, selection: Any
+) -> Rows:
     return Rows(path, files=files, rejected=rejected, fingerprint=fingerprint, selection=selection)
 
 
@@ -124,7 +138,15 @@ def schema_of(fields: list[Field]) -> pa.Schema:
     """The columns of the Arrow file of a task's rows: the fields, and where each row comes from."""
     text = pa.large_string()  # offsets of 64 bits: a document may be as long as it likes
     words = pa.list_(text)
-    kinds = {"text": text, "label": text, "labels": words, "number": pa.float64(), "words": words, "tags": words, "slice": text}
+    kinds = {
+        "text": text,
+        "label": text,
+        "labels": words,
+        "number": pa.float64(),
+        "words": words,
+        "tags": words,
+        "slice": text,
+    }
     kinds["offsets"] = pa.list_(pa.list_(pa.int64()))
     places = [("_file", pa.int32()), ("_line", pa.int64())]
     if any(field.kind in ("words", "tags") for field in fields):
@@ -139,7 +161,9 @@ def is_whole(path: Path) -> bool:
     """Whether a cached Arrow file is there to its end: a machine that went down may have left a part, or zeros."""
     try:
         with path.open("rb") as file:
-            return file.seek(-8, os.SEEK_END) > 8 and file.read().endswith(ENDS)  # not the mark at its beginning
+            return file.seek(-8, os.SEEK_END) > 8 and file.read().endswith(
+                ENDS
+            )  # not the mark at its beginning
     except OSError:  # not there, or shorter
         return False
 
@@ -153,7 +177,9 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> None:
             characters = 0
             for row in rows:
                 batch.append(row)
-                characters += sum(len(value) for value in row.values() if isinstance(value, (str, list)))
+                characters += sum(
+                    len(value) for value in row.values() if isinstance(value, (str, list))
+                )
                 if len(batch) == BATCH_ROWS or characters > BATCH_CHARACTERS:
                     writer.write_batch(_batch_of(batch, schema))
                     batch, characters = [], 0

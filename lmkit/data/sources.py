@@ -25,7 +25,10 @@ FORMATS = {
     ".conllu": "conllu",
 }
 # Endings that no data set on the hub has: a name that ends so is a path, though not one of ours.
-FOREIGN = re.compile(r"\.(bz2|xz|zip|tar|tgz|gz|zst|7z|xlsx?|docx?|pdf|html?|xml|md|ya?ml|log|dat|pkl|pt|npy)$", re.IGNORECASE)
+FOREIGN = re.compile(
+    r"\.(bz2|xz|zip|tar|tgz|gz|zst|7z|xlsx?|docx?|pdf|html?|xml|md|ya?ml|log|dat|pkl|pt|npy)$",
+    re.IGNORECASE,
+)
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::([\w.,+-]+))?(?:@([\w./-]+))?")
 KNOWN = f"known endings: {' '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
 
@@ -39,7 +42,11 @@ class HubId:
     revision: str | None = None
 
     def __str__(self) -> str:
-        return self.name + (f":{self.config}" if self.config else "") + (f"@{self.revision}" if self.revision else "")
+        return (
+            self.name
+            + (f":{self.config}" if self.config else "")
+            + (f"@{self.revision}" if self.revision else "")
+        )
 
 
 def shown(path: Path) -> str:
@@ -70,7 +77,9 @@ def sha256_of(path: Path) -> str:
 # ---------------------------------------------------------------------------------- finding
 
 
-def find_files(source: str | list[str], *, key: str, folders: list[Path], lines: bool = False) -> list[Path] | HubId:
+def find_files(
+    source: str | list[str], *, key: str, folders: list[Path], lines: bool = False
+) -> list[Path] | HubId:
     """The files that a source names, in order; or the hub id where only that can be meant.
 
     A source is a path, a glob (``**`` too), a directory (all data files in and below it, sorted,
@@ -93,7 +102,9 @@ def find_files(source: str | list[str], *, key: str, folders: list[Path], lines:
         if isinstance(files, HubId):
             if len(found) == 1:
                 return files
-            raise DataError(f"no such file: {files}", place=key, remedy="a hub id stands alone, not in a list")
+            raise DataError(
+                f"no such file: {files}", place=key, remedy="a hub id stands alone, not in a list"
+            )
     return [path for files in found if not isinstance(files, HubId) for path in files]
 
 
@@ -108,21 +119,27 @@ def _find(entry: str, key: str, folders: list[Path], lines: bool) -> list[Path] 
     for path in (folder / name for folder in folders):
         if os.path.isdir(path):
             if lines:
-                raise DataError(f"a directory: {entry}", place=key, remedy="name the text file in it, a list, or a glob")
+                raise DataError(
+                    f"a directory: {entry}",
+                    place=key,
+                    remedy="name the text file in it, a list, or a glob",
+                )
             return _files_in(path, key)
         if os.path.isfile(path):
             if not _reads(path, lines) and lines:
-                remedy = (
-                    f"parallel files are text, a row a line; one file with columns stands alone: {key.rpartition('.')[0]}={entry}"
-                )
+                remedy = f"parallel files are text, a row a line; one file with columns stands alone: {key.rpartition('.')[0]}={entry}"
                 raise DataError(f"not a text file: {entry}", place=key, remedy=remedy)
             if not _reads(path, lines):
                 raise DataError(f"not a format that lmkit reads: {entry}", place=key, remedy=KNOWN)
             return [path]
     if any(sign in name for sign in "*?["):
         for folder in folders:
-            matches = sorted(glob.glob(os.path.join(glob.escape(str(folder)), name), recursive=True))
-            if files := [path for path in map(Path, matches) if path.is_file() and _reads(path, lines)]:
+            matches = sorted(
+                glob.glob(os.path.join(glob.escape(str(folder)), name), recursive=True)
+            )
+            if files := [
+                path for path in map(Path, matches) if path.is_file() and _reads(path, lines)
+            ]:
                 return files
             if matches:
                 raise DataError(f"no data file among what {entry} matches", place=key, remedy=KNOWN)
@@ -131,7 +148,11 @@ def _find(entry: str, key: str, folders: list[Path], lines: bool) -> list[Path] 
         return _hub_id(entry, key)
     names = [p.name for folder in folders for p in listing((folder / name).parent)]
     close = nearest(Path(name).name, names)
-    hint = f"; did you mean {Path(entry).with_name(close) if not entry.startswith('sample:') else close}?" if close else ""
+    hint = (
+        f"; did you mean {Path(entry).with_name(close) if not entry.startswith('sample:') else close}?"
+        if close
+        else ""
+    )
     raise DataError(f"no such file: {entry}{hint}", place=key, remedy=_looked_in(folders))
 
 
@@ -143,7 +164,11 @@ def _files_in(folder: Path, key: str) -> list[Path]:
     # What datasets' save_to_disk writes: all splits side by side, which must never be mixed silently.
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(p.name for p in listing(folder) if p.is_dir())
-        raise DataError(f"{shown(folder)} holds several splits: {splits}", place=key, remedy="name the directory of one of them")
+        raise DataError(
+            f"{shown(folder)} holds several splits: {splits}",
+            place=key,
+            remedy="name the directory of one of them",
+        )
     about = {"dataset_info.json", "state.json"} if (folder / "state.json").is_file() else set()
     files = []
     for path in sorted(folder.rglob("*")):
@@ -170,7 +195,11 @@ def _looked_in(folders: list[Path]) -> str:
 
 
 def _may_be_hub_id(entry: str, folders: list[Path]) -> bool:
-    if not (match := HUB_ID.fullmatch(entry)) or FOREIGN.search(match[1]) or format_of(Path(match[1])):
+    if (
+        not (match := HUB_ID.fullmatch(entry))
+        or FOREIGN.search(match[1])
+        or format_of(Path(match[1]))
+    ):
         return False
     # data/trian, where data/ is here: a typing error, not an organisation on the hub.
     return "/" not in match[1] or not any((folder / match[1]).parent.is_dir() for folder in folders)
@@ -178,10 +207,16 @@ def _may_be_hub_id(entry: str, folders: list[Path]) -> bool:
 
 def _hub_id(entry: str, key: str) -> HubId:
     if not (match := HUB_ID.fullmatch(entry)):
-        raise DataError(f"not a hub id: {entry}", place=key, remedy="write it as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME@REVISION")
+        raise DataError(
+            f"not a hub id: {entry}",
+            place=key,
+            remedy="write it as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME@REVISION",
+        )
     hub = HubId(*match.groups())
     switches = [
-        v for v in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(v, "").upper() in {"1", "ON", "YES", "TRUE"}
+        v
+        for v in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+        if os.environ.get(v, "").upper() in {"1", "ON", "YES", "TRUE"}
     ]
     if switches and not _is_cached(hub):
         raise DataError(
@@ -195,8 +230,14 @@ def _hub_id(entry: str, key: str) -> HubId:
 def _is_cached(hub: HubId) -> bool:
     """Whether an earlier download may be used offline."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    caches = (os.environ.get("HF_DATASETS_CACHE") or home / "datasets", os.environ.get("HF_HUB_CACHE") or home / "hub")
-    names = {hub.name.replace("/", "___").lower(), "datasets--" + hub.name.replace("/", "--").lower()}
+    caches = (
+        os.environ.get("HF_DATASETS_CACHE") or home / "datasets",
+        os.environ.get("HF_HUB_CACHE") or home / "hub",
+    )
+    names = {
+        hub.name.replace("/", "___").lower(),
+        "datasets--" + hub.name.replace("/", "--").lower(),
+    }
     return any(path.name.lower() in names for cache in caches for path in listing(Path(cache)))
 
 
@@ -209,9 +250,13 @@ def download(hub: HubId, *, split: str, key: str) -> list[Path]:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(hub.name, hub.config, split=split, revision=hub.revision, keep_in_memory=False)
+        dataset = datasets.load_dataset(
+            hub.name, hub.config, split=split, revision=hub.revision, keep_in_memory=False
+        )
     except Exception as error:  # whatever it is, it is about this id or about the network
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         remedy = f"check the name, its config (NAME:CONFIG) and that it has a split {split!r}; offline, name a local file"
-        raise DataError(f"{hub} cannot be loaded from the hub: {reason}", place=key, remedy=remedy) from error
+        raise DataError(
+            f"{hub} cannot be loaded from the hub: {reason}", place=key, remedy=remedy
+        ) from error
     return [Path(file["filename"]) for file in dataset.cache_files]

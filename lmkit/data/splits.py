@@ -36,10 +36,14 @@ class Splits:
 
     @property
     def rejected(self) -> list[dict[str, Any]]:
-        return [{"split": split, **row} for split, rows in self.rows.items() for row in rows.rejected]
+        return [
+            {"split": split, **row} for split, rows in self.rows.items() for row in rows.rejected
+        ]
 
 
-def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], facts: dict[str, Any] | None = None) -> Splits:
+def load_splits(
+    recipe: Recipe, task: type[Task], *, wanted: Sequence[str], facts: dict[str, Any] | None = None
+) -> Splits:
     """Read and check the splits a command needs.
 
     Args:
@@ -52,9 +56,17 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
     """
     data = recipe.data
     if facts is None and data.train is None:
-        raise RecipeError("no data to learn from", place="data.train", remedy="give a path, list, glob, directory or hub id")
+        raise RecipeError(
+            "no data to learn from",
+            place="data.train",
+            remedy="give a path, list, glob, directory or hub id",
+        )
     if data.validation is not None and data.validation_fraction is not None:
-        raise RecipeError("given beside data.validation", place="data.validation_fraction", remedy="keep one of the two")
+        raise RecipeError(
+            "given beside data.validation",
+            place="data.validation_fraction",
+            remedy="keep one of the two",
+        )
     given = [source for source in (data.train, data.validation, data.test) if source is not None]
     if data.columns and given and all(isinstance(source, dict) for source in given):
         raise RecipeError(
@@ -63,25 +75,49 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
             remedy="leave it out: a line is a row of one column",
         )
     if data.fold is not None and data.test is not None:
-        raise RecipeError("given beside data.fold, which tests on data.train", place="data.test", remedy="keep one of the two")
+        raise RecipeError(
+            "given beside data.fold, which tests on data.train",
+            place="data.test",
+            remedy="keep one of the two",
+        )
     if data.fold is not None and data.train is None:
-        raise RecipeError("no data to take the fold from", place="data.train", remedy="give it, or leave data.fold out")
-    from_train = data.validation_fraction is not None and bool({"train", "validation"} & set(wanted))
+        raise RecipeError(
+            "no data to take the fold from",
+            place="data.train",
+            remedy="give it, or leave data.fold out",
+        )
+    from_train = data.validation_fraction is not None and bool(
+        {"train", "validation"} & set(wanted)
+    )
     if from_train and data.train is None:
-        raise RecipeError("a share of no rows: data.train is missing", place="data.validation_fraction", remedy="give data.train")
+        raise RecipeError(
+            "a share of no rows: data.train is missing",
+            place="data.validation_fraction",
+            remedy="give data.train",
+        )
     read = [split for split in wanted if getattr(data, split) is not None] + (
-        ["train"] if (from_train or (data.fold and "test" in wanted)) and "train" not in wanted else []
+        ["train"]
+        if (from_train or (data.fold and "test" in wanted)) and "train" not in wanted
+        else []
     )
     fields = task.fields_of(recipe, facts, None if facts is not None else _peek(recipe))
     for split in read:  # a file that is not there is said before another is read
         find_rows(getattr(data, split), key=f"data.{split}", fields=fields, folders=[Path.cwd()])
-    from lmkit.data.labels import check_labels, labels_of, prepare_tags, split_by_fold, split_by_hash
+    from lmkit.data.labels import (
+        check_labels,
+        labels_of,
+        prepare_tags,
+        split_by_fold,
+        split_by_hash,
+    )
 
     rows = {split: _load(recipe, task, fields, split) for split in dict.fromkeys(read)}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
         known = data.labels if facts is None else facts["labels"]
-        rows = prepare_tags(rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, known=known)
+        rows = prepare_tags(
+            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, known=known
+        )
     everything = rows.get("train")  # labels are those of all folds
     if data.fold is not None and everything is not None:
         rows["train"], rows["test"] = split_by_fold(everything, data.fold)
@@ -89,11 +125,15 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
         assert data.validation_fraction is not None
         rows["train"], rows["validation"] = split_by_hash(rows["train"], data.validation_fraction)
     if facts is None:
-        labels = data.labels or (labels_of(everything or rows["train"], gold[0].name) if gold else [])
+        labels = data.labels or (
+            labels_of(everything or rows["train"], gold[0].name) if gold else []
+        )
         facts = task.learn(rows["train"], labels)
     for field in gold:
         rows = {
-            split: check_labels(found, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row)
+            split: check_labels(
+                found, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row
+            )
             for split, found in rows.items()
         }
     return Splits({split: found for split, found in rows.items() if split in wanted}, facts)
@@ -102,7 +142,14 @@ def load_splits(recipe: Recipe, task: type[Task], *, wanted: Sequence[str], fact
 def _peek(recipe: Recipe) -> Peek:
     data = recipe.data
     assert data.train is not None
-    return peek(data.train, key="data.train", split="train", columns=data.columns, document=data.document, folders=[Path.cwd()])
+    return peek(
+        data.train,
+        key="data.train",
+        split="train",
+        columns=data.columns,
+        document=data.document,
+        folders=[Path.cwd()],
+    )
 
 
 def _load(recipe: Recipe, task: type[Task], fields: Sequence[Field], split: str) -> Rows:
@@ -136,7 +183,13 @@ def provenance(splits: Splits) -> list[dict[str, Any]]:
 
     def described(split: str, rows: Rows) -> Iterable[dict[str, Any]]:
         return (
-            {"split": split, "path": file.path, "rows": file.rows, "sha256": file.sha256, "bytes": file.bytes}
+            {
+                "split": split,
+                "path": file.path,
+                "rows": file.rows,
+                "sha256": file.sha256,
+                "bytes": file.bytes,
+            }
             for file in rows.files
         )
 

@@ -23,7 +23,11 @@ from typing import Literal
 Scheme = Literal["plain", "iob2", "iob1", "bioes", "bare iob2", "bare iob1", "bare bioes"]
 PREFIXED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
 PREFIXES = {"iob2": tuple("BI"), "iob1": tuple("BI"), "bioes": tuple("BIESLUM")}
-BARE = [frozenset("BIOES"), frozenset("BILOU"), frozenset("BMESO")]  # the tags of the schemes where entities have no types
+BARE = [
+    frozenset("BIOES"),
+    frozenset("BILOU"),
+    frozenset("BMESO"),
+]  # the tags of the schemes where entities have no types
 BARE_LETTERS = frozenset("BIOESLUM")
 SIGN = "[-_:./|\u2010-\u2015\u2212 ]"  # what stands for the hyphen between prefix and type, now and then
 OTHER_SPELLINGS = (
@@ -81,7 +85,11 @@ def written_otherwise(distinct: Collection[str]) -> str | None:
     if are_bare({tag.upper() for tag in distinct}):
         return next((tag for tag in inside if tag.islower()), "o")
     for form in OTHER_SPELLINGS:
-        parts = {tag: (match["prefix"].upper(), match["kind"]) for tag in inside if (match := form.fullmatch(tag))}
+        parts = {
+            tag: (match["prefix"].upper(), match["kind"])
+            for tag in inside
+            if (match := form.fullmatch(tag))
+        }
         begin = {kind for prefix, kind in parts.values() if prefix in BEGINS}
         go_on = {kind for prefix, kind in parts.values() if prefix in GOES_ON | ENDS}
         only = len(parts) == len(inside) < len(distinct)
@@ -175,11 +183,17 @@ def check_sequence(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | Non
             if prefix in GOES_ON | ENDS and not (is_open and kind == previous):
                 return i, f"{tag} {after}; an entity begins with B{hyphen}"
             if is_open and prefix not in GOES_ON | ENDS:
-                return i, f"{tag} {after}; an entity of several words ends with E{hyphen} (or L{hyphen})"
+                return (
+                    i,
+                    f"{tag} {after}; an entity of several words ends with E{hyphen} (or L{hyphen})",
+                )
             is_open = prefix in BEGINS | GOES_ON
         before, previous = tag, kind
     if is_open:
-        return len(tags) - 1, f"{before} ends the sentence; an entity of several words ends with E{hyphen} (or L{hyphen})"
+        return (
+            len(tags) - 1,
+            f"{before} ends the sentence; an entity of several words ends with E{hyphen} (or L{hyphen})",
+        )
     return None
 
 
@@ -190,7 +204,9 @@ def check_tags(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | None:
     for i, tag in enumerate(tags):
         prefix, kind = _split(tag, scheme)
         if tag != "O" and (not kind or prefix not in _prefixes(scheme)):
-            forms = ", ".join(p if scheme.startswith("bare ") else f"{p}-TYPE" for p in _prefixes(scheme))
+            forms = ", ".join(
+                p if scheme.startswith("bare ") else f"{p}-TYPE" for p in _prefixes(scheme)
+            )
             return i, f"{tag!r} is not a tag of this data (O or {forms})" + _meant(tag, scheme)
     return None
 
@@ -229,6 +245,8 @@ def to_iob2(tags: Sequence[str], scheme: Scheme) -> list[str]:
     for tag in tags:
         prefix, kind = _split(tag, scheme)
         letter = "B" if prefix in BEGINS | SINGLE or kind != is_open else "I"
-        converted.append(tag if not kind else letter if scheme.startswith("bare ") else f"{letter}-{kind}")
+        converted.append(
+            tag if not kind else letter if scheme.startswith("bare ") else f"{letter}-{kind}"
+        )
         is_open = kind if prefix not in ENDS | SINGLE else ""
     return converted

@@ -42,7 +42,12 @@ class Background:
 
 
 def analyse(
-    records: Sequence[Record], statistics: Statistics, encoded: Encoded, task: Task, options: Eval, background: Background
+    records: Sequence[Record],
+    statistics: Statistics,
+    encoded: Encoded,
+    task: Task,
+    options: Eval,
+    background: Background,
 ) -> dict[str, Any]:
     """Slices, confusion, entity errors, calibration, worst examples and suspicions of a split.
 
@@ -51,7 +56,11 @@ def analyse(
 
     def measured(part: Statistics) -> dict[str, Any]:
         intervals = bootstrap_intervals(
-            part, confidence=options.confidence, resamples=options.resamples, seed=task.recipe.seed, kind=options.interval
+            part,
+            confidence=options.confidence,
+            resamples=options.resamples,
+            seed=task.recipe.seed,
+            kind=options.interval,
         )
         return {name: interval.as_dict() for name, interval in intervals.items()}
 
@@ -71,7 +80,9 @@ def analyse(
     found["worst"] = worst(records)
     doubtful = suspicions.doubtful_gold(records, kind)
     found["suspicions"] = {
-        "overlap": suspicions.overlap_with_training(records, background.train, task, statistics, measured),
+        "overlap": suspicions.overlap_with_training(
+            records, background.train, task, statistics, measured
+        ),
         "always_predicted": suspicions.always_predicted(records, kind),
         "never_predicted": suspicions.never_predicted(records, kind),
         "gold": {"count": len(doubtful), "rows": doubtful[: suspicions.MOST]},
@@ -83,7 +94,9 @@ def analyse(
 def worst(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The rows with the highest loss per label that counts, the worst first."""
     losses = ((loss_of(record), -number) for number, record in enumerate(records))
-    highest = heapq.nlargest(WORST, ((loss, number) for loss, number in losses if not math.isnan(loss)))
+    highest = heapq.nlargest(
+        WORST, ((loss, number) for loss, number in losses if not math.isnan(loss))
+    )
     return [{"id": records[-number]["id"], "loss": loss} for loss, number in highest]
 
 

@@ -24,18 +24,23 @@ from lmkit.evaluation.records import Record
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.recipe.schema import Eval
 from lmkit.tasks.base import Task
-from lmkit.tasks.ner import marks_entities
+from lmkit.tasks.ner.task import marks_entities
 
 Answers = dict[str, list[Record]]
 # more would take minutes, and what is beyond is said
 MOST_ROWS, MOST_TOKENS, MOST_LINKS = 20_000, 2_000_000, 3_000_000
 ORDER = 4
-MODELS_OWN = ("pseudo_perplexity", "truncated")  # read off what the model did, which its baselines' records only carry on
+MODELS_OWN = (
+    "pseudo_perplexity",
+    "truncated",
+)  # read off what the model did, which its baselines' records only carry on
 HAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+(?:['’-][^\W{HAN}]+)*|[^\w\s]")
 
 
-def baselines(task: Task, train: Rows, test: Encoded, records: Sequence[Record], options: Eval, *, seed: int) -> dict[str, Any]:
+def baselines(
+    task: Task, train: Rows, test: Encoded, records: Sequence[Record], options: Eval, *, seed: int
+) -> dict[str, Any]:
     """Every baseline of the task with its metrics, and how much better the model is: the ``baselines`` of metrics.json.
 
     Args:
@@ -47,18 +52,30 @@ def baselines(task: Task, train: Rows, test: Encoded, records: Sequence[Record],
     for name, answers in BASELINES[task.name](task, train, test, records).items():
         (mine,), (model,) = score_together(task, [[answers], [records]], metric)
         intervals = bootstrap_intervals(
-            mine, confidence=options.confidence, resamples=options.resamples, seed=seed, kind=options.interval
+            mine,
+            confidence=options.confidence,
+            resamples=options.resamples,
+            seed=seed,
+            kind=options.interval,
         )
         for key in MODELS_OWN:
             intervals.pop(key, None)
         said: dict[str, Any] = {
-            "metrics": {key: {k: finite(v) for k, v in value.as_dict().items()} for key, value in intervals.items()}
+            "metrics": {
+                key: {k: finite(v) for k, v in value.as_dict().items()}
+                for key, value in intervals.items()
+            }
         }
-        same_items = all(mine.get("items") == its.get("items") for mine, its in zip(answers, records, strict=True))
+        same_items = all(
+            mine.get("items") == its.get("items")
+            for mine, its in zip(answers, records, strict=True)
+        )
         if options.resamples and len(records) > 1 and same_items:
             pair = compare_pair([mine], [model], metric, test_of)
             verdict = pair["verdict"].replace("a is", "baseline is").replace("b is", "model is")
-            said |= {key: pair[key] for key in ("metric", "difference", "low", "high", "p_value")} | {"verdict": verdict}
+            said |= {
+                key: pair[key] for key in ("metric", "difference", "low", "high", "p_value")
+            } | {"verdict": verdict}
         found[name] = said
     return found
 
@@ -69,10 +86,17 @@ def baselines_table(found: dict[str, Any]) -> str:
     def shown(value: float | None, sign: str = "") -> str:
         return "-" if value is None else f"{value:{sign}.4f}"
 
-    metric = next((each["metric"] for each in found["baselines"].values() if "metric" in each), next(iter(found["metrics"])))
+    metric = next(
+        (each["metric"] for each in found["baselines"].values() if "metric" in each),
+        next(iter(found["metrics"])),
+    )
     rows = [["this model", shown(found["metrics"][metric]["value"]), "", "", ""]]
     for name, each in found["baselines"].items():
-        bounds = f"{shown(each['low'], '+')} ... {shown(each['high'], '+')}" if each.get("low") is not None else "-"
+        bounds = (
+            f"{shown(each['low'], '+')} ... {shown(each['high'], '+')}"
+            if each.get("low") is not None
+            else "-"
+        )
         rows.append(
             [
                 name.replace("_", " "),
@@ -88,9 +112,15 @@ def baselines_table(found: dict[str, Any]) -> str:
 def check_baselines(task: str, has_train: bool) -> None:
     """Refuse ``eval.baseline`` where there is nothing to learn one from."""
     if task not in BASELINES:
-        raise RecipeError(f"there is no baseline for {task}", place="eval.baseline", remedy="leave it out")
+        raise RecipeError(
+            f"there is no baseline for {task}", place="eval.baseline", remedy="leave it out"
+        )
     if not has_train:
-        raise RecipeError("no data to learn a baseline from", place="eval.baseline", remedy="give data.train, or leave it out")
+        raise RecipeError(
+            "no data to learn a baseline from",
+            place="eval.baseline",
+            remedy="give data.train, or leave it out",
+        )
 
 
 def _first(train: Rows, most: int = MOST_ROWS) -> list[dict[str, Any]]:
@@ -98,13 +128,16 @@ def _first(train: Rows, most: int = MOST_ROWS) -> list[dict[str, Any]]:
     if len(train) <= most:
         return list(train)
     console.say(f"baselines: learned from a sample of {most:,} of {len(train):,} training rows")
-    chosen = np.random.Generator(np.random.Philox(len(train))).choice(len(train), most, replace=False)
+    chosen = np.random.Generator(np.random.Philox(len(train))).choice(
+        len(train), most, replace=False
+    )
     return list(train.select(np.sort(chosen).tolist()))
 
 
 def _answer(records: Sequence[Record], predictions: Sequence[Any]) -> list[Record]:
     answers: list[Record] = [
-        {**record, "prediction": prediction} for record, prediction in zip(records, predictions, strict=True)
+        {**record, "prediction": prediction}
+        for record, prediction in zip(records, predictions, strict=True)
     ]
     return answers
 
@@ -114,7 +147,11 @@ def _answer(records: Sequence[Record], predictions: Sequence[Any]) -> list[Recor
 
 def _classification(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
     rows = _first(train)
-    fields = [field.name for field in task.fields_of(task.recipe, task.facts, None) if field.kind == "text"]
+    fields = [
+        field.name
+        for field in task.fields_of(task.recipe, task.facts, None)
+        if field.kind == "text"
+    ]
     texts, wanted = ([_joined(row, fields) for row in found] for found in (rows, test.rows))
     gold: list[Any] = [row["label"] for row in rows]
     if isinstance(gold[0], float):
@@ -145,7 +182,9 @@ def _classification(task: Task, train: Rows, test: Encoded, records: Sequence[Re
         }
     found = {"majority_class": _answer(records, _commonest(Counter(gold)) * len(records))}
     if len(set(gold)) > 1:
-        found["tfidf_logistic_regression"] = _answer(records, logistic_regression(texts, gold, wanted))
+        found["tfidf_logistic_regression"] = _answer(
+            records, logistic_regression(texts, gold, wanted)
+        )
     return found
 
 
@@ -165,12 +204,18 @@ def _tfidf(texts: Sequence[str]) -> Any:
     sample = "".join(texts[:500])
     unspaced = len(re.findall(f"[{HAN}\u0e00-\u0eff]", sample)) > 0.2 * len(sample)
     units: dict[str, Any] = (
-        {"analyzer": "char", "ngram_range": (1, 3)} if unspaced else {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]"}
+        {"analyzer": "char", "ngram_range": (1, 3)}
+        if unspaced
+        else {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]"}
     )
-    return TfidfVectorizer(sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1, max_features=30_000, **units)
+    return TfidfVectorizer(
+        sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1, max_features=30_000, **units
+    )
 
 
-def logistic_regression(texts: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def logistic_regression(
+    texts: Sequence[str], labels: Sequence[str], wanted: Sequence[str]
+) -> list[str]:
     """Labels by logistic regression on tf-idf."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -183,7 +228,9 @@ def logistic_regression(texts: Sequence[str], labels: Sequence[str], wanted: Seq
     return [str(label) for label in model.predict(vectors.transform(wanted))]
 
 
-def ridge_regression(texts: Sequence[str], numbers: Sequence[float], wanted: Sequence[str]) -> list[float]:
+def ridge_regression(
+    texts: Sequence[str], numbers: Sequence[float], wanted: Sequence[str]
+) -> list[float]:
     """Numbers by ridge regression on tf-idf."""
     from sklearn.linear_model import Ridge
 
@@ -198,13 +245,18 @@ def ridge_regression(texts: Sequence[str], numbers: Sequence[float], wanted: Seq
 def _tagging(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
     rows = _first(train)
     tags = most_frequent_tags(
-        [(row["tokens"], row["tags"]) for row in rows], [row["tokens"] for row in test.rows], labels=task.facts["labels"]
+        [(row["tokens"], row["tags"]) for row in rows],
+        [row["tokens"] for row in test.rows],
+        labels=task.facts["labels"],
     )
     return {"most_frequent_tag": _answer(records, tags)}
 
 
 def most_frequent_tags(
-    sentences: Sequence[tuple[Sequence[str], Sequence[str]]], wanted: Sequence[Sequence[str]], *, labels: Sequence[str]
+    sentences: Sequence[tuple[Sequence[str], Sequence[str]]],
+    wanted: Sequence[Sequence[str]],
+    *,
+    labels: Sequence[str],
 ) -> list[list[str]]:
     """Each word with the tag it has most often; unknown ones with ``O``, or without an ``O`` with the commonest tag.
 
@@ -226,7 +278,11 @@ def most_frequent_tags(
         answer: list[str] = []
         for word in words:
             tag = best.get(word, unknown)
-            if is_entities and tag[0] == "I" and (not answer or answer[-1] == "O" or answer[-1][1:] != tag[1:]):
+            if (
+                is_entities
+                and tag[0] == "I"
+                and (not answer or answer[-1] == "O" or answer[-1][1:] != tag[1:])
+            ):
                 tag = "B" + tag[1:]
             answer.append(tag)
         answers.append(answer)
@@ -281,12 +337,18 @@ def word_by_word(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) -> li
 
 def ibm_model_1(pairs: Sequence[tuple[str, str]], *, rounds: int = 5) -> dict[str, str]:
     """Lower-cased source words -> their likeliest translation, of lower-cased targets."""
-    numbers: tuple[dict[str, int], dict[str, int]] = ({"": 0}, {})  # "" is the word that unexplained ones come from
+    numbers: tuple[dict[str, int], dict[str, int]] = (
+        {"": 0},
+        {},
+    )  # "" is the word that unexplained ones come from
     sources, targets, owners = [], [], []
     first = links = 0
     for pair in pairs:
         source, target = (
-            np.array([known.setdefault(word.lower(), len(known)) for word in WORD.findall(text)], np.int64)
+            np.array(
+                [known.setdefault(word.lower(), len(known)) for word in WORD.findall(text)],
+                np.int64,
+            )
             for known, text in zip(numbers, pair, strict=True)
         )
         source = np.append(source, 0)
@@ -298,7 +360,9 @@ def ibm_model_1(pairs: Sequence[tuple[str, str]], *, rounds: int = 5) -> dict[st
         if links > MOST_LINKS:
             break
     width = max(1, len(numbers[1]))
-    kinds, kind = np.unique(np.concatenate(sources) * width + np.concatenate(targets), return_inverse=True)
+    kinds, kind = np.unique(
+        np.concatenate(sources) * width + np.concatenate(targets), return_inverse=True
+    )
     owner, of_source = np.concatenate(owners), kinds // width
     probability = np.ones(len(kinds))
     for _ in range(rounds):
@@ -309,7 +373,9 @@ def ibm_model_1(pairs: Sequence[tuple[str, str]], *, rounds: int = 5) -> dict[st
     order = np.lexsort((-probability, of_source))
     best = order[np.unique(of_source[order], return_index=True)[1]]
     names = [list(known) for known in numbers]
-    return {names[0][kinds[i] // width]: names[1][kinds[i] % width] for i in best if kinds[i] >= width}
+    return {
+        names[0][kinds[i] // width]: names[1][kinds[i] % width] for i in best if kinds[i] >= width
+    }
 
 
 # ---------------------------------------------------------------------------------- language models
@@ -323,7 +389,9 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Re
     """
     vocabulary = len(task.tokenizer)
 
-    def asked(seen: Sequence[int], labels: Sequence[int], *, causal: bool = task.name == "clm") -> Any:
+    def asked(
+        seen: Sequence[int], labels: Sequence[int], *, causal: bool = task.name == "clm"
+    ) -> Any:
         return grams(seen, labels, order=ORDER, causal=causal, pad=vocabulary)
 
     def written(labels: Sequence[int]) -> Any:
@@ -333,19 +401,27 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Re
     parts, tokens = [], 0
     for number, piece in enumerate(learned.pieces):
         if task.generates:
-            parts.append(written(task.collate([[piece | {"piece": number}]], epoch=0)["labels"][0].tolist()))
+            parts.append(
+                written(task.collate([[piece | {"piece": number}]], epoch=0)["labels"][0].tolist())
+            )
         else:  # every token but the first is one to learn from
-            parts.append(asked(piece["input_ids"], piece.get("labels") or [-100, *piece["input_ids"][1:]]))
+            parts.append(
+                asked(piece["input_ids"], piece.get("labels") or [-100, *piece["input_ids"][1:]])
+            )
         tokens += len(parts[-1])
         if tokens > MOST_TOKENS:
-            console.say(f"baselines: learned from the first {tokens:,} of about {learned.tokens:,} training tokens")
+            console.say(
+                f"baselines: learned from the first {tokens:,} of about {learned.tokens:,} training tokens"
+            )
             break
     model = KneserNey(np.concatenate(parts), vocabulary)
     answers: list[Record] = []
     for number, record in enumerate(records):
         batches = [task.collate([[piece]]) for piece in test.example(number)]
         lines = [(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in batches]
-        wanted = np.concatenate([written(labels) if task.generates else asked(seen, labels) for seen, labels in lines])
+        wanted = np.concatenate(
+            [written(labels) if task.generates else asked(seen, labels) for seen, labels in lines]
+        )
         probability, likeliest = model.predict(wanted)
         sums = {
             "nll": float(-np.log(probability).sum()),

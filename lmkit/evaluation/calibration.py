@@ -38,11 +38,20 @@ def calibration(records: Sequence[Record], kind: Kind) -> dict[str, Any] | None:
         table = np.array([[record["probabilities"][name] for name in names] for record in records])
         truth = np.array([[name in record["gold"] for name in names] for record in records])
         decided = np.array([[name in record["prediction"] for name in names] for record in records])
-        confidence, correct = np.where(decided, table, 1 - table).ravel(), (decided == truth).ravel()
+        confidence, correct = (
+            np.where(decided, table, 1 - table).ravel(),
+            (decided == truth).ravel(),
+        )
         found = {"unit": "decisions", "brier": float(((table - truth) ** 2).sum(1).mean())}
     elif kind in ("entities", "tags"):
-        words = [word for record in records for word in zip(record["score"], record["gold"], record["prediction"], strict=True)]
-        confidence = np.array([score for score, _, _ in words if score > 0])  # 0: the tokenizer dropped the word
+        words = [
+            word
+            for record in records
+            for word in zip(record["score"], record["gold"], record["prediction"], strict=True)
+        ]
+        confidence = np.array(
+            [score for score, _, _ in words if score > 0]
+        )  # 0: the tokenizer dropped the word
         correct = np.array([gold == tag for score, gold, tag in words if score > 0])
         found = {"unit": "words"}
         if len(confidence):
@@ -56,7 +65,9 @@ def calibration(records: Sequence[Record], kind: Kind) -> dict[str, Any] | None:
     return found | {"bins": reliability(confidence, correct)}
 
 
-def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False) -> list[dict[str, Any]]:
+def reliability(
+    confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False
+) -> list[dict[str, Any]]:
     """The reliability curve: mean confidence beside the share that is right, bin by bin; empty bins are left out.
 
     Args:
@@ -69,7 +80,11 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, 
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if equal_mass:
-        parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
+        parts = [
+            part
+            for part in np.array_split(np.argsort(confidence, kind="stable"), bins)
+            if len(part)
+        ]
         ends = [(float(confidence[part[0]]), float(confidence[part[-1]])) for part in parts]
     else:
         owner = np.clip(np.ceil(confidence * bins - 1e-9).astype(int) - 1, 0, bins - 1)
@@ -88,7 +103,9 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, 
     ]
 
 
-def calibration_error(confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False) -> float:
+def calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False
+) -> float:
     """The mean over items of the gap between confidence and accuracy in the item's bin.
 
     >>> round(calibration_error([0.9, 0.9, 0.6], [True, False, True], bins=10), 4)  # (2 * |0.9 - 0.5| + |0.6 - 1|) / 3
@@ -103,7 +120,9 @@ def probabilities_of(records: Sequence[Record]) -> tuple[FloatArray, NDArray[np.
     """Probabilities ``(examples, labels)`` and the number of the gold label ``(examples,)``."""
     number = {name: i for i, name in enumerate(records[0]["probabilities"])}
     flat = (p for record in records for p in record["probabilities"].values())
-    table = np.fromiter(flat, np.float64, len(records) * len(number)).reshape(len(records), len(number))
+    table = np.fromiter(flat, np.float64, len(records) * len(number)).reshape(
+        len(records), len(number)
+    )
     return table, np.fromiter((number[record["gold"]] for record in records), np.intp, len(records))
 
 

@@ -40,7 +40,9 @@ def headline(task: Task) -> str:
     return next(metric for metric in task.metrics if metric != "loss")
 
 
-def score_together(task: Task, systems: Sequence[Sequence[Records]], metric: str) -> list[list[Statistics]]:
+def score_together(
+    task: Task, systems: Sequence[Sequence[Records]], metric: str
+) -> list[list[Statistics]]:
     """The statistics of each run of each system, with the same columns for all.
 
     Args:
@@ -56,13 +58,24 @@ def score_together(task: Task, systems: Sequence[Sequence[Records]], metric: str
     known = list(together.values())
     if metric not in known:
         if metric != "loss" or not all("nll" in record and "items" in record for record in records):
-            raise LmkitError(f"{task.name} has no metric {metric!r}", place="--metric", remedy=suggest(metric, known))
+            raise LmkitError(
+                f"{task.name} has no metric {metric!r}",
+                place="--metric",
+                remedy=suggest(metric, known),
+            )
         together = loss_statistics(records)
-    parts = iter([together.select(np.arange(start, start + examples)) for start in range(0, len(records), examples)])
+    parts = iter(
+        [
+            together.select(np.arange(start, start + examples))
+            for start in range(0, len(records), examples)
+        ]
+    )
     return [[next(parts) for _ in system] for system in systems]
 
 
-def score_by_module(task: Task, systems: Sequence[Sequence[Records]], metric: str, chosen: Module) -> list[list[Statistics]]:
+def score_by_module(
+    task: Task, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
+) -> list[list[Statistics]]:
     """The same of a metric that ``eval.metrics`` brought along."""
 
     def score(run: Records) -> Statistics:
@@ -80,16 +93,24 @@ def score_by_module(task: Task, systems: Sequence[Sequence[Records]], metric: st
 
 def loss_statistics(records: Records) -> Statistics:
     """The mean loss over the labels that count, in nats."""
-    counts = np.array([[record["nll"], record["items"]] for record in records], np.float64).reshape(-1, 2)
-    return Statistics(counts, lambda sums: {"loss": ratio(sums[..., 0], sums[..., 1], undefined=math.nan)})
+    counts = np.array([[record["nll"], record["items"]] for record in records], np.float64).reshape(
+        -1, 2
+    )
+    return Statistics(
+        counts, lambda sums: {"loss": ratio(sums[..., 0], sums[..., 1], undefined=math.nan)}
+    )
 
 
-def compare_pair(a: Sequence[Statistics], b: Sequence[Statistics], metric: str, test: Test) -> dict[str, Any]:
+def compare_pair(
+    a: Sequence[Statistics], b: Sequence[Statistics], metric: str, test: Test
+) -> dict[str, Any]:
     """One system against another, as JSON; see the contract.
 
     The interval is the paired bootstrap's; so is the p-value, unless the method is ``permutation``.
     """
-    found = paired_bootstrap(a, b, metric, confidence=test.confidence, resamples=test.resamples, seed=test.seed)
+    found = paired_bootstrap(
+        a, b, metric, confidence=test.confidence, resamples=test.resamples, seed=test.seed
+    )
     p_value = found.p_value
     if test.method == "permutation":
         p_value = permutation_test(a[0], b[0], metric, resamples=test.resamples, seed=test.seed)
@@ -103,7 +124,11 @@ def compare_pair(a: Sequence[Statistics], b: Sequence[Statistics], metric: str, 
         "p_value": p_value,
         "verdict": verdict(metric, found, p_value, test.confidence),
     }
-    if metric == "accuracy" and len(a) == len(b) == 1 and (exact := mcnemar(a[0], b[0])) is not None:
+    if (
+        metric == "accuracy"
+        and len(a) == len(b) == 1
+        and (exact := mcnemar(a[0], b[0])) is not None
+    ):
         said["mcnemar_p_value"] = exact
     return said
 
@@ -115,7 +140,9 @@ def verdict(metric: str, found: Difference, p_value: float, confidence: float) -
     return "b is better" if is_better(metric, found.b, found.a) else "a is better"
 
 
-def compare_all(systems: Sequence[Sequence[Statistics]], metric: str, test: Test) -> list[dict[str, Any]]:
+def compare_all(
+    systems: Sequence[Sequence[Statistics]], metric: str, test: Test
+) -> list[dict[str, Any]]:
     """Every pair of systems, with ``first`` and ``second`` their numbers; of several, the verdict allows for all that were made.
 
     ``p_holm`` is the p-value after Holm's correction; the intervals are each pair's own.

@@ -37,13 +37,29 @@ if TYPE_CHECKING:
     from lmkit.metrics.statistics import Statistics
 
 CHUNK_ROWS = 2048
-THREAD_TOKENS = (
-    1024  # what a core's caches hold of a small model's pass: 8192 took one thread 1.45 times as long (6 x 384 BERT, bf16)
-)
+THREAD_TOKENS = 1024  # what a core's caches hold of a small model's pass: 8192 took one thread 1.45 times as long (6 x 384 BERT, bf16)
 LOWER_IS_BETTER = frozenset(
     {
-        *("loss", "perplexity", "pseudo_perplexity", "bits_per_byte", "ter", "mse", "empty", "truncated"),
-        *("wer", "cer", "mae", "rmse", "mape", "smape", "mase", "brier_score"),  # modules of the evaluate library
+        *(
+            "loss",
+            "perplexity",
+            "pseudo_perplexity",
+            "bits_per_byte",
+            "ter",
+            "mse",
+            "empty",
+            "truncated",
+        ),
+        *(
+            "wer",
+            "cer",
+            "mae",
+            "rmse",
+            "mape",
+            "smape",
+            "mase",
+            "brier_score",
+        ),  # modules of the evaluate library
     }
 )
 
@@ -90,12 +106,20 @@ def predict_records(
             batches = micro_batches(_numbers(len(pieces)), costs, budget)
             parts: list[tuple[int, dict[str, Any]]] = []
 
-            def predict(numbers: Sequence[int], pieces: list[dict[str, Any]] = pieces) -> list[tuple[int, dict[str, Any]]]:
+            def predict(
+                numbers: Sequence[int], pieces: list[dict[str, Any]] = pieces
+            ) -> list[tuple[int, dict[str, Any]]]:
                 chosen = [pieces[i] for i in numbers]
-                batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in chosen]).items()}
+                batch = {
+                    key: value.to(accelerator.device)
+                    for key, value in task.collate([[piece] for piece in chosen]).items()
+                }
                 return list(zip(numbers, task.predict(model, batch, chosen), strict=True))
 
-            with torch.inference_mode(), accelerator.autocast():  # which casts the weights once while it lasts
+            with (
+                torch.inference_mode(),
+                accelerator.autocast(),
+            ):  # which casts the weights once while it lasts
                 for numbers in batches[rank::ranks]:
                     parts += in_parts(predict, numbers.tolist())
             if ranks > 1:
@@ -125,7 +149,11 @@ def forward_tokens(budget: int, task: Task, device: Any) -> int:
     import torch
 
     generates = task.generates and task.stage == "finetune"
-    return min(budget, THREAD_TOKENS * torch.get_num_threads()) if device.type == "cpu" and not generates else budget
+    return (
+        min(budget, THREAD_TOKENS * torch.get_num_threads())
+        if device.type == "cpu" and not generates
+        else budget
+    )
 
 
 def _numbers(count: int) -> Any:
@@ -149,7 +177,9 @@ def measure(records: Sequence[Record], task: Task, *, seconds: float) -> Evaluat
     return Evaluated(task.score(records), loss, len(records), seconds)
 
 
-def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, metric: str, budget: int) -> float:
+def validate(
+    model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, metric: str, budget: int
+) -> float:
     """One metric on a split, the same on every rank: what chooses the best checkpoint."""
     from accelerate.utils import broadcast_object_list
 
@@ -159,8 +189,14 @@ def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator,
         predicted = predict_records(model, task, encoded, accelerator, budget=budget)
         with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
             records = store(predicted, Path(folder) / "predictions.jsonl")
-            value = measure(records, task, seconds=0).value(metric) if accelerator.is_main_process else 0.0
-            if accelerator.is_main_process and not task.tunes:  # else answers are not yet those the model will give
+            value = (
+                measure(records, task, seconds=0).value(metric)
+                if accelerator.is_main_process
+                else 0.0
+            )
+            if (
+                accelerator.is_main_process and not task.tunes
+            ):  # else answers are not yet those the model will give
                 answer = suspicions.always_predicted(records, kind_of(records))
                 suspicions.warn_of_always_predicted(answer, split="validation", training=True)
     found = [value]
@@ -169,7 +205,9 @@ def validate(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator,
     return float(found[0])
 
 
-def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, budget: int) -> float:
+def mean_loss(
+    model: Any, task: Task, encoded: Encoded, accelerator: Accelerator, *, budget: int
+) -> float:
     """Token-weighted loss of a split, without predictions; independent of the batches [transformers#39241]."""
     import torch
 
@@ -183,8 +221,13 @@ def mean_loss(model: Any, task: Task, encoded: Encoded, accelerator: Accelerator
 
         def losses(numbers: Sequence[int]) -> list[torch.Tensor]:
             pieces = encoded.take(numbers)
-            batch = {key: value.to(accelerator.device) for key, value in task.collate([[piece] for piece in pieces]).items()}
-            items = torch.tensor(float(task.items(batch)), dtype=torch.double, device=accelerator.device)
+            batch = {
+                key: value.to(accelerator.device)
+                for key, value in task.collate([[piece] for piece in pieces]).items()
+            }
+            items = torch.tensor(
+                float(task.items(batch)), dtype=torch.double, device=accelerator.device
+            )
             return [torch.stack([task.loss(model, batch).double(), items])]
 
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
@@ -206,10 +249,16 @@ def is_better(metric: str, value: float, than: float | None) -> bool:
     return than is None or (value < than if lower_is_better(metric) else value > than)
 
 
-def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval, seed: int) -> dict[str, Any]:
+def metrics_json(
+    evaluated: Evaluated, task: Task, *, split: str, options: Eval, seed: int
+) -> dict[str, Any]:
     """The content of metrics.json (contract)."""
     intervals = bootstrap_intervals(
-        evaluated.statistics, confidence=options.confidence, resamples=options.resamples, seed=seed, kind=options.interval
+        evaluated.statistics,
+        confidence=options.confidence,
+        resamples=options.resamples,
+        seed=seed,
+        kind=options.interval,
     )
     found: dict[str, Any] = {
         "task": task.name,
@@ -220,9 +269,17 @@ def metrics_json(evaluated: Evaluated, task: Task, *, split: str, options: Eval,
         "metrics": {name: _interval(interval) for name, interval in intervals.items()},
     }
     if by_label := evaluated.statistics.label_values():
-        found["by_label"] = {label: row | {"support": int(row["support"])} for label, row in by_label.items()}
+        found["by_label"] = {
+            label: row | {"support": int(row["support"])} for label, row in by_label.items()
+        }
     found["signature"] = " ".join(
-        filter(None, [evaluated.statistics.signature, f"bootstrap:{options.interval}|resamples:{options.resamples}|seed:{seed}"])
+        filter(
+            None,
+            [
+                evaluated.statistics.signature,
+                f"bootstrap:{options.interval}|resamples:{options.resamples}|seed:{seed}",
+            ],
+        )
     )
     found["seconds"] = round(evaluated.seconds, 3)
     return found
@@ -291,15 +348,25 @@ def evaluate_split(
         evaluated = measure(records, task, seconds=time.perf_counter() - started)
         found = metrics_json(evaluated, task, split=split, options=options, seed=task.recipe.seed)
         rejected = Splits({split: encoded.rows}, task.facts).rejected
-        found |= {name: count for name, count in (("cut_rows", encoded.cut), ("rejected_rows", len(rejected))) if count}
+        found |= {
+            name: count
+            for name, count in (("cut_rows", encoded.cut), ("rejected_rows", len(rejected)))
+            if count
+        }
         write_rejects(aside / "rejects.jsonl", rejected)
         if options.metrics:
-            further, found["modules"] = further_metrics(records, task, options, taken=list(found["metrics"]))
+            further, found["modules"] = further_metrics(
+                records, task, options, taken=list(found["metrics"])
+            )
             found["metrics"] |= further
         if beside is not None:
             found["baselines"] = beside(records)
-        (aside / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        explain(aside, found, records, evaluated, encoded, task, options, background or Background())
+        (aside / "metrics.json").write_text(
+            json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
+        explain(
+            aside, found, records, evaluated, encoded, task, options, background or Background()
+        )
     return found
 
 
@@ -323,9 +390,16 @@ def explain(
     analysis = analyse(records, evaluated.statistics, encoded, task, options, background)
     text = json.dumps(analysis, ensure_ascii=False, indent=1)
     (folder / "analysis.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(report(found, analysis, records, task, background), encoding="utf-8")
+    (folder / "report.html").write_text(
+        report(found, analysis, records, task, background), encoding="utf-8"
+    )
     metric = headline(task.metrics, found)
-    suspicions.say(analysis["suspicions"], split=found["split"], metric=metric, value=found["metrics"][metric]["value"])
+    suspicions.say(
+        analysis["suspicions"],
+        split=found["split"],
+        metric=metric,
+        value=found["metrics"][metric]["value"],
+    )
 
 
 def metrics_table(found: dict[str, Any]) -> str:
@@ -336,7 +410,11 @@ def metrics_table(found: dict[str, Any]) -> str:
 
     level = f"{found['confidence'] * 100:g} % interval"
     rows = [
-        [name, shown(m["value"]), f"{shown(m['low'])} ... {shown(m['high'])}" if m["low"] is not None else "-"]
+        [
+            name,
+            shown(m["value"]),
+            f"{shown(m['low'])} ... {shown(m['high'])}" if m["low"] is not None else "-",
+        ]
         for name, m in found["metrics"].items()
     ]
     if "loss" not in found["metrics"]:

@@ -40,9 +40,11 @@ def match_entities(gold: Iterable[Span], predicted: Iterable[Span]) -> list[Matc
             common = min(mine[1], other[1]) - max(mine[0], other[0])
             if common > 0:
                 same_words, same_type = mine[:2] == other[:2], mine[2] == other[2]
-                kind = {(True, True): "correct", (True, False): "type", (False, True): "boundary"}.get(
-                    (same_words, same_type), "both"
-                )
+                kind = {
+                    (True, True): "correct",
+                    (True, False): "type",
+                    (False, True): "boundary",
+                }.get((same_words, same_type), "both")
                 pairs.append((not same_words, not same_type, -common, mine, other, kind))
     found = []
     for _, _, _, mine, other, kind in sorted(pairs):
@@ -50,7 +52,9 @@ def match_entities(gold: Iterable[Span], predicted: Iterable[Span]) -> list[Matc
             left.remove(mine)
             right.remove(other)
             found.append(Match(kind, mine, other))
-    found += [Match("missed", mine, None) for mine in left] + [Match("spurious", None, other) for other in right]
+    found += [Match("missed", mine, None) for mine in left] + [
+        Match("spurious", None, other) for other in right
+    ]
     return sorted(found, key=lambda match: match.gold or match.predicted or (0, 0, ""))
 
 
@@ -76,7 +80,9 @@ def entity_errors(records: Sequence[Record]) -> dict[str, Any]:
     return counted(total) | {"by_type": {name: counted(by_type[name]) for name in sorted(by_type)}}
 
 
-def confusion(records: Sequence[Record], kind: Kind, labels: Sequence[str]) -> dict[str, Any] | None:
+def confusion(
+    records: Sequence[Record], kind: Kind, labels: Sequence[str]
+) -> dict[str, Any] | None:
     """Counts by gold label (rows) and predicted label (columns); None where labels are not exclusive.
 
     Of entities the types, matched as in ``match_entities``, with ``(none)`` for missed and spurious ones; of other
@@ -91,14 +97,22 @@ def confusion(records: Sequence[Record], kind: Kind, labels: Sequence[str]) -> d
     elif kind == "entities":
         for record in records:
             pairs.update(
-                (match.gold[2] if match.gold else NOTHING, match.predicted[2] if match.predicted else NOTHING)
+                (
+                    match.gold[2] if match.gold else NOTHING,
+                    match.predicted[2] if match.predicted else NOTHING,
+                )
                 for match in matches_of(record)
             )
     else:
         return None
     found = {name for pair in pairs for name in pair}
-    names = [name for name in labels if name in found or kind == "label"] if kind != "entities" else []
+    names = (
+        [name for name in labels if name in found or kind == "label"] if kind != "entities" else []
+    )
     names += sorted(found - set(names) - {NOTHING})
     if kind == "entities":
         names.append(NOTHING)
-    return {"labels": names, "counts": [[pairs[gold, predicted] for predicted in names] for gold in names]}
+    return {
+        "labels": names,
+        "counts": [[pairs[gold, predicted] for predicted in names] for gold in names],
+    }

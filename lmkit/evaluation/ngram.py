@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lmkit.tasks.base import IGNORE
+from lmkit.batch import IGNORE
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def grams(seen: Sequence[int], labels: Sequence[int], *, order: int, causal: bool, pad: int) -> Integers:
+def grams(
+    seen: Sequence[int], labels: Sequence[int], *, order: int, causal: bool, pad: int
+) -> Integers:
     """What is to be predicted, each with the tokens before it: ``(targets, order)``, the target last.
 
     Args:
@@ -65,18 +67,30 @@ class KneserNey:
                 counts = np.bincount(inverse, minlength=len(gram_keys))
             else:  # how many longer n-grams end so
                 counts = np.bincount(inverse[found[length][2]], minlength=len(gram_keys))
-            lower = self._levels[-1].probability[found[length - 2][3][first]] if length > 1 else 1 / vocabulary
+            lower = (
+                self._levels[-1].probability[found[length - 2][3][first]]
+                if length > 1
+                else 1 / vocabulary
+            )
             self._levels.append(self._level(context_keys, gram_keys, counts, lower))
 
-    def _count(self, training: Integers, length: int) -> tuple[Integers, Integers, Integers, Integers]:
+    def _count(
+        self, training: Integers, length: int
+    ) -> tuple[Integers, Integers, Integers, Integers]:
         """Sorted contexts and n-grams of a length, where each n-gram stands first, and which n-gram each target is."""
         context_keys, context = np.zeros(1, np.int64), np.zeros(len(training), np.int64)
         for distance in range(1, length):
-            context_keys, context = np.unique(context * self._base + training[:, -1 - distance], return_inverse=True)
-        keys, first, inverse = np.unique(context * self._base + training[:, -1], return_index=True, return_inverse=True)
+            context_keys, context = np.unique(
+                context * self._base + training[:, -1 - distance], return_inverse=True
+            )
+        keys, first, inverse = np.unique(
+            context * self._base + training[:, -1], return_index=True, return_inverse=True
+        )
         return context_keys, keys, first, inverse
 
-    def _level(self, context_keys: Integers, gram_keys: Integers, counts: Integers, lower: Floats | float) -> _Level:
+    def _level(
+        self, context_keys: Integers, gram_keys: Integers, counts: Integers, lower: Floats | float
+    ) -> _Level:
         context = gram_keys // self._base
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
         discount = once / (once + 2 * twice) if once and twice else 0.75
@@ -86,8 +100,13 @@ class KneserNey:
         starts = np.searchsorted(context, np.arange(len(context_keys)))
         best = np.maximum.reduceat(probability, starts)
         winners = np.flatnonzero(probability == best[context])
-        token = gram_keys[winners[np.searchsorted(context[winners], np.arange(len(context_keys)))]] % self._base
-        if self._levels:  # the best of a shorter context, not seen after this one, may still be likelier
+        token = (
+            gram_keys[winners[np.searchsorted(context[winners], np.arange(len(context_keys)))]]
+            % self._base
+        )
+        if (
+            self._levels
+        ):  # the best of a shorter context, not seen after this one, may still be likelier
             parent, shorter = context_keys // self._base, self._levels[-1]
             unseen = left * shorter.best_probability[parent]
             token = np.where(unseen > best, shorter.best_token[parent], token)
@@ -101,7 +120,9 @@ class KneserNey:
         likeliest = np.zeros(len(wanted), np.int64)
         for length, level in enumerate(self._levels, 1):
             if length > 1:
-                context, there = _find(level.context_keys, context * self._base + wanted[:, -length])
+                context, there = _find(
+                    level.context_keys, context * self._base + wanted[:, -length]
+                )
                 known = known & there
             gram, seen = _find(level.gram_keys, context * self._base + wanted[:, -1])
             here = np.where(seen, level.probability[gram], level.left[context] * probability)

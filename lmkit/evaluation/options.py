@@ -14,12 +14,18 @@ def check_eval_keys(recipe: Recipe) -> None:
         RecipeError: names the key and the tasks it is for.
     """
     options, task = recipe.eval, recipe.task
-    gold = [field for field in task_class(task).fields if field.gold and field.kind in ("label", "tags")]
+    gold = [
+        field for field in task_class(task).fields if field.gold and field.kind in ("label", "tags")
+    ]
     if "label" in options.slices and not gold:
-        raise RecipeError(f"{task} has no labels to slice by", place="eval.slices", remedy="leave label out")
+        raise RecipeError(
+            f"{task} has no labels to slice by", place="eval.slices", remedy="leave label out"
+        )
     if options.stride is not None and task != "clm":
         raise RecipeError(
-            f"only clm reads documents in windows that slide, not {task}", place="eval.stride", remedy="leave it out"
+            f"only clm reads documents in windows that slide, not {task}",
+            place="eval.stride",
+            remedy="leave it out",
         )
     if options.stride is not None and options.stride > recipe.data.max_length:
         raise RecipeError(
@@ -28,7 +34,11 @@ def check_eval_keys(recipe: Recipe) -> None:
             remedy="choose a smaller one, for example half of data.max_length",
         )
     if options.pseudo_perplexity and task != "mlm":
-        raise RecipeError(f"only masked models have one, not {task}", place="eval.pseudo_perplexity", remedy="leave it out")
+        raise RecipeError(
+            f"only masked models have one, not {task}",
+            place="eval.pseudo_perplexity",
+            remedy="leave it out",
+        )
     if options.temperature and task != "classification":
         raise RecipeError(
             f"a temperature is fitted to the probabilities of a classifier, and {task} has none",

@@ -14,9 +14,17 @@ from numpy.typing import NDArray
 SHINGLE = 5  # letters
 BINS, BAND = 48, 4  # of a sketch; and of them, how many have to agree for a pair to be looked at
 NEAR = 0.8  # share of common shingles (Jaccard) from which two texts are near duplicates
-MOST_LETTERS = 200_000_000  # of training text that is searched for near duplicates: a bound on the time
-BLOCK_LETTERS, BLOCK_TEXTS = 250_000, 50_000  # sketched, and compared with training, at once: bounds on the memory
-MOST_CANDIDATES, MOST_TRIES = 200, 50  # looked at for a training text by band; verified for it: bounds on the time
+MOST_LETTERS = (
+    200_000_000  # of training text that is searched for near duplicates: a bound on the time
+)
+BLOCK_LETTERS, BLOCK_TEXTS = (
+    250_000,
+    50_000,
+)  # sketched, and compared with training, at once: bounds on the memory
+MOST_CANDIDATES, MOST_TRIES = (
+    200,
+    50,
+)  # looked at for a training text by band; verified for it: bounds on the time
 Sketches = NDArray[np.uint32]
 
 
@@ -54,7 +62,10 @@ def find_overlap(texts: Iterable[str], training: Callable[[], Iterable[str]]) ->
         part = _find_overlap(some, training())
         exact = [*found.exact, *(start + row for row in part.exact)]
         found = Overlap(
-            exact, found.near | {start + row: other for row, other in part.near.items()}, part.train_rows, part.searched
+            exact,
+            found.near | {start + row: other for row, other in part.near.items()},
+            part.train_rows,
+            part.searched,
         )
         start += max(1, len(some))
     return found
@@ -87,7 +98,12 @@ def _find_overlap(texts: Sequence[str], training: Iterable[str]) -> Overlap:
                 searched, held = searched + len(block), 0
                 block = []
     search()
-    return Overlap(sorted(exact), {row: near[row] for row in sorted(near.keys() - exact)}, train_rows, searched + len(block))
+    return Overlap(
+        sorted(exact),
+        {row: near[row] for row in sorted(near.keys() - exact)},
+        train_rows,
+        searched + len(block),
+    )
 
 
 def normalised(text: str) -> str:
@@ -112,7 +128,9 @@ class _Index:
         self.texts = texts
         self.shingles: dict[int, frozenset[str]] = {}
         self.closed = np.zeros(len(texts), bool)  # a near duplicate is found
-        self.sketches = np.concatenate([sketches(block) for block in _blocks(texts)] or [sketches([])])
+        self.sketches = np.concatenate(
+            [sketches(block) for block in _blocks(texts)] or [sketches([])]
+        )
         rows = np.flatnonzero([len(text) >= SHINGLE for text in texts])
         self.bands = []
         for keys in _band_keys(self.sketches[rows]).T:
@@ -126,14 +144,27 @@ class _Index:
             return
         theirs = sketches([others[number] for number in usable.tolist()])
         keys = _band_keys(theirs)
-        first = np.stack([np.searchsorted(mine, keys[:, band]) for band, (mine, _) in enumerate(self.bands)], 1)
-        last = np.stack([np.searchsorted(mine, keys[:, band], side="right") for band, (mine, _) in enumerate(self.bands)], 1)
+        first = np.stack(
+            [np.searchsorted(mine, keys[:, band]) for band, (mine, _) in enumerate(self.bands)], 1
+        )
+        last = np.stack(
+            [
+                np.searchsorted(mine, keys[:, band], side="right")
+                for band, (mine, _) in enumerate(self.bands)
+            ],
+            1,
+        )
         for other in np.flatnonzero((last > first).any(1)).tolist():
             parts = []
             for band in np.flatnonzero(last[other] > first[other]).tolist():
                 start, size = int(first[other, band]), int(last[other, band] - first[other, band])
-                if size > MOST_CANDIDATES:  # templates: each of many alike training texts looks at another part of them
-                    start, size = start + other * MOST_CANDIDATES % (size - MOST_CANDIDATES + 1), MOST_CANDIDATES
+                if (
+                    size > MOST_CANDIDATES
+                ):  # templates: each of many alike training texts looks at another part of them
+                    start, size = (
+                        start + other * MOST_CANDIDATES % (size - MOST_CANDIDATES + 1),
+                        MOST_CANDIDATES,
+                    )
                 parts.append(self.bands[band][1][start : start + size])
             candidates = np.unique(np.concatenate(parts))
             candidates = candidates[~self.closed[candidates]]
@@ -176,27 +207,41 @@ def sketches(texts: Sequence[str]) -> Sketches:
     count = len(texts)
     sketch = np.full((count, BINS), 2**32 - 1, np.uint32)
     lengths = np.array([len(text) for text in texts], np.int64)
-    letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(
+        np.uint64
+    )
     if len(letters) >= SHINGLE:
         with np.errstate(over="ignore"):
             hashes = np.zeros(len(letters) - SHINGLE + 1, np.uint64)
             for position in range(SHINGLE):
-                hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + letters[position : position + len(hashes)] + np.uint64(1)
+                hashes = (
+                    hashes * np.uint64(0x9E3779B97F4A7C15)
+                    + letters[position : position + len(hashes)]
+                    + np.uint64(1)
+                )
             hashes ^= hashes >> np.uint64(31)  # the finalizer of splitmix64
             hashes *= np.uint64(0xBF58476D1CE4E5B9)
             hashes ^= hashes >> np.uint64(29)
             hashes *= np.uint64(0x94D049BB133111EB)
         owner = np.repeat(np.arange(count), lengths)
-        inside = owner[: len(hashes)] == owner[SHINGLE - 1 :]  # a shingle does not begin in one text and end in the next
+        inside = (
+            owner[: len(hashes)] == owner[SHINGLE - 1 :]
+        )  # a shingle does not begin in one text and end in the next
         hashes, owner = hashes[inside], owner[: len(inside)][inside]
         bins = ((hashes >> np.uint64(40)) % np.uint64(BINS)).astype(np.int64)
-        np.minimum.at(sketch.reshape(-1), owner * BINS + bins, (hashes & np.uint64(0x7FFFFFFF)).astype(np.uint32))
+        np.minimum.at(
+            sketch.reshape(-1),
+            owner * BINS + bins,
+            (hashes & np.uint64(0x7FFFFFFF)).astype(np.uint32),
+        )
     empty = sketch == 2**32 - 1
     for _ in range(2):  # around the circle, so that the last bins borrow from the first
         for position in reversed(range(BINS)):
             following = (position + 1) % BINS
             borrow = empty[:, position] & (sketch[:, following] != 2**32 - 1)
-            sketch[borrow, position] = sketch[borrow, following] * np.uint32(2654435761) % np.uint32(2**32 - 1)
+            sketch[borrow, position] = (
+                sketch[borrow, following] * np.uint32(2654435761) % np.uint32(2**32 - 1)
+            )
             empty[:, position] &= ~borrow
     return sketch
 

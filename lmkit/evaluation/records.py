@@ -81,7 +81,11 @@ def text_of(record: Record) -> str:
     """
     if "tokens" in record:
         return " ".join(record["tokens"])
-    return "\n".join(str(record[name]) for name in ("source", "text", "text_pair") if record.get(name) is not None)
+    return "\n".join(
+        str(record[name])
+        for name in ("source", "text", "text_pair")
+        if record.get(name) is not None
+    )
 
 
 def loss_of(record: Record) -> float:

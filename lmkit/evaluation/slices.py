@@ -17,7 +17,7 @@ from lmkit.evaluation.records import Kind, Record, text_of
 from lmkit.metrics.statistics import Statistics
 from lmkit.metrics.tagging import type_of
 from lmkit.tasks.base import Task
-from lmkit.tasks.mlm import IDEOGRAPH, word_numbers
+from lmkit.tasks.mlm.task import IDEOGRAPH, word_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,9 @@ def slice_metrics(
     }
 
 
-def members(name: str, records: Sequence[Record], kind: Kind, encoded: Encoded, task: Task) -> Members:
+def members(
+    name: str, records: Sequence[Record], kind: Kind, encoded: Encoded, task: Task
+) -> Members:
     """Which rows are in which slice; with several labels (entities) to a row, a row is in a slice of each."""
     if name == "length":
         return by_range([num_words(record) for record in records])
@@ -93,7 +95,9 @@ def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]
         )
     if name == "fragmentation" and not tokenizer.is_fast:
         raise RecipeError(
-            "this tokenizer does not say which tokens make a word", place="eval.slices", remedy="leave fragmentation out"
+            "this tokenizer does not say which tokens make a word",
+            place="eval.slices",
+            remedy="leave fragmentation out",
         )
     shares: list[float] = []
     for start in range(0, len(records), BATCH_ROWS):
@@ -101,7 +105,11 @@ def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]
         words = "tokens" in batch[0]
         texts: Any = [record["tokens"] if words else text_of(record) for record in batch]
         encoded = tokenizer(
-            texts, add_special_tokens=False, is_split_into_words=words, return_offsets_mapping=not words, verbose=False
+            texts,
+            add_special_tokens=False,
+            is_split_into_words=words,
+            return_offsets_mapping=not words,
+            verbose=False,
         )
         for number, ids in enumerate(encoded["input_ids"]):
             if name == "unknown":
@@ -143,9 +151,14 @@ def by_range(values: Sequence[float], *, shares: bool = False) -> Members:
 
 def by_column(values: Sequence[Any]) -> Members:
     """Rows by the value of a column, or where it holds many different numbers by their quartiles."""
-    texts = ["" if value is None else " ".join(value) if isinstance(value, list) else str(value) for value in values]
+    texts = [
+        "" if value is None else " ".join(value) if isinstance(value, list) else str(value)
+        for value in values
+    ]
     distinct = set(texts) - {""}
-    if len(distinct) > MOST // 2 and all(re.fullmatch(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", text) for text in distinct):
+    if len(distinct) > MOST // 2 and all(
+        re.fullmatch(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", text) for text in distinct
+    ):
         return by_range([float(text) if text else float("nan") for text in texts])
     return by_value([[text or "(empty)"] for text in texts])
 

@@ -38,7 +38,11 @@ def overlap_with_training(
     """
     if isinstance(train, str):
         return {"checked": False, "reason": train}
-    kinds = {field.name: field.kind for field in task.fields_of(task.recipe, task.facts, None) if not field.gold}
+    kinds = {
+        field.name: field.kind
+        for field in task.fields_of(task.recipe, task.facts, None)
+        if not field.gold
+    }
     names = list(kinds)
 
     def text(row: Any) -> str:
@@ -144,11 +148,16 @@ def doubtful_gold(records: Sequence[Record], kind: Kind) -> list[dict[str, Any]]
 def _doubtful_labels(records: Sequence[Record]) -> list[dict[str, Any]]:
     table, gold = probabilities_of(records)
     threshold = np.array(
-        [table[gold == label, label].mean() if (gold == label).any() else np.inf for label in range(table.shape[1])]
+        [
+            table[gold == label, label].mean() if (gold == label).any() else np.inf
+            for label in range(table.shape[1])
+        ]
     )
     above = np.where(table >= threshold, table, -np.inf)
     likely, rows = above.argmax(1), np.arange(len(gold))
-    doubtful = np.flatnonzero((likely != gold) & np.isfinite(above.max(1)) & (table.argmax(1) == likely))
+    doubtful = np.flatnonzero(
+        (likely != gold) & np.isfinite(above.max(1)) & (table.argmax(1) == likely)
+    )
     margin = table[rows, likely] - table[rows, gold]
     return [
         {
@@ -165,14 +174,25 @@ def _doubtful_labels(records: Sequence[Record]) -> list[dict[str, Any]]:
 def _doubtful_words(records: Sequence[Record]) -> list[dict[str, Any]]:
     right: dict[str, list[float]] = {}
     for record in records:
-        for gold, tag, score in zip(record["gold"], record["prediction"], record["score"], strict=True):
+        for gold, tag, score in zip(
+            record["gold"], record["prediction"], record["score"], strict=True
+        ):
             if gold == tag:
                 right.setdefault(tag, []).append(score)
     threshold = {tag: sum(scores) / len(scores) for tag, scores in right.items()}
     found = [
-        {"id": record["id"], "word": word, "text": record["tokens"][word], "gold": gold, "prediction": tag, "score": score}
+        {
+            "id": record["id"],
+            "word": word,
+            "text": record["tokens"][word],
+            "gold": gold,
+            "prediction": tag,
+            "score": score,
+        }
         for record in records
-        for word, (gold, tag, score) in enumerate(zip(record["gold"], record["prediction"], record["score"], strict=True))
+        for word, (gold, tag, score) in enumerate(
+            zip(record["gold"], record["prediction"], record["score"], strict=True)
+        )
         if gold != tag and score >= threshold.get(tag, 2.0)
     ]
     return sorted(found, key=lambda entry: -entry["score"])
@@ -193,4 +213,6 @@ def say(found: dict[str, Any], *, split: str, metric: str, value: float | None) 
         console.warn(f"labels that the model never predicts: {', '.join(found['never_predicted'])}")
     if count := found["gold"]["count"]:
         what = "words" if "word" in found["gold"]["rows"][0] else "rows"
-        console.warn(f"gold that may be wrong: {count} {what} on which the model confidently says otherwise; see report.html")
+        console.warn(
+            f"gold that may be wrong: {count} {what} on which the model confidently says otherwise; see report.html"
+        )

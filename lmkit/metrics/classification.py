@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from lmkit.metrics.statistics import FloatArray, Statistics, label_report, ratio
 
 
-def classification_statistics(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Statistics:
+def classification_statistics(
+    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> Statistics:
     """``accuracy`` and ``f1_macro`` (0..1) and ``mcc`` (-1..1), equal to scikit-learn's defaults with zero_division=0.
 
     ``f1_macro`` is the mean over the labels that occur in gold or predictions; in a bootstrap resample, over those that
@@ -29,7 +31,11 @@ def classification_statistics(gold: Sequence[str], predicted: Sequence[str], lab
 
 
 def label_counts(
-    gold: Sequence[str], predicted: Sequence[str], names: list[str], rows: NDArray[np.intp], num_rows: int
+    gold: Sequence[str],
+    predicted: Sequence[str],
+    names: list[str],
+    rows: NDArray[np.intp],
+    num_rows: int,
 ) -> FloatArray:
     """Items ``(items,)`` with gold and predicted labels, counted by row: ``(num_rows, 3 * labels)``.
 
@@ -46,7 +52,9 @@ def label_counts(
     hit = gold_index == predicted_index
     shape = (num_rows, len(names))
     counts = np.zeros((num_rows, 3 * len(names)))
-    for part, (where, label) in enumerate([(rows, gold_index), (rows, predicted_index), (rows[hit], gold_index[hit])]):
+    for part, (where, label) in enumerate(
+        [(rows, gold_index), (rows, predicted_index), (rows[hit], gold_index[hit])]
+    ):
         cells = np.bincount(where * len(names) + label, minlength=num_rows * len(names))
         counts[:, part * len(names) : (part + 1) * len(names)] = cells.reshape(shape)
     return counts

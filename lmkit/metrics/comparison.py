@@ -53,38 +53,62 @@ def paired_bootstrap(
         a, b: the runs of each side; all over the same examples in the same order.
         metric: one that the statistics have.
     """
-    assert len({statistics.examples for statistics in [*a, *b]}) == 1, "runs over different examples"
+    assert len({statistics.examples for statistics in [*a, *b]}) == 1, (
+        "runs over different examples"
+    )
     values_a, values_b = ([float(run.values()[metric]) for run in side] for side in (a, b))
     value_a, value_b = float(np.mean(values_a)), float(np.mean(values_b))
     if resamples == 0 or a[0].examples < 2:
         return Difference(value_a, value_b, None, None, 1.0)
-    resampled = _mean_resample(b, metric, resamples, seed) - _mean_resample(a, metric, resamples, seed)
+    resampled = _mean_resample(b, metric, resamples, seed) - _mean_resample(
+        a, metric, resamples, seed
+    )
     freedom = len(a) + len(b) - 2
     if freedom:
-        pooled = sum(((np.asarray(values) - np.mean(values)) ** 2).sum() for values in (values_a, values_b)) / freedom
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, len(a), len(b)])))
-        resampled = resampled + math.sqrt(pooled * (1 / len(a) + 1 / len(b))) * generator.standard_t(freedom, resamples)
+        pooled = (
+            sum(
+                ((np.asarray(values) - np.mean(values)) ** 2).sum()
+                for values in (values_a, values_b)
+            )
+            / freedom
+        )
+        generator = np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([seed, len(a), len(b)]))
+        )
+        resampled = resampled + math.sqrt(
+            pooled * (1 / len(a) + 1 / len(b))
+        ) * generator.standard_t(freedom, resamples)
     return Difference(value_a, value_b, *_bounds_and_p(resampled, confidence))
 
 
-def _mean_resample(side: Sequence[Statistics], metric: str, resamples: int, seed: int) -> FloatArray:
+def _mean_resample(
+    side: Sequence[Statistics], metric: str, resamples: int, seed: int
+) -> FloatArray:
     """The mean of a side's runs in each resample, ``(resamples,)``."""
     found = [bootstrap_values(run, resamples=resamples, seed=seed)[metric] for run in side]
     mean: FloatArray = np.mean(found, axis=0)
     return mean
 
 
-def _bounds_and_p(resampled: FloatArray, confidence: float) -> tuple[float | None, float | None, float]:
+def _bounds_and_p(
+    resampled: FloatArray, confidence: float
+) -> tuple[float | None, float | None, float]:
     """(low, high, p): quantiles and counts over resamples + 1, so that interval and p-value never contradict each other."""
     ordered = np.sort(resampled[~np.isnan(resampled)])
     number = len(ordered) + 1
     at_most, at_least = int((ordered <= 0).sum()) + 1, int((ordered >= 0).sum()) + 1
     outside = math.floor((1 - confidence) / 2 * number + 1e-9)
-    low, high = (float(ordered[outside - 1]), float(ordered[-outside])) if 0 < outside <= len(ordered) else (None, None)
+    low, high = (
+        (float(ordered[outside - 1]), float(ordered[-outside]))
+        if 0 < outside <= len(ordered)
+        else (None, None)
+    )
     return low, high, min(1.0, 2 * min(at_most, at_least) / number)
 
 
-def permutation_test(a: Statistics, b: Statistics, metric: str, *, resamples: int = 10_000, seed: int = 13) -> float:
+def permutation_test(
+    a: Statistics, b: Statistics, metric: str, *, resamples: int = 10_000, seed: int = 13
+) -> float:
     """Approximate randomisation (Noreen 1989): exchange the systems' outputs example by example, by the toss of a coin.
 
     The p-value is the share of exchanges, the one found included, that part the systems at least as much as they are.
@@ -101,9 +125,14 @@ def permutation_test(a: Statistics, b: Statistics, metric: str, *, resamples: in
     difference, sums_a, sums_b = a.counts - b.counts, a.counts.sum(axis=0), b.counts.sum(axis=0)
     chunk, at_least = max(1, CHUNK_BYTES // (8 * max(1, examples))), 1
     for start in range(0, resamples, chunk):
-        swapped = generator.integers(2, size=(min(chunk, resamples - start), examples)).astype(np.float64) @ difference
+        swapped = (
+            generator.integers(2, size=(min(chunk, resamples - start), examples)).astype(np.float64)
+            @ difference
+        )
         apart = np.abs(b.metrics(sums_b + swapped)[metric] - a.metrics(sums_a - swapped)[metric])
-        at_least += int((apart >= found - 1e-12 * max(1.0, found)).sum())  # rounding parts no equals
+        at_least += int(
+            (apart >= found - 1e-12 * max(1.0, found)).sum()
+        )  # rounding parts no equals
     return at_least / (resamples + 1)
 
 

@@ -43,17 +43,22 @@ def find_module(name: str, *, trust_remote_code: bool) -> str:
         return str(script)
     if path.is_dir():
         raise RecipeError(
-            f"no {script.name} in this folder", place=f"eval.metrics: {name}", remedy="a module's file is named like its folder"
+            f"no {script.name} in this folder",
+            place=f"eval.metrics: {name}",
+            remedy="a module's file is named like its folder",
         )
     if path.suffix == ".py" or name.count("/") > 1 or name.startswith((".", "~")):
         raise RecipeError(
-            "no such file or folder", place=f"eval.metrics: {name}", remedy="give the path of a module of the evaluate library"
+            "no such file or folder",
+            place=f"eval.metrics: {name}",
+            remedy="give the path of a module of the evaluate library",
         )
     if not trust_remote_code:
         shipped = sorted(each.name for each in SHIPPED.iterdir() if each.name.startswith("lmkit_"))
         close = nearest(name, shipped)
         raise RecipeError(
-            "no such module here; on the hub it would be code to run" + (f"; did you mean {close}?" if close else ""),
+            "no such module here; on the hub it would be code to run"
+            + (f"; did you mean {close}?" if close else ""),
             place=f"eval.metrics: {name}",
             remedy=f"name a local one, one of lmkit's ({', '.join(shipped)}), or allow the hub's with model.trust_remote_code=true",
         )
@@ -88,15 +93,27 @@ def custom_metrics(
         place = find_module(name, trust_remote_code=trust_remote_code)
         module = _load(place, name)
         inputs = [
-            _fitted(values, module, key, labels) for key, values in (("predictions", predictions), ("references", references))
+            _fitted(values, module, key, labels)
+            for key, values in (("predictions", predictions), ("references", references))
         ]
         begun = time.perf_counter()
         values = _compute(module, inputs, name)
-        resampled = _resampled(module, inputs, name, values, min(resamples, MOST_RESAMPLES), seed, time.perf_counter() - begun)
+        resampled = _resampled(
+            module,
+            inputs,
+            name,
+            values,
+            min(resamples, MOST_RESAMPLES),
+            seed,
+            time.perf_counter() - begun,
+        )
         for key, value in values.items():
             bounds = percentiles(resampled[key], confidence) if key in resampled else (None, None)
             shown = key if key not in found and key not in taken else f"{Path(name).stem}.{key}"
-            found[shown] = Interval(value, *bounds), Module(str(Path(place).resolve()) if Path(place).exists() else name, key)
+            found[shown] = (
+                Interval(value, *bounds),
+                Module(str(Path(place).resolve()) if Path(place).exists() else name, key),
+            )
     return found
 
 
@@ -122,13 +139,20 @@ def custom_statistics(
             remedy="compare one of lmkit's own metrics",
         )
     module = _load(find_module(chosen.module, trust_remote_code=trust_remote_code), chosen.module)
-    columns = [_fitted(values, module, key, labels) for key, values in (("predictions", predictions), ("references", references))]
+    columns = [
+        _fitted(values, module, key, labels)
+        for key, values in (("predictions", predictions), ("references", references))
+    ]
 
     def metrics(sums: FloatArray) -> dict[str, FloatArray]:
         values = []
         for times in sums.reshape(-1, examples):
             drawn = np.repeat(np.arange(examples), times.astype(int)).tolist()
-            values.append(_compute(module, [[column[i] for i in drawn] for column in columns], chosen.module).get(chosen.key))
+            values.append(
+                _compute(
+                    module, [[column[i] for i in drawn] for column in columns], chosen.module
+                ).get(chosen.key)
+            )
         return {metric: np.array(values, np.float64).reshape(sums.shape[:-1])}
 
     return Statistics(np.eye(examples), metrics)
@@ -140,7 +164,9 @@ def _load(place: str, name: str) -> Any:
     try:
         return evaluate.load(place, module_type="metric", keep_in_memory=True)
     except Exception as error:  # whatever a module of the user's does
-        raise RecipeError(f"cannot be loaded: {_said(error)}", place=f"eval.metrics: {name}") from error
+        raise RecipeError(
+            f"cannot be loaded: {_said(error)}", place=f"eval.metrics: {name}"
+        ) from error
 
 
 def _compute(module: Any, inputs: Sequence[list[Any]], name: str) -> dict[str, float]:
@@ -148,9 +174,15 @@ def _compute(module: Any, inputs: Sequence[list[Any]], name: str) -> dict[str, f
     try:
         returned = module.compute(predictions=inputs[0], references=inputs[1])
     except Exception as error:
-        raise RecipeError(f"refuses these predictions: {_said(error)}", place=f"eval.metrics: {name}") from error
+        raise RecipeError(
+            f"refuses these predictions: {_said(error)}", place=f"eval.metrics: {name}"
+        ) from error
     numbers = (int, float, np.number)
-    return {key: float(value) for key, value in returned.items() if isinstance(value, numbers) and not isinstance(value, bool)}
+    return {
+        key: float(value)
+        for key, value in returned.items()
+        if isinstance(value, numbers) and not isinstance(value, bool)
+    }
 
 
 def _said(error: Exception) -> str:
@@ -158,7 +190,13 @@ def _said(error: Exception) -> str:
 
 
 def _resampled(
-    module: Any, inputs: list[list[Any]], name: str, values: dict[str, float], resamples: int, seed: int, seconds: float
+    module: Any,
+    inputs: list[list[Any]],
+    name: str,
+    values: dict[str, float],
+    resamples: int,
+    seed: int,
+    seconds: float,
 ) -> dict[str, FloatArray]:
     examples = len(inputs[0])
     if not resamples or examples < 2:

@@ -29,7 +29,12 @@ class Interval:
 
 
 def bootstrap_intervals(
-    statistics: Statistics, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 13, kind: Kind = "percentile"
+    statistics: Statistics,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 13,
+    kind: Kind = "percentile",
 ) -> dict[str, Interval]:
     """Bootstrap over examples (Efron 1979): how much each metric varies with the choice of the test set.
 
@@ -52,12 +57,20 @@ def bootstrap_intervals(
         return {name: Interval(value) for name, value in values.items()}
     resampled = bootstrap_values(statistics, resamples=resamples, seed=seed)
     if kind == "percentile":
-        return {name: Interval(value, *percentiles(resampled[name], confidence)) for name, value in values.items()}
+        return {
+            name: Interval(value, *percentiles(resampled[name], confidence))
+            for name, value in values.items()
+        }
     left_out = statistics.metrics(statistics.counts.sum(axis=0) - statistics.counts)
-    return {name: Interval(value, *_bca(value, resampled[name], left_out[name], confidence)) for name, value in values.items()}
+    return {
+        name: Interval(value, *_bca(value, resampled[name], left_out[name], confidence))
+        for name, value in values.items()
+    }
 
 
-def bootstrap_values(statistics: Statistics, *, resamples: int = 1000, seed: int = 13) -> dict[str, FloatArray]:
+def bootstrap_values(
+    statistics: Statistics, *, resamples: int = 1000, seed: int = 13
+) -> dict[str, FloatArray]:
     """Each metric in each resample, ``(resamples,)`` by name.
 
     The resamples depend on the seed and the number of examples alone: with one seed, two systems scored on the same
@@ -81,7 +94,9 @@ def bootstrap_values(statistics: Statistics, *, resamples: int = 1000, seed: int
     return statistics.metrics(sums)
 
 
-def student_interval(values: Sequence[float | None], confidence: float = 0.95) -> dict[str, float | None]:
+def student_interval(
+    values: Sequence[float | None], confidence: float = 0.95
+) -> dict[str, float | None]:
     """``mean``, ``sd`` (n - 1) and the bounds of Student's interval (``low``, ``high``) of one number from several runs.
 
     All are None where a run has no value; of a single run there are no sd and no bounds.
@@ -105,7 +120,9 @@ def percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | 
     return _quantiles(values, outside, outside)
 
 
-def _quantiles(values: FloatArray, below: float, above: float) -> tuple[float, float] | tuple[None, None]:
+def _quantiles(
+    values: FloatArray, below: float, above: float
+) -> tuple[float, float] | tuple[None, None]:
     """The bounds that leave these shares of the values outside; None of no values.
 
     They are values themselves: interpolating between two infinite perplexities would give nan.
@@ -114,11 +131,15 @@ def _quantiles(values: FloatArray, below: float, above: float) -> tuple[float, f
     if not len(ordered):
         return None, None
     # 0.05 * 1000 is 49.999... in binary
-    low, high = (min(math.floor(share * len(ordered) + 1e-9), len(ordered) - 1) for share in (below, above))
+    low, high = (
+        min(math.floor(share * len(ordered) + 1e-9), len(ordered) - 1) for share in (below, above)
+    )
     return float(ordered[low]), float(ordered[-1 - high])
 
 
-def _bca(value: float, resampled: FloatArray, left_out: FloatArray, confidence: float) -> tuple[float, float] | tuple[None, None]:
+def _bca(
+    value: float, resampled: FloatArray, left_out: FloatArray, confidence: float
+) -> tuple[float, float] | tuple[None, None]:
     """Bias-corrected and accelerated bounds (Efron 1987).
 
     Args:

@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike
 from lmkit.metrics.statistics import FloatArray, Statistics, ratio
 
 
-def language_model_statistics(nll: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike | None, correct: ArrayLike) -> Statistics:
+def language_model_statistics(
+    nll: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike | None, correct: ArrayLike
+) -> Statistics:
     """``loss`` (nats per token), ``perplexity`` = exp(loss), ``bits_per_byte`` and ``accuracy`` (0..1).
 
     An example is a document. All are ratios of sums over documents, so they do not depend on how documents were
@@ -34,7 +36,9 @@ def language_model_statistics(nll: ArrayLike, tokens: ArrayLike, num_bytes: Arra
         with np.errstate(over="ignore"):
             metrics = {"loss": loss, "perplexity": np.exp(loss)}
         if num_bytes is not None:
-            metrics["bits_per_byte"] = ratio(sums[..., 0] / math.log(2), sums[..., 3], undefined=math.nan)
+            metrics["bits_per_byte"] = ratio(
+                sums[..., 0] / math.log(2), sums[..., 3], undefined=math.nan
+            )
         return metrics | {"accuracy": ratio(sums[..., 2], sums[..., 1])}
 
     return Statistics(counts, language_model_metrics)

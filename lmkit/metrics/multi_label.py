@@ -24,7 +24,11 @@ def multi_label_statistics(
         labels: known labels; one found only in the data counts too, after these.
     """
     assert len(gold) == len(predicted), f"{len(gold)} gold lists, {len(predicted)} predicted"
-    names = list(dict.fromkeys([*labels, *(label for rows in (gold, predicted) for row in rows for label in row)]))
+    names = list(
+        dict.fromkeys(
+            [*labels, *(label for rows in (gold, predicted) for row in rows for label in row)]
+        )
+    )
     index = {name: number for number, name in enumerate(names)}
     counts = np.zeros((3, len(gold), len(names)))
     for part, rows in enumerate((gold, predicted)):
@@ -46,11 +50,14 @@ def multi_label_statistics(
         return {
             "accuracy": ratio(exact_sum, examples),
             "f1_macro": ratio(
-                ratio(2 * hits, actual + guessed).sum(axis=-1), np.asarray((actual + guessed > 0).sum(axis=-1), np.float64)
+                ratio(2 * hits, actual + guessed).sum(axis=-1),
+                np.asarray((actual + guessed > 0).sum(axis=-1), np.float64),
             ),
             "f1_micro": ratio(2 * hits_all, actual_all + guessed_all),
             "f1_samples": ratio(f1_sum, examples),
             "mcc": ratio(covariance, np.sqrt(spread)),
         }
 
-    return Statistics(np.concatenate(columns, axis=1), metrics, lambda sums: report(names, sums[:-3]))
+    return Statistics(
+        np.concatenate(columns, axis=1), metrics, lambda sums: report(names, sums[:-3])
+    )

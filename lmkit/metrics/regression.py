@@ -24,7 +24,10 @@ def regression_statistics(gold: Sequence[float], predicted: Sequence[float]) -> 
     squares = (x - y) ** 2
     # centred alike for any predictions, so that rows of two systems can change places; sums of large squares lose digits
     middle, middle_rank = (x.mean() if len(x) else 0.0), (len(x) + 1) / 2
-    raw, ranks = _products(x - middle, y - middle), _products(_ranks(x) - middle_rank, _ranks(y) - middle_rank)
+    raw, ranks = (
+        _products(x - middle, y - middle),
+        _products(_ranks(x) - middle_rank, _ranks(y) - middle_rank),
+    )
     columns = [np.ones_like(x), squares, *raw, *ranks]
 
     def metrics(sums: FloatArray) -> dict[str, FloatArray]:
@@ -36,7 +39,9 @@ def regression_statistics(gold: Sequence[float], predicted: Sequence[float]) -> 
         }
 
     return Statistics(
-        np.stack(columns, axis=1), metrics, remake=lambda rows: regression_statistics(x[rows].tolist(), y[rows].tolist())
+        np.stack(columns, axis=1),
+        metrics,
+        remake=lambda rows: regression_statistics(x[rows].tolist(), y[rows].tolist()),
     )
 
 
@@ -45,7 +50,9 @@ def _products(x: FloatArray, y: FloatArray) -> list[FloatArray]:
     return [x, y, x * x, y * y, x * y]
 
 
-def _correlation(count: FloatArray, x: FloatArray, y: FloatArray, xx: FloatArray, yy: FloatArray, xy: FloatArray) -> FloatArray:
+def _correlation(
+    count: FloatArray, x: FloatArray, y: FloatArray, xx: FloatArray, yy: FloatArray, xy: FloatArray
+) -> FloatArray:
     spread = np.maximum(count * xx - x * x, 0) * np.maximum(count * yy - y * y, 0)
     return np.clip(ratio(count * xy - x * y, np.sqrt(spread)), -1, 1)
 

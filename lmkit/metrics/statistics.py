@@ -55,9 +55,16 @@ def ratio(numerator: FloatArray, denominator: FloatArray, *, undefined: float = 
     return quotient
 
 
-def label_report(labels: list[str], correct: FloatArray, predicted: FloatArray, gold: FloatArray) -> dict[str, dict[str, float]]:
+def label_report(
+    labels: list[str], correct: FloatArray, predicted: FloatArray, gold: FloatArray
+) -> dict[str, dict[str, float]]:
     """Per label precision, recall, F1 (0..1; 0/0 is 0) and support, from ``(labels,)`` counts."""
-    columns = (ratio(correct, predicted), ratio(correct, gold), ratio(2 * correct, predicted + gold), gold)
+    columns = (
+        ratio(correct, predicted),
+        ratio(correct, gold),
+        ratio(2 * correct, predicted + gold),
+        gold,
+    )
     names = ("precision", "recall", "f1", "support")
     return {
         label: dict(zip(names, map(float, row), strict=True))

@@ -33,8 +33,12 @@ def tagging_statistics(gold: Tags, predicted: Tags, *, entities: bool | None = N
     """
     assert len(gold) == len(predicted), f"{len(gold)} gold sentences, {len(predicted)} predicted"
     for i, (gold_tags, predicted_tags) in enumerate(zip(gold, predicted, strict=True)):
-        assert len(gold_tags) == len(predicted_tags), f"sentence {i}: {len(gold_tags)} gold tags, {len(predicted_tags)} predicted"
-    tags = sorted({tag for sentences in (gold, predicted) for sentence in sentences for tag in sentence})
+        assert len(gold_tags) == len(predicted_tags), (
+            f"sentence {i}: {len(gold_tags)} gold tags, {len(predicted_tags)} predicted"
+        )
+    tags = sorted(
+        {tag for sentences in (gold, predicted) for sentence in sentences for tag in sentence}
+    )
     if not (is_iob2(tags) if entities is None else entities):
         return _word_statistics(gold, predicted, tags)
     _check_iob2(tags)
@@ -57,7 +61,10 @@ def is_iob2(tags: Collection[str]) -> bool:
 def _check_iob2(tags: Collection[str]) -> None:
     other = [tag for tag in tags if not IOB2_TAG.fullmatch(tag)]
     if other:
-        raise DataError(f"tag {other[0]!r} is not IOB2, though others are", remedy="write the tags as B-TYPE, I-TYPE and O")
+        raise DataError(
+            f"tag {other[0]!r} is not IOB2, though others are",
+            remedy="write the tags as B-TYPE, I-TYPE and O",
+        )
 
 
 def type_of(tag: str) -> str:
@@ -103,12 +110,24 @@ def _entity_statistics(gold: Tags, predicted: Tags) -> Statistics:
     entities = np.zeros((len(lenient), 3, len(types) + 1))
     words = np.zeros((len(lenient), 2))
     for row, (gold_chunks, predicted_chunks) in enumerate(lenient):
-        for column, found in enumerate((gold_chunks & predicted_chunks, predicted_chunks, gold_chunks)):
+        for column, found in enumerate(
+            (gold_chunks & predicted_chunks, predicted_chunks, gold_chunks)
+        ):
             for _, _, kind in found:
                 entities[row, column, index[kind]] += 1
-        gold_strict, predicted_strict = chunks(gold[row], strict=True), chunks(predicted[row], strict=True)
-        entities[row, :, -1] = len(gold_strict & predicted_strict), len(predicted_strict), len(gold_strict)
-        words[row] = sum(g == p for g, p in zip(gold[row], predicted[row], strict=True)), len(gold[row])
+        gold_strict, predicted_strict = (
+            chunks(gold[row], strict=True),
+            chunks(predicted[row], strict=True),
+        )
+        entities[row, :, -1] = (
+            len(gold_strict & predicted_strict),
+            len(predicted_strict),
+            len(gold_strict),
+        )
+        words[row] = (
+            sum(g == p for g, p in zip(gold[row], predicted[row], strict=True)),
+            len(gold[row]),
+        )
 
     def entity_metrics(sums: FloatArray) -> dict[str, FloatArray]:
         by_type = sums[..., :-2].reshape(*sums.shape[:-1], 3, -1)
@@ -127,7 +146,9 @@ def _entity_statistics(gold: Tags, predicted: Tags) -> Statistics:
         return label_report(types, correct, guessed, actual)
 
     return Statistics(
-        np.concatenate([entities.reshape(len(lenient), 3 * (len(types) + 1)), words], axis=1), entity_metrics, by_type
+        np.concatenate([entities.reshape(len(lenient), 3 * (len(types) + 1)), words], axis=1),
+        entity_metrics,
+        by_type,
     )
 
 

@@ -21,7 +21,11 @@ OUTPUT = 3
 
 
 def translation_statistics(
-    hypotheses: Sequence[str], references: Sequence[str], *, truncated: Sequence[bool] | None = None, tokenize: str = "13a"
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    truncated: Sequence[bool] | None = None,
+    tokenize: str = "13a",
 ) -> Statistics:
     """``bleu`` (Papineni et al. 2002) and ``chrf`` (chrF2, Popovic 2015), 0..100; ``ter`` (Snover et al. 2006), from 0.
 
@@ -42,11 +46,17 @@ def translation_statistics(
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
-    assert len(hypotheses) == len(references), f"{len(hypotheses)} hypotheses, {len(references)} references"
+    assert len(hypotheses) == len(references), (
+        f"{len(hypotheses)} hypotheses, {len(references)} references"
+    )
     metrics: dict[str, Metric] = {"bleu": _bleu(tokenize), "chrf": CHRF(), "ter": TER()}
-    counts = [_extract(metric, hypotheses, references, WIDTHS[name]) for name, metric in metrics.items()]
+    counts = [
+        _extract(metric, hypotheses, references, WIDTHS[name]) for name, metric in metrics.items()
+    ]
     cut = truncated if truncated is not None else [False] * len(hypotheses)
-    outputs = [(not hypothesis.strip(), end, 1) for hypothesis, end in zip(hypotheses, cut, strict=True)]
+    outputs = [
+        (not hypothesis.strip(), end, 1) for hypothesis, end in zip(hypotheses, cut, strict=True)
+    ]
     counts.append(np.array(outputs, np.float64).reshape(len(outputs), OUTPUT))
     ends = np.cumsum([WIDTHS[name] for name in metrics])
 
@@ -54,12 +64,18 @@ def translation_statistics(
         # A call per resample: 30 numbers in, microseconds each, and sacreBLEU's own value in every corner case.
         *columns, output = np.split(sums, ends, axis=-1)
         values = {
-            name: np.reshape([_score(metric, row) for row in part.reshape(-1, part.shape[-1])], part.shape[:-1])
+            name: np.reshape(
+                [_score(metric, row) for row in part.reshape(-1, part.shape[-1])], part.shape[:-1]
+            )
             for (name, metric), part in zip(metrics.items(), columns, strict=True)
         }
         values["length_ratio"] = ratio(sums[..., 0], sums[..., 1])  # BLEU's first two
         values["empty"] = ratio(output[..., 0], output[..., 2])
-        return values if truncated is None else values | {"truncated": ratio(output[..., 1], output[..., 2])}
+        return (
+            values
+            if truncated is None
+            else values | {"truncated": ratio(output[..., 1], output[..., 2])}
+        )
 
     signature = " ".join(_signature(metric, WIDTHS[name]) for name, metric in metrics.items())
     return Statistics(np.concatenate(counts, axis=1), translation_metrics, signature=signature)
@@ -69,12 +85,20 @@ def _bleu(tokenize: str) -> Metric:
     from sacrebleu.metrics.bleu import BLEU
 
     if tokenize not in BLEU.TOKENIZERS:
-        raise LmkitError(f"sacreBLEU has no tokenizer {tokenize!r}", remedy=suggest(tokenize, BLEU.TOKENIZERS))
+        raise LmkitError(
+            f"sacreBLEU has no tokenizer {tokenize!r}", remedy=suggest(tokenize, BLEU.TOKENIZERS)
+        )
     try:
         return BLEU(tokenize=tokenize)
-    except (ImportError, RuntimeError, OSError) as error:  # no package; no dictionary; no network for its model
+    except (
+        ImportError,
+        RuntimeError,
+        OSError,
+    ) as error:  # no package; no dictionary; no network for its model
         reason = " ".join(str(error).split())
-        extra = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}.get(tokenize, "sentencepiece")
+        extra = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}.get(
+            tokenize, "sentencepiece"
+        )
         raise LmkitError(
             f"sacreBLEU's tokenizer {tokenize!r} cannot be loaded: {reason}",
             remedy=f"pip install '{extra}', or choose a tokenizer that needs nothing: 13a, intl, zh, char",
@@ -84,7 +108,9 @@ def _bleu(tokenize: str) -> Metric:
 # sacreBLEU has no public way to sentence statistics; what is private in it is used in these three functions alone.
 
 
-def _extract(metric: Metric, hypotheses: Sequence[str], references: Sequence[str], width: int) -> FloatArray:
+def _extract(
+    metric: Metric, hypotheses: Sequence[str], references: Sequence[str], width: int
+) -> FloatArray:
     """Statistics per sentence, ``(examples, width)``."""
     rows = metric._extract_corpus_statistics(list(hypotheses), [list(references)])
     return np.array(rows, np.float64).reshape(len(hypotheses), width)

@@ -45,14 +45,27 @@ def check_adapter_keys(recipe: Recipe) -> None:
         )
     if recipe.lora is None:
         return
-    for key, value in (("freeze_embeddings", train.freeze_embeddings), ("freeze_layers", train.freeze_layers)):
+    for key, value in (
+        ("freeze_embeddings", train.freeze_embeddings),
+        ("freeze_layers", train.freeze_layers),
+    ):
         if value:
             raise RecipeError(
-                "has no effect beside lora, which freezes the whole base", place=f"train.{key}", remedy="leave it out"
+                "has no effect beside lora, which freezes the whole base",
+                place=f"train.{key}",
+                remedy="leave it out",
             )
 
 
-def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, task: str, new: list[str], added: list[int]) -> Any:
+def add_lora(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    source: ModelSource,
+    *,
+    task: str,
+    new: list[str],
+    added: list[int],
+) -> Any:
     """Freeze the model and add low-rank updates (Hu et al. 2022).
 
     Args:
@@ -80,14 +93,20 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
         modules_to_save=sorted(new) or None,
         exclude_modules=_named_alike(model, new) or None,
         trainable_token_indices=_added_rows(model, added),
-        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's transposed layers
+        fan_in_fan_out=any(
+            type(module).__name__ == "Conv1D" for module in model.modules()
+        ),  # GPT-2's transposed layers
     )
     if options.quantize is not None:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # that is hardware's to say
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=False
+        )  # that is hardware's to say
     table = model.get_input_embeddings().weight
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You have passed exclude_modules")  # none of which was a target
+            warnings.filterwarnings(
+                "ignore", message="You have passed exclude_modules"
+            )  # none of which was a target
             adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
         raise _nothing_to_adapt(model, new, str(error).split(". ")[0]) from None
@@ -98,13 +117,17 @@ def add_lora(model: PreTrainedModel, recipe: Recipe, source: ModelSource, *, tas
     if added and (missed := _past_rows(adapted, table)):
         raise _not_kept(adapted.get_base_model(), f"{', '.join(missed)} would not learn them")
     local = Path(source.location)
-    adapted.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.exists() else source.location
+    adapted.peft_config["default"].base_model_name_or_path = (
+        str(local.resolve()) if local.exists() else source.location
+    )
     return adapted
 
 
 def _named_alike(model: Any, new: Sequence[str]) -> list[str]:
     """Modules whose names end like a new one's: PEFT takes DistilBERT's pre_classifier for its classifier, and trains it whole, too."""
-    return [name for name, _ in model.named_modules() if name not in new and name.endswith(tuple(new))]
+    return [
+        name for name, _ in model.named_modules() if name not in new and name.endswith(tuple(new))
+    ]
 
 
 def _targets(model: Any, options: Lora) -> str | list[str]:
@@ -122,7 +145,9 @@ def _nothing_to_adapt(model: Any, new: list[str], problem: str) -> RecipeError:
     linear = {
         name.removesuffix(".base_layer").split(".")[-1]
         for name, module in model.named_modules()
-        if type(module).__name__ in kinds and "lora_" not in name and not any(f"{name}.".startswith(f"{each}.") for each in new)
+        if type(module).__name__ in kinds
+        and "lora_" not in name
+        and not any(f"{name}.".startswith(f"{each}.") for each in new)
     }
     return RecipeError(
         f"LoRA found nothing to adapt: {problem}",
@@ -140,7 +165,11 @@ def _added_rows(model: Any, added: list[int]) -> dict[str, list[int]] | None:
     if not added:
         return None
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    sharing = [module for _, module in model.named_modules(remove_duplicate=False) if _weight(module) is inputs.weight]
+    sharing = [
+        module
+        for _, module in model.named_modules(remove_duplicate=False)
+        if _weight(module) is inputs.weight
+    ]
     if getattr(outputs, "bias", None) is not None:  # the heads of MLM
         raise _not_kept(model, "PEFT would lose the bias of their output")
     rows = {_input_name(model): added}
@@ -151,12 +180,19 @@ def _added_rows(model: Any, added: list[int]) -> dict[str, list[int]] | None:
 
 def _past_rows(adapted: Any, table: Any) -> list[str]:
     """The modules that read the embeddings' weights past PEFT's rows: it follows what is tied only where config and class say so."""
-    from lmkit.models.packing import in_evaluation
+    from lmkit.models.trials import in_evaluation
 
     named = adapted.get_base_model().named_modules(remove_duplicate=False)
-    beside = {name: module for name, module in named if _weight(module) is table and "token_adapter" not in name}
+    beside = {
+        name: module
+        for name, module in named
+        if _weight(module) is table and "token_adapter" not in name
+    }
     read: list[str] = []  # Marian has a table more that nobody reads
-    hooks = [module.register_forward_hook(lambda *_, name=name: read.append(name)) for name, module in beside.items()]
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: read.append(name))
+        for name, module in beside.items()
+    ]
     try:
         with in_evaluation(adapted):
             probe_logits(adapted)
@@ -199,7 +235,9 @@ def _input_name(model: Any) -> str:
 def adapter_config(source: ModelSource) -> dict[str, Any]:
     """The content of adapter_config.json."""
     try:
-        found: dict[str, Any] = json.loads((Path(source.location) / CONFIG).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(
+            (Path(source.location) / CONFIG).read_text(encoding="utf-8")
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"{CONFIG} cannot be read: {error}", place=source.location) from None
     return found
@@ -214,17 +252,31 @@ def base_of(source: ModelSource) -> str:
     name = adapter_config(source).get("base_model_name_or_path")
     remedy = f"put it back, or write its new place into {CONFIG}"
     if not name:
-        raise ModelError(f"{CONFIG} names no base (base_model_name_or_path)", place=source.location, remedy="write it there")
+        raise ModelError(
+            f"{CONFIG} names no base (base_model_name_or_path)",
+            place=source.location,
+            remedy="write it there",
+        )
     try:
         base = find_model(str(name), key="base_model_name_or_path")
     except ModelError as error:
-        raise ModelError(f"the adapter's base is gone: {name} ({error.problem})", place=source.location, remedy=remedy) from None
+        raise ModelError(
+            f"the adapter's base is gone: {name} ({error.problem})",
+            place=source.location,
+            remedy=remedy,
+        ) from None
     if base.is_adapter:
-        raise ModelError(f"the adapter's base is an adapter itself: {name}", place=source.location, remedy="merge that one first")
+        raise ModelError(
+            f"the adapter's base is an adapter itself: {name}",
+            place=source.location,
+            remedy="merge that one first",
+        )
     return base.location
 
 
-def load_adapter(source: ModelSource, model_class: str, recipe: Recipe, *, quantized: bool = True) -> Any:
+def load_adapter(
+    source: ModelSource, model_class: str, recipe: Recipe, *, quantized: bool = True
+) -> Any:
     """Base and adapter as they were trained; every weight loaded, none made up.
 
     Args:
@@ -238,16 +290,27 @@ def load_adapter(source: ModelSource, model_class: str, recipe: Recipe, *, quant
 
     base, folder = base_of(source), Path(source.location)
     if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"no {WEIGHTS}: weights are read as safetensors only", place=source.location)
-    options = Model(revision=adapter_config(source).get("revision"), trust_remote_code=recipe.model.trust_remote_code)
+        raise ModelError(
+            f"no {WEIGHTS}: weights are read as safetensors only", place=source.location
+        )
+    options = Model(
+        revision=adapter_config(source).get("revision"),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
     shapes = _saved_shapes(folder)
     config = transformers.AutoConfig.from_pretrained(
         base, revision=options.revision or "main", trust_remote_code=options.trust_remote_code
     )
-    rows = {key: getattr(config, key) for key in ("vocab_size", "decoder_vocab_size") if hasattr(config, key)}
+    rows = {
+        key: getattr(config, key)
+        for key in ("vocab_size", "decoder_vocab_size")
+        if hasattr(config, key)
+    }
     wanted = rows.get("vocab_size", 0)
     if (folder / "config.json").is_file():
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=options.trust_remote_code
+        )
         wanted = getattr(config, "vocab_size", wanted)
         config.update(rows)  # the base has its own number of rows, before tokens were added
     elif (labels := _num_labels(shapes)) is not None:
@@ -258,10 +321,16 @@ def load_adapter(source: ModelSource, model_class: str, recipe: Recipe, *, quant
             check_quantization(bits)
             changes |= quantization(bits, model_class, config, recipe.hardware.precision)
         except RecipeError as error:
-            console.warn(f"the adapter was trained on a {bits} base, which is loaded in full precision here: {error.problem}")
+            console.warn(
+                f"the adapter was trained on a {bits} base, which is loaded in full precision here: {error.problem}"
+            )
     model, info = from_pretrained(model_class, base, options, changes)
     missing = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
-    if lost := [name for name in new_modules(model, missing) if not any(f".{name}." in f".{key}" for key in shapes)]:
+    if lost := [
+        name
+        for name in new_modules(model, missing)
+        if not any(f".{name}." in f".{key}" for key in shapes)
+    ]:
         raise ModelError(
             f"neither the adapter nor its base has weights for {', '.join(lost)}",
             place=source.location,
@@ -290,16 +359,25 @@ def merged(adapted: Any) -> PreTrainedModel:
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = adapted.peft_config["default"].peft_type
         raise ModelError(
-            f"an adapter of kind {kind} changes no weights, so there is nothing to merge", place="adapter_config.json"
+            f"an adapter of kind {kind} changes no weights, so there is nothing to merge",
+            place="adapter_config.json",
         )
     is_tied = getattr(adapted.get_base_model().config, "tie_word_embeddings", False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # see below
+        warnings.filterwarnings(
+            "ignore", message="Input and output embeddings are no longer tied"
+        )  # see below
         model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     output = _weight(model.get_output_embeddings())
-    shared = [module for _, module in model.named_modules(remove_duplicate=False) if _weight(module) is output]
+    shared = [
+        module
+        for _, module in model.named_modules(remove_duplicate=False)
+        if _weight(module) is output
+    ]
     if is_tied and output is not None and len(shared) > 1:
-        model.config.tie_word_embeddings = True  # PEFT compares with the encoder's embeddings alone, and unties two vocabularies
+        model.config.tie_word_embeddings = (
+            True  # PEFT compares with the encoder's embeddings alone, and unties two vocabularies
+        )
     return model
 
 
@@ -318,15 +396,27 @@ def probe_logits(model: Any) -> torch.Tensor:
         ends = model.config.eos_token_id
         end = ends[0] if isinstance(ends, list) else ends
         if end is not None:
-            ids = torch.cat([ids.masked_fill(ids == end, (end + 1) % rows)[:, : length - 1], ids.new_full((2, 1), end)], dim=1)
+            ids = torch.cat(
+                [
+                    ids.masked_fill(ids == end, (end + 1) % rows)[:, : length - 1],
+                    ids.new_full((2, 1), end),
+                ],
+                dim=1,
+            )
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
-        batch["decoder_input_ids"] = ids.clamp(max=(getattr(model.config, "decoder_vocab_size", None) or rows) - 1)
+        batch["decoder_input_ids"] = ids.clamp(
+            max=(getattr(model.config, "decoder_vocab_size", None) or rows) - 1
+        )
     model.eval()
-    with torch.inference_mode():  # one by one: GPT-2's classifier takes no batch without a padding token
+    with (
+        torch.inference_mode()
+    ):  # one by one: GPT-2's classifier takes no batch without a padding token
         return torch.cat(
             [
-                model(**{name: row[None] for name, row in zip(batch, text, strict=True)}).logits.float()
+                model(
+                    **{name: row[None] for name, row in zip(batch, text, strict=True)}
+                ).logits.float()
                 for text in zip(*batch.values(), strict=True)
             ]
         )

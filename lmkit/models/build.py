@@ -77,7 +77,9 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
     new: list[str] = []
     if source is None:
         values = _described(recipe)
-        values |= _decided(recipe, _token_ids(task.tokenizer, values["model_type"]) | task.model_config())
+        values |= _decided(
+            recipe, _token_ids(task.tokenizer, values["model_type"]) | task.model_config()
+        )
         model, origin = _from_config(values, recipe, task), f"random {values['model_type']}"
     elif source.is_adapter:
         raise ModelError(
@@ -106,8 +108,15 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
             )
         model = add_lora(model, recipe, source, task=task.name, new=new, added=added)
     if recipe.tagging.crf:
-        knows = source is not None and source.description.get("facts", {}).get("labels") == task.facts["labels"]
-        weights = load_crf(source.location, recipe.model.revision) if source is not None and knows else None
+        knows = (
+            source is not None
+            and source.description.get("facts", {}).get("labels") == task.facts["labels"]
+        )
+        weights = (
+            load_crf(source.location, recipe.model.revision)
+            if source is not None and knows
+            else None
+        )
         add_crf(model, len(task.facts["labels"]), weights)
         new = new if weights else [*new, "crf"]
     return Built(model, new, origin)
@@ -115,7 +124,11 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
 
 def _described(recipe: Recipe) -> dict[str, Any]:
     """The config of a preset with ``model.config`` on top, or ``model.config`` alone."""
-    start = preset_config(recipe.model.preset, max_length=recipe.data.max_length) if recipe.model.preset else {}
+    start = (
+        preset_config(recipe.model.preset, max_length=recipe.data.max_length)
+        if recipe.model.preset
+        else {}
+    )
     return start | recipe.model.config
 
 
@@ -137,15 +150,26 @@ def _check_fields(changes: Mapping[str, Any], config: PretrainedConfig) -> None:
     for name in changes:
         if name not in known and not hasattr(config, name) and not _reads(config, name):
             raise RecipeError(
-                f"{config.model_type} has no field {name!r}", place=f"model.config.{name}", remedy=suggest(name, known)
+                f"{config.model_type} has no field {name!r}",
+                place=f"model.config.{name}",
+                remedy=suggest(name, known),
             )
 
 
 def _reads(config: PretrainedConfig, name: str) -> bool:
     """Whether the architecture's code asks for a field that its config class does not declare (DeBERTa's position_buckets)."""
-    module = importlib.util.find_spec(type(config).__module__.replace(".configuration_", ".modeling_"))
-    code = Path(module.origin).read_text(encoding="utf-8") if module is not None and module.origin else ""
-    return re.search(rf"\bconfig\.{re.escape(name)}\b|config, [\"']{re.escape(name)}[\"']", code) is not None
+    module = importlib.util.find_spec(
+        type(config).__module__.replace(".configuration_", ".modeling_")
+    )
+    code = (
+        Path(module.origin).read_text(encoding="utf-8")
+        if module is not None and module.origin
+        else ""
+    )
+    return (
+        re.search(rf"\bconfig\.{re.escape(name)}\b|config, [\"']{re.escape(name)}[\"']", code)
+        is not None
+    )
 
 
 def _decided(recipe: Recipe, decided: dict[str, Any]) -> dict[str, Any]:
@@ -157,17 +181,33 @@ def _decided(recipe: Recipe, decided: dict[str, Any]) -> dict[str, Any]:
     asked = recipe.model.config
     rows = asked.get("vocab_size")
     if "vocab_size" in decided and isinstance(rows, int) and rows > decided["vocab_size"]:
-        shared = {"decoder_vocab_size"} & decided.keys() if decided.get("share_encoder_decoder_embeddings", True) else set()
+        shared = (
+            {"decoder_vocab_size"} & decided.keys()
+            if decided.get("share_encoder_decoder_embeddings", True)
+            else set()
+        )
         decided = decided | dict.fromkeys({"vocab_size", *shared}, rows)
-    against = {name: value for name, value in asked.items() if name in decided and value != decided[name]}
+    against = {
+        name: value for name, value in asked.items() if name in decided and value != decided[name]
+    }
     if against:
-        found = "; ".join(f"{value!r}, but tokenizer and task make it {decided[name]!r}" for name, value in against.items())
-        raise RecipeError(found, place=", ".join(f"model.config.{name}" for name in against), remedy="leave out what is named")
+        found = "; ".join(
+            f"{value!r}, but tokenizer and task make it {decided[name]!r}"
+            for name, value in against.items()
+        )
+        raise RecipeError(
+            found,
+            place=", ".join(f"model.config.{name}" for name in against),
+            remedy="leave out what is named",
+        )
     return decided
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str, Any]:
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
+        for name in ("pad", "bos", "eos", "cls", "sep")
+    }
     target = target_of(tokenizer)
     if model_type in ("marian", "t5"):
         ids |= {"decoder_start_token_id": ids["pad_token_id"], "forced_eos_token_id": None}
@@ -177,8 +217,14 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, model_type: str) -> dict[str,
             ids |= {"share_encoder_decoder_embeddings": False}
     fields = getattr(_config_class(model_type), "__dataclass_fields__", {})
     for name, value in ids.items():
-        if value is None and name in fields and not re.search("None|Optional", str(fields[name].type)):
-            ids[name] = ids["pad_token_id"]  # a number has to stand there (ModernBERT's decoder), and none of another vocabulary
+        if (
+            value is None
+            and name in fields
+            and not re.search("None|Optional", str(fields[name].type))
+        ):
+            ids[name] = ids[
+                "pad_token_id"
+            ]  # a number has to stand there (ModernBERT's decoder), and none of another vocabulary
     return {"vocab_size": num_tokens(tokenizer)} | ids
 
 
@@ -215,17 +261,23 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
     return model
 
 
-def _with_dropout(values: dict[str, Any], present: Mapping[str, Any], rate: float | None) -> dict[str, Any]:
+def _with_dropout(
+    values: dict[str, Any], present: Mapping[str, Any], rate: float | None
+) -> dict[str, Any]:
     """Set every dropout rate that the config has, except for whole layers (``layerdrop``)."""
     if rate is None:
         return values
     names = [
-        name for name, value in present.items() if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float)
+        name
+        for name, value in present.items()
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float)
     ]
     return values | dict.fromkeys(names, rate)
 
 
-def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTrainedModel, list[str]]:
+def _from_source(
+    recipe: Recipe, task: Task, source: ModelSource
+) -> tuple[PreTrainedModel, list[str]]:
     base = load_config(source, recipe)
     _check_fields(recipe.model.config, base)
     _check_kind(base, task)
@@ -239,13 +291,17 @@ def _from_source(recipe: Recipe, task: Task, source: ModelSource) -> tuple[PreTr
     decided = _decided(recipe, task.model_config() | (decoder_fields(base) if task.causal else {}))
     changes = _with_dropout(recipe.model.config | decided, base.to_dict(), recipe.train.dropout)
     if recipe.lora is not None and recipe.lora.quantize is not None:
-        changes |= quantization(recipe.lora.quantize, task.model_class, base, recipe.hardware.precision)
+        changes |= quantization(
+            recipe.lora.quantize, task.model_class, base, recipe.hardware.precision
+        )
     model, info = from_pretrained(task.model_class, source.location, recipe.model, changes)
     missing = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
     return model, new_modules(model, missing)
 
 
-def grow_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+def grow_embeddings(
+    model: Any, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]
+) -> list[int]:
     """Rows for tokens that a base does not know: each the mean of the rows of the pieces its text was read as.
 
     Args:
@@ -257,16 +313,26 @@ def grow_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase, tokens: Sequ
     import torch
 
     rows = model.get_input_embeddings().num_embeddings
-    new = sorted({*tokenizer.convert_tokens_to_ids(list(tokens)), *range(rows, num_tokens(tokenizer))})
+    new = sorted(
+        {*tokenizer.convert_tokens_to_ids(list(tokens)), *range(rows, num_tokens(tokenizer))}
+    )
     if new and new[-1] >= rows:
         model.resize_token_embeddings(new[-1] + 1, mean_resizing=False)
-    if new and (output := model.get_output_embeddings()) is not None and output.weight.shape[0] <= new[-1]:
+    if (
+        new
+        and (output := model.get_output_embeddings()) is not None
+        and output.weight.shape[0] <= new[-1]
+    ):
         raise RecipeError(
             f"this {model.config.model_type} has a vocabulary for each language, and only one would grow",
             place="tokenizer.add_tokens",
             remedy="leave it out",
         )
-    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table}
+    tables = {
+        id(table.weight): table.weight
+        for table in (model.get_input_embeddings(), model.get_output_embeddings())
+        if table
+    }
     with torch.no_grad():
         for token, pieces in pieces_of(tokenizer, new).items() if new and tokenizer.is_fast else ():
             for weight in tables.values():
@@ -276,7 +342,10 @@ def grow_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase, tokens: Sequ
 
 def _checkpoint_gradients(model: Any) -> None:
     # the name of transformers 5.2x, else the older one
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None)
+        or model.gradient_checkpointing_enable
+    )
     try:
         enable({"use_reentrant": False})
     except ValueError:
@@ -319,7 +388,9 @@ def _read_further(model: PreTrainedModel, task: Task) -> None:
             f"data.max_length={task.max_length}: by its tokenizer this model was trained on {before} tokens, and it learns each "
             "position by itself: those behind may be random until it has learned them here"
         )
-    for tokenizer in {id(each): each for each in (task.tokenizer, target_of(task.tokenizer))}.values():
+    for tokenizer in {
+        id(each): each for each in (task.tokenizer, target_of(task.tokenizer))
+    }.values():
         tokenizer.model_max_length = max(tokenizer.model_max_length, task.max_length)
 
 
@@ -336,28 +407,42 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
     if crf_of(model) is not None:
         save_crf(model, folder)
         if model is inner:  # plain transformers has no place for them
-            weights = {name: value for name, value in model.state_dict().items() if not name.startswith("crf.")}
+            weights = {
+                name: value
+                for name, value in model.state_dict().items()
+                if not name.startswith("crf.")
+            }
     if model is inner:
         model.save_pretrained(folder, state_dict=weights)
     else:
-        model.save_pretrained(folder, save_embedding_layers=False)  # rows of new tokens are in the adapter
+        model.save_pretrained(
+            folder, save_embedding_layers=False
+        )  # rows of new tokens are in the adapter
         config = copy(inner.config)  # an adapter alone does not know its labels
         config.__dict__.pop("quantization_config", None)  # nor is its base stored in few bits
         config.save_pretrained(folder)
         if task.generates:
             inner.generation_config.save_pretrained(folder)  # nor what its output starts with
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own
+        (folder / "README.md").unlink(
+            missing_ok=True
+        )  # PEFT's template; the run has a card of its own
     save_tokenizer(task.tokenizer, folder)
-    (folder / DESCRIPTION).write_text(json.dumps(describe(task), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / DESCRIPTION).write_text(
+        json.dumps(describe(task), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def describe(task: Task) -> dict[str, Any]:
     """What is needed to read text with this model: the task, what it learned of the data, the options of reading."""
     kept = {"seed", "data", "masking", "classification", "tagging", "translation", "generation"}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
-    recipe["data"] = {key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")}
+    recipe["data"] = {
+        key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")
+    }
     lora = task.recipe.lora
-    quantized = {"quantize": lora.quantize} if lora is not None and lora.quantize is not None else {}
+    quantized = (
+        {"quantize": lora.quantize} if lora is not None and lora.quantize is not None else {}
+    )
     return {"task": task.name, "facts": task.facts, "recipe": recipe, **quantized}
 
 
@@ -374,7 +459,9 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     else:
         model = _load_whole(source, task)
     _check_length(unwrap(model), recipe, task)
-    if learns_positions(unwrap(model)) and recipe.data.max_length > (known := int(task.tokenizer.model_max_length)):
+    if learns_positions(unwrap(model)) and recipe.data.max_length > (
+        known := int(task.tokenizer.model_max_length)
+    ):
         raise RecipeError(
             f"{recipe.data.max_length} tokens, but by its tokenizer this model was trained on {known}, and it learns each position by itself",
             place="data.max_length",
@@ -387,7 +474,9 @@ def load_trained(source: ModelSource, task: Task) -> Any:
         weights = load_crf(location, recipe.model.revision)
         if weights is None:
             raise ModelError(
-                f"this model has no CRF: there is no {CRF_FILE}", place=location, remedy="leave tagging.crf out, or train with it"
+                f"this model has no CRF: there is no {CRF_FILE}",
+                place=location,
+                remedy="leave tagging.crf out, or train with it",
             )
         add_crf(model, len(task.facts["labels"]), weights)
     return model.eval()
@@ -397,7 +486,9 @@ def _load_whole(source: ModelSource, task: Task) -> Any:
     location, recipe = source.location, task.recipe
     _check_kind(load_config(source, recipe), task)
     model, info = from_pretrained(task.model_class, location, recipe.model, {})
-    if missing := new_modules(model, set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}):
+    if missing := new_modules(
+        model, set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
+    ):
         raise ModelError(
             f"this model was not trained for {task.name}: no weights for {', '.join(missing)}",
             place=location,

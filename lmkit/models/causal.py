@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError
 from lmkit.models.heads import unwrap
-from lmkit.models.packing import TOLERANCE, TRIAL_ERRORS, in_evaluation
+from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 def decoder_fields(config: PretrainedConfig) -> dict[str, Any]:
     """What makes a decoder of an architecture that can be both: BERT attends both ways unless it is told otherwise."""
-    return {name: True for name in ("is_decoder", "causal") if isinstance(getattr(config, name, None), bool)}
+    return {
+        name: True
+        for name in ("is_decoder", "causal")
+        if isinstance(getattr(config, name, None), bool)
+    }
 
 
 def check_causal(model: Any) -> None:
@@ -35,7 +39,9 @@ def check_causal(model: Any) -> None:
         other[0, -1] = (ids[0, -1] + 3) % rows
         with in_evaluation(inner), torch.inference_mode():
             before, after = (
-                inner(input_ids=each, attention_mask=torch.ones_like(each), use_cache=False).logits[:, :-1].float()
+                inner(input_ids=each, attention_mask=torch.ones_like(each), use_cache=False)
+                .logits[:, :-1]
+                .float()
                 for each in (ids, other)
             )
     except TRIAL_ERRORS:

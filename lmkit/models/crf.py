@@ -28,7 +28,10 @@ def add_crf(model: Any, num_labels: int, weights: dict[str, Any] | None = None) 
 def save_crf(model: Any, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: value.contiguous().cpu() for name, value in crf_of(model).state_dict().items()}, folder / FILE)
+    save_file(
+        {name: value.contiguous().cpu() for name, value in crf_of(model).state_dict().items()},
+        folder / FILE,
+    )
 
 
 def load_crf(location: str, revision: str | None) -> dict[str, Any] | None:
@@ -37,11 +40,15 @@ def load_crf(location: str, revision: str | None) -> dict[str, Any] | None:
     from safetensors.torch import load_file
     from transformers.utils import cached_file
 
-    path = cached_file(location, FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    path = cached_file(
+        location, FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+    )
     if path is None:
         return None
     try:
         weights: dict[str, Any] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot be read: {error}", place=str(path), remedy="fetch or train the model again") from None
+        raise ModelError(
+            f"cannot be read: {error}", place=str(path), remedy="fetch or train the model again"
+        ) from None
     return weights

@@ -22,11 +22,18 @@ def num_positions(model: Any) -> int | None:
     The positions of RoBERTa and its kin begin behind that of the padding, so it reads two fewer than its table holds.
     """
     names = ("max_position_embeddings", "max_seq_len")  # MPT has the second
-    limit = next((getattr(model.config, name) for name in names if hasattr(model.config, name)), None)
+    limit = next(
+        (getattr(model.config, name) for name in names if hasattr(model.config, name)), None
+    )
     if limit is None or limit < 1:  # XLNet says -1
         return None
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    padding = next((table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None), None)
+    tables = (
+        module for name, module in model.named_modules() if name.endswith("position_embeddings")
+    )
+    padding = next(
+        (table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None),
+        None,
+    )
     return int(limit) if padding is None else int(limit) - padding - 1
 
 
@@ -60,14 +67,22 @@ def head_in_fp32(model: Any) -> None:
     import torch
 
     inner = unwrap(model)
-    backbone = set(inner.base_model.modules())  # all of it where a model is no backbone and head: then nothing is changed
+    backbone = set(
+        inner.base_model.modules()
+    )  # all of it where a model is no backbone and head: then nothing is changed
     for name, module in inner.named_modules():
         is_linear = type(module) is torch.nn.Linear and "lora_" not in name
-        if is_linear and module not in backbone and _anew_in_fp32 not in module._forward_hooks.values():
+        if (
+            is_linear
+            and module not in backbone
+            and _anew_in_fp32 not in module._forward_hooks.values()
+        ):
             module.register_forward_hook(_anew_in_fp32)
 
 
-def _anew_in_fp32(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+def _anew_in_fp32(
+    module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor | None:
     import torch
 
     if not (arguments and torch.is_autocast_enabled(output.device.type)):

@@ -39,7 +39,11 @@ def import_modeling() -> None:
                 with _late_solver():
                     importlib.import_module(MODELING)
                     importlib.import_module("accelerate")
-            except (ImportError, TypeError, AttributeError):  # something needs more of the solver than to call it later
+            except (
+                ImportError,
+                TypeError,
+                AttributeError,
+            ):  # something needs more of the solver than to call it later
                 importlib.import_module(MODELING)
                 importlib.import_module("accelerate")
 
@@ -73,9 +77,13 @@ def _listed_once() -> Iterator[None]:
         return
 
     def listed(module_path: Any, *arguments: Any, **options: Any) -> Any:
-        if not (arguments or options) and module_path == str(Path(transformers.__file__).parent / "models" / "__init__.py"):
+        if not (arguments or options) and module_path == str(
+            Path(transformers.__file__).parent / "models" / "__init__.py"
+        ):
             with suppress(TypeError, AttributeError):  # as above
-                found = models_in(known(Path(module_path).parent, prefix="models"))  # which it remembers
+                found = models_in(
+                    known(Path(module_path).parent, prefix="models")
+                )  # which it remembers
                 if any(found.values()):
                     return found
         return known(module_path, *arguments, **options)
@@ -91,7 +99,11 @@ def models_in(structure: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]
     """Of what transformers exports, that which is below ``models``."""
     mark = "models."
     return {
-        needed: {name.removeprefix(mark): objects for name, objects in found.items() if name.startswith(mark)}
+        needed: {
+            name.removeprefix(mark): objects
+            for name, objects in found.items()
+            if name.startswith(mark)
+        }
         for needed, found in structure.items()
     }
 

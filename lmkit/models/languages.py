@@ -53,7 +53,10 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, options: Translation) -> L
     if hasattr(tokenizer, "src_lang"):
         for key, role in (("source_language", "source"), ("target_language", "target")):
             _check(
-                getattr(options, key), codes, key, f"this model reads and writes many languages, and has to be told the {role}"
+                getattr(options, key),
+                codes,
+                key,
+                f"this model reads and writes many languages, and has to be told the {role}",
             )
         assert options.target_language is not None
         tokenizer.src_lang = options.source_language
@@ -69,7 +72,9 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, options: Translation) -> L
     if options.target_language is None:
         if len(codes) > 1 and options.prefix is None:
             key = "target_language"
-            _check(None, codes, key, "this model writes several languages, and has to be told which")
+            _check(
+                None, codes, key, "this model writes several languages, and has to be told which"
+            )
         return Languages(options.prefix or "")
     if not codes:
         raise RecipeError(
@@ -96,11 +101,18 @@ def set_source(tokenizer: PreTrainedTokenizerBase, options: Translation) -> None
     """
     code = options.source_language
     if hasattr(tokenizer, "src_lang"):
-        _check(code, language_codes(tokenizer), "source_language", "this model reads many languages, and has to be told which")
+        _check(
+            code,
+            language_codes(tokenizer),
+            "source_language",
+            "this model reads many languages, and has to be told which",
+        )
         tokenizer.src_lang = code
     elif code is not None:
         raise RecipeError(
-            "has no effect: the tokenizer has no codes of languages", place="translation.source_language", remedy="leave it out"
+            "has no effect: the tokenizer has no codes of languages",
+            place="translation.source_language",
+            remedy="leave it out",
         )
 
 
@@ -112,15 +124,25 @@ def language_codes(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     if hasattr(tokenizer, "lang_code_to_token"):  # M2M-100
         return dict(tokenizer.lang_code_to_token)
     vocabulary = tokenizer.get_vocab()
-    return {token: token for token in map(str, tokenizer.extra_special_tokens) if CODE.fullmatch(token) and token in vocabulary}
+    return {
+        token: token
+        for token in map(str, tokenizer.extra_special_tokens)
+        if CODE.fullmatch(token) and token in vocabulary
+    }
 
 
 def _check(code: str | None, codes: dict[str, str], key: str, why: str) -> None:
     if code is None:
-        remedy = f"one of: {', '.join(sorted(codes)[:12])}" + (f", ... ({len(codes)} in all)" if len(codes) > 12 else "")
+        remedy = f"one of: {', '.join(sorted(codes)[:12])}" + (
+            f", ... ({len(codes)} in all)" if len(codes) > 12 else ""
+        )
         raise RecipeError(why, place=f"translation.{key}", remedy=remedy)
     if code not in codes:
-        raise RecipeError(f"the tokenizer has no language {code!r}", place=f"translation.{key}", remedy=suggest(code, codes))
+        raise RecipeError(
+            f"the tokenizer has no language {code!r}",
+            place=f"translation.{key}",
+            remedy=suggest(code, codes),
+        )
 
 
 def _by_prefix(codes: dict[str, str]) -> str:

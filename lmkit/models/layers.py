@@ -48,7 +48,11 @@ def layer_scales(model: Any, decay: float) -> dict[str, float]:
         if layer := layer_of(name):
             scales[name] = decay ** (depths[layer[0]] - layer[1])
         elif _EMBEDDINGS.search(name):
-            above = [depth for stack, depth in depths.items() if name.startswith(f"{stack.rpartition('.')[0]}.")]
+            above = [
+                depth
+                for stack, depth in depths.items()
+                if name.startswith(f"{stack.rpartition('.')[0]}.")
+            ]
             scales[name] = decay ** (1 + max(above or depths.values()))
         else:
             scales[name] = 1.0
@@ -66,23 +70,33 @@ def freeze(model: Any, *, embeddings: bool, layers: int) -> None:
         stack, fewest = min(depths.items(), key=lambda entry: entry[1])
         if layers > fewest:
             raise RecipeError(
-                f"{layers} layers, but {stack} has {fewest}", place="train.freeze_layers", remedy=f"{fewest} or less"
+                f"{layers} layers, but {stack} has {fewest}",
+                place="train.freeze_layers",
+                remedy=f"{fewest} or less",
             )
     for name, parameter in model.named_parameters():
         layer = layer_of(name)
-        if (layer is not None and layer[1] < layers) or (layer is None and embeddings and _EMBEDDINGS.search(name)):
+        if (layer is not None and layer[1] < layers) or (
+            layer is None and embeddings and _EMBEDDINGS.search(name)
+        ):
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RecipeError("nothing is left to train", place="train.freeze_layers", remedy="freeze less")
+        raise RecipeError(
+            "nothing is left to train", place="train.freeze_layers", remedy="freeze less"
+        )
     output = model.get_output_embeddings()
     if embeddings and output is not None and output.weight is model.get_input_embeddings().weight:
-        console.warn("train.freeze_embeddings: the output layer has the same weights, so it is frozen with them")
+        console.warn(
+            "train.freeze_embeddings: the output layer has the same weights, so it is frozen with them"
+        )
 
 
 def _depths(model: Any, key: str) -> dict[str, int]:
     depths = stacks(model)
     if not depths:
         raise RecipeError(
-            f"{model.config.model_type} has no layers that can be told apart by name", place=key, remedy="leave it out"
+            f"{model.config.model_type} has no layers that can be told apart by name",
+            place=key,
+            remedy="leave it out",
         )
     return depths

@@ -22,7 +22,9 @@ def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
     place = f"model.base: {source.location}"
     try:
         return AutoConfig.from_pretrained(
-            source.location, revision=recipe.model.revision or "main", trust_remote_code=recipe.model.trust_remote_code
+            source.location,
+            revision=recipe.model.revision or "main",
+            trust_remote_code=recipe.model.trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as error:
         message = str(error).strip().split("\n")[0]
@@ -31,7 +33,9 @@ def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
             if "trust_remote_code" in str(error)
             else "is it the directory with config.json, or a hub id that can be reached?"
         )
-        raise ModelError(f"no model could be loaded: {message}", place=place, remedy=remedy) from None
+        raise ModelError(
+            f"no model could be loaded: {message}", place=place, remedy=remedy
+        ) from None
 
 
 def from_pretrained(
@@ -56,7 +60,15 @@ def from_pretrained(
             output_loading_info=True,
             **changes,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         message = str(error).strip().split("\n")[0]
         if "Unrecognized configuration class" in message:
             raise ModelError(
@@ -69,7 +81,9 @@ def from_pretrained(
             if "safetensors" in str(error)
             else "does the directory hold config.json and model.safetensors of this kind of model?"
         )
-        raise ModelError(f"no {model_class} could be loaded: {message}", place=f"model: {location}", remedy=hint) from None
+        raise ModelError(
+            f"no {model_class} could be loaded: {message}", place=f"model: {location}", remedy=hint
+        ) from None
     return model, info
 
 
@@ -82,10 +96,14 @@ def new_modules(model: Any, missing: set[str]) -> list[str]:
     if not missing:
         return []
     owned = {
-        name: {f"{name}.{inner}" for inner, _ in module.named_parameters()} for name, module in model.named_modules() if name
+        name: {f"{name}.{inner}" for inner, _ in module.named_parameters()}
+        for name, module in model.named_modules()
+        if name
     }
     whole = [name for name, parameters in owned.items() if parameters and parameters <= missing]
     found = [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)]
     covered = set().union(*(owned[name] for name in found)) if found else set()
     names = dict(model.named_parameters())
-    return found + sorted({name.rpartition(".")[0] for name in missing - covered if name in names and "." in name})
+    return found + sorted(
+        {name.rpartition(".")[0] for name in missing - covered if name in names and "." in name}
+    )

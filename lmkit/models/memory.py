@@ -14,7 +14,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(
+        error
+    )
 
 
 def free_cached_memory() -> None:
@@ -28,7 +30,9 @@ def free_cached_memory() -> None:
     gc.collect()  # an exception and its frames may refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+    if sys.platform == "linux" and (
+        trim := getattr(ctypes.CDLL(None), "malloc_trim", None)
+    ):  # musl has none
         trim(0)
 
 
@@ -42,7 +46,9 @@ def keep_freed_memory() -> None:
     import ctypes
     import sys
 
-    if sys.platform == "linux" and (choose := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
+    if sys.platform == "linux" and (
+        choose := getattr(ctypes.CDLL(None), "mallopt", None)
+    ):  # musl has none
         choose(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
         choose(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: whose end stays
 

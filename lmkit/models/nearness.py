@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lmkit.models.packing import TOLERANCE
+from lmkit.models.trials import TOLERANCE
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,9 @@ def farther(exact: torch.Tensor, plain: torch.Tensor, found: torch.Tensor) -> st
     return f"{error / scale:.1g} of the norm, where {allowed / scale:.1g} is rounding"
 
 
-def states_and_gradients(model: Any, states: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def states_and_gradients(
+    model: Any, states: Callable[[], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states, and the gradients that a weighted sum of them has at what the embeddings gave; both in fp32.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lmkit import console
 from lmkit.models.heads import unwrap
-from lmkit.models.packing import TOLERANCE, TRIAL_ERRORS, in_evaluation
+from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 
 LENGTHS = (12, 5)  # tokens of the texts that are tried
 
@@ -17,13 +17,21 @@ def warn_of_padding(model: Any) -> None:
 
     inner = unwrap(model)
     config = inner.config
-    in_fp32 = all(parameter.dtype == torch.float32 for parameter in inner.parameters())  # in less it is rounding that differs
+    in_fp32 = all(
+        parameter.dtype == torch.float32 for parameter in inner.parameters()
+    )  # in less it is rounding that differs
     # BigBird turns to full attention for good once it has read a short text
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "attention_type", None) == "block_sparse" or not in_fp32:
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        or getattr(config, "attention_type", None) == "block_sparse"
+        or not in_fp32
+    ):
         return
     longest, short = LENGTHS
     try:
-        ids = (torch.arange(longest, device=inner.device)[None] * 5 + 7) % (len(inner.get_input_embeddings().weight) - 1) + 1
+        ids = (torch.arange(longest, device=inner.device)[None] * 5 + 7) % (
+            len(inner.get_input_embeddings().weight) - 1
+        ) + 1
         both, mask = ids.repeat(2, 1), torch.ones_like(ids).repeat(2, 1)
         # XLNet's classifier reads the last place, so its texts are padded before they begin
         padding, text = slice(short, None), slice(None, short)
@@ -38,4 +46,6 @@ def warn_of_padding(model: Any) -> None:
     if padded.dim() == 3:  # of tokens, not of the text
         padded = padded[:, text]
     if (padded - alone).abs().max() > TOLERANCE * alone.abs().max():
-        console.warn(f"this {config.model_type} reads padding: what it makes of a text depends on the texts beside it in a batch")
+        console.warn(
+            f"this {config.model_type} reads padding: what it makes of a text depends on the texts beside it in a batch"
+        )

@@ -49,13 +49,22 @@ def preset_config(name: str, *, max_length: int) -> dict[str, Any]:
     """
     family, _, size = name.partition("-")
     if family not in FAMILIES or size not in SIZES:
-        raise RecipeError(f"no preset {name!r}", place="model.preset", remedy=suggest(name, preset_names(), most=40))
+        raise RecipeError(
+            f"no preset {name!r}",
+            place="model.preset",
+            remedy=suggest(name, preset_names(), most=40),
+        )
     layers, width, heads, inner = SIZES[size]
     positions = max(512, max_length)
     if family == "bert":
-        return _encoder("bert", layers, width, heads, inner) | {"max_position_embeddings": positions}
+        return _encoder("bert", layers, width, heads, inner) | {
+            "max_position_embeddings": positions
+        }
     if family == "modernbert":
-        gated = {"intermediate_size": _two_thirds(inner), "max_position_embeddings": max(8192, positions)}
+        gated = {
+            "intermediate_size": _two_thirds(inner),
+            "max_position_embeddings": max(8192, positions),
+        }
         return _encoder("modernbert", layers, width, heads, inner) | gated
     if family == "llama":
         return _encoder("llama", layers, width, heads, _two_thirds(inner)) | {
@@ -77,13 +86,19 @@ def preset_config(name: str, *, max_length: int) -> dict[str, Any]:
             "tie_word_embeddings": True,
             "dropout_rate": 0.1,
         }
-    side = {"layers": max(2, layers // 2) if size != "base" else 6, "attention_heads": heads, "ffn_dim": inner}
+    side = {
+        "layers": max(2, layers // 2) if size != "base" else 6,
+        "attention_heads": heads,
+        "ffn_dim": inner,
+    }
     if size == "base":
         width, side = 512, {"layers": 6, "attention_heads": 8, "ffn_dim": 2048}
     return {
         "model_type": "marian",
         "d_model": width,
-        **{f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in side.items()},
+        **{
+            f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in side.items()
+        },
         "max_position_embeddings": positions,
         "activation_function": "swish",
         "dropout": 0.1,
@@ -128,9 +143,12 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
     2
     """
     small: dict[str, Any] = {
-        key: min(value, TINY[key]) if key in TINY and isinstance(value, int) and value else value for key, value in config.items()
+        key: min(value, TINY[key]) if key in TINY and isinstance(value, int) and value else value
+        for key, value in config.items()
     }
-    layers = next((small[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if small.get(key)), 2)
+    layers = next(
+        (small[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if small.get(key)), 2
+    )
     if isinstance(small.get("layer_types"), list):
         small["layer_types"] = small["layer_types"][:layers]
     return small

@@ -12,7 +12,9 @@ from typing import Any
 from lmkit.errors import ModelError, nearest
 from lmkit.run import is_run
 
-DESCRIPTION = "lmkit.json"  # beside the weights: task, labels and the options that reading text needs
+DESCRIPTION = (
+    "lmkit.json"  # beside the weights: task, labels and the options that reading text needs
+)
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,14 @@ def find_model(name: str, *, key: str = "model.base") -> ModelSource:
         )
     if path.is_file():
         raise ModelError(
-            "a file, not a run or a model directory", place=f"{key}: {name}", remedy="name the directory that holds config.json"
+            "a file, not a run or a model directory",
+            place=f"{key}: {name}",
+            remedy="name the directory that holds config.json",
         )
     if not re.fullmatch(r"[\w][\w.\-]*(/[\w.\-]+)?", name) or name.startswith("runs/"):
-        raise ModelError("no such run or directory", place=f"{key}: {name}", remedy=_runs_nearby(path))
+        raise ModelError(
+            "no such run or directory", place=f"{key}: {name}", remedy=_runs_nearby(path)
+        )
     if not _in_hub_cache(name) and is_offline():
         raise ModelError(
             "no such run or directory, and the hub is switched off (HF_HUB_OFFLINE)",
@@ -82,29 +88,41 @@ def _directory(path: Path, run: Path | None) -> ModelSource:
             description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ModelError(
-                f"not readable as JSON: {error}", place=str(path / DESCRIPTION), remedy="is the run whole? train it anew"
+                f"not readable as JSON: {error}",
+                place=str(path / DESCRIPTION),
+                remedy="is the run whole? train it anew",
             ) from None
     return ModelSource(str(path), run, (path / "adapter_config.json").is_file(), description)
 
 
 def _runs_nearby(path: Path) -> str:
     parent = path.parent if path.parent.is_dir() else Path(".")
-    models = [str(found) for found in sorted(parent.iterdir()) if found.is_dir() and (is_run(found) or is_model_directory(found))]
+    models = [
+        str(found)
+        for found in sorted(parent.iterdir())
+        if found.is_dir() and (is_run(found) or is_model_directory(found))
+    ]
     close = nearest(str(path), models)
     if close:
         return f"did you mean {close}?"
     return (
-        f"here are: {', '.join(models[:8])}" if models else "give the path of a run, of a directory with config.json, or a hub id"
+        f"here are: {', '.join(models[:8])}"
+        if models
+        else "give the path of a run, of a directory with config.json, or a hub id"
     )
 
 
 def is_offline() -> bool:
     return any(
-        os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
 
 
 def _in_hub_cache(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json"))
+    return any(
+        isinstance(try_to_load_from_cache(name, file), str)
+        for file in ("config.json", "adapter_config.json")
+    )

@@ -20,20 +20,48 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerBase
 
-Role = Literal["encoder", "decoder", "encoder-decoder", "encoder-decoder with sentinels", "encoder-decoder with a mask"]
+Role = Literal[
+    "encoder",
+    "decoder",
+    "encoder-decoder",
+    "encoder-decoder with sentinels",
+    "encoder-decoder with a mask",
+]
 SPECIAL: dict[Role, dict[str, str]] = {
-    "encoder": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
-    "decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    "encoder": {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+    "decoder": {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    },
     "encoder-decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
-    "encoder-decoder with sentinels": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
-    "encoder-decoder with a mask": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "mask_token": "<mask>"},
+    "encoder-decoder with sentinels": {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "eos_token": "</s>",
+    },
+    "encoder-decoder with a mask": {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "eos_token": "</s>",
+        "mask_token": "<mask>",
+    },
 }
 UNKNOWN = "𐎀"  # a letter (Ugaritic) that next to no vocabulary has
 NUM_SENTINELS = 100  # as T5 has them
 # What a unigram piece cannot cross: letters, ideographs and kana, single digits, the rest; each with the space before it.
 # (tokenizers' UnicodeScripts would part the space from the word: a third more tokens.)
 _EASTERN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
-UNIGRAM_RUNS = rf"▁?(?:[{_EASTERN}]+|[[\p{{L}}\p{{M}}]&&[^{_EASTERN}]]+|\p{{N}}|[^\p{{L}}\p{{M}}\p{{N}}▁]+)"
+UNIGRAM_RUNS = (
+    rf"▁?(?:[{_EASTERN}]+|[[\p{{L}}\p{{M}}]&&[^{_EASTERN}]]+|\p{{N}}|[^\p{{L}}\p{{M}}\p{{N}}▁]+)"
+)
 
 
 def train_tokenizer(
@@ -50,7 +78,17 @@ def train_tokenizer(
     Raises:
         ModelError: the texts hold too little to reach more than the single characters.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     # a gap takes the space before it along, which is written with what fills it
@@ -61,14 +99,22 @@ def train_tokenizer(
     sentinels = list(gaps.values())[1:] if role == "encoder-decoder with sentinels" else []
     special = {name: gaps.get(token, token) for name, token in SPECIAL[role].items()}
     marks = [*special.values(), *sentinels]
-    trainer_options: dict[str, Any] = {"vocab_size": options.vocab_size, "special_tokens": list(marks), "show_progress": False}
+    trainer_options: dict[str, Any] = {
+        "vocab_size": options.vocab_size,
+        "special_tokens": list(marks),
+        "show_progress": False,
+    }
     unknown = SPECIAL[role]["unk_token"]
     if options.algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown, max_input_chars_per_word=100))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=options.lowercase, strip_accents=options.lowercase or None)
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            lowercase=options.lowercase, strip_accents=options.lowercase or None
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece(prefix="##")
-        trainer_options["special_tokens"] += [f"##{letter}" for letter in _continuing(texts(), tokenizer.normalizer)]
+        trainer_options["special_tokens"] += [
+            f"##{letter}" for letter in _continuing(texts(), tokenizer.normalizer)
+        ]
         trainer: Any = trainers.WordPieceTrainer(**trainer_options)
     elif options.algorithm == "bpe":
         tokenizer = Tokenizer(models.BPE(unk_token=None))
@@ -78,7 +124,9 @@ def train_tokenizer(
         # a space before the first word too, so that a word is the same token wherever it stands
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **trainer_options)
+        trainer = trainers.BpeTrainer(
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **trainer_options
+        )
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.Sequence(
@@ -103,13 +151,19 @@ def train_tokenizer(
         tokenizer = _settled(tokenizer, marks)
     if tokenizer.get_vocab_size() <= len(marks):
         raise ModelError(
-            "the texts are too few to learn a tokenizer from", place="tokenizer.train", remedy="give more text, or tokenizer.base"
+            "the texts are too few to learn a tokenizer from",
+            place="tokenizer.train",
+            remedy="give more text, or tokenizer.base",
         )
-    identity = {name: (token, tokenizer.token_to_id(token)) for name, token in SPECIAL[role].items()}
+    identity = {
+        name: (token, tokenizer.token_to_id(token)) for name, token in SPECIAL[role].items()
+    }
     if role == "encoder":
         cls, sep = identity["cls_token"], identity["sep_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{cls[0]} $A {sep[0]}", pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1", special_tokens=[cls, sep]
+            single=f"{cls[0]} $A {sep[0]}",
+            pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1",
+            special_tokens=[cls, sep],
         )
     elif role != "decoder":
         end = identity["eos_token"]
@@ -119,7 +173,11 @@ def train_tokenizer(
     extra: dict[str, Any] = {"add_prefix_space": True} if options.algorithm == "bpe" else {}
     if sentinels:
         extra["extra_special_tokens"] = sentinels
-    names = ["input_ids", "token_type_ids", "attention_mask"] if role == "encoder" else ["input_ids", "attention_mask"]
+    names = (
+        ["input_ids", "token_type_ids", "attention_mask"]
+        if role == "encoder"
+        else ["input_ids", "attention_mask"]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
@@ -138,7 +196,11 @@ def _continuing(texts: Iterable[str], normalizer: Any) -> list[str]:
         pairs.update(itertools.pairwise(normal))
 
     def parts(letter: str) -> bool:
-        return letter.isspace() or letter in string.punctuation or unicodedata.category(letter).startswith("P")
+        return (
+            letter.isspace()
+            or letter in string.punctuation
+            or unicodedata.category(letter).startswith("P")
+        )
 
     return sorted({second for first, second in pairs if not parts(first) and not parts(second)})
 
@@ -153,16 +215,30 @@ def _settled(tokenizer: Any, marks: Sequence[str | AddedToken]) -> Any:
 
     model = json.loads(tokenizer.to_str())["model"]
     if model["type"] == "WordPiece":
-        settled = Tokenizer(models.WordPiece(model["vocab"], unk_token=model["unk_token"], max_input_chars_per_word=100))
+        settled = Tokenizer(
+            models.WordPiece(
+                model["vocab"], unk_token=model["unk_token"], max_input_chars_per_word=100
+            )
+        )
     else:
         scores = {token: round(score, 6) for token, score in model["vocab"][len(marks) :]}
         lowest = min(scores.values(), default=0.0)
-        steps = {token: (score - lowest) * 1e4 for token, score in scores.items() if len(token) == 1}
+        steps = {
+            token: (score - lowest) * 1e4 for token, score in scores.items() if len(token) == 1
+        }
         made_up = sorted(token for token, step in steps.items() if abs(step - round(step)) < 0.02)
-        scores |= dict(zip(made_up, sorted((scores[token] for token in made_up), reverse=True), strict=True))
+        scores |= dict(
+            zip(made_up, sorted((scores[token] for token in made_up), reverse=True), strict=True)
+        )
         learned = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
-        settled = Tokenizer(models.Unigram([(str(token), 0.0) for token in marks] + learned, model["unk_id"], False))
-    settled.normalizer, settled.pre_tokenizer, settled.decoder = tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder
+        settled = Tokenizer(
+            models.Unigram([(str(token), 0.0) for token in marks] + learned, model["unk_id"], False)
+        )
+    settled.normalizer, settled.pre_tokenizer, settled.decoder = (
+        tokenizer.normalizer,
+        tokenizer.pre_tokenizer,
+        tokenizer.decoder,
+    )
     settled.add_special_tokens(list(marks))
     return settled
 
@@ -202,9 +278,14 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        package = "sentencepiece" in str(error).lower() and importlib.util.find_spec("sentencepiece") is None
+        package = (
+            "sentencepiece" in str(error).lower()
+            and importlib.util.find_spec("sentencepiece") is None
+        )
         raise ModelError(
             "this tokenizer needs the package sentencepiece"
             if package
@@ -222,7 +303,9 @@ def load_tokenizer(
         )
     if not len(tokenizer.get_vocab()):
         raise ModelError(
-            "this tokenizer has an empty vocabulary", place=source, remedy="are all its files there? or give tokenizer.base"
+            "this tokenizer has an empty vocabulary",
+            place=source,
+            remedy="are all its files there? or give tokenizer.base",
         )
     try:
         if tokenizer.is_fast:
@@ -237,7 +320,9 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise ModelError(
-            "this tokenizer has neither a padding nor an end token", place=source, remedy="give another tokenizer.base"
+            "this tokenizer has neither a padding nor an end token",
+            place=source,
+            remedy="give another tokenizer.base",
         )
     if (Path(source) / TARGET).is_dir():
         setattr(tokenizer, TARGET, load_tokenizer(str(Path(source) / TARGET)))
@@ -245,7 +330,11 @@ def load_tokenizer(
 
 
 def for_words(
-    tokenizer: PreTrainedTokenizerBase, source: str, *, revision: str | None = None, trust_remote_code: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """A tokenizer that reads the words of a list as it reads them in a text: byte-level ones need a space before each.
 
@@ -259,7 +348,10 @@ def for_words(
     if _reads_words(tokenizer):
         return tokenizer
     spaced = AutoTokenizer.from_pretrained(
-        source, revision=revision or "main", trust_remote_code=trust_remote_code, add_prefix_space=True
+        source,
+        revision=revision or "main",
+        trust_remote_code=trust_remote_code,
+        add_prefix_space=True,
     )
     spaced.pad_token = spaced.pad_token or tokenizer.pad_token
     if not _reads_words(spaced):  # ModernBERT's class does not know the option
@@ -269,7 +361,9 @@ def for_words(
 
 def _reads_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
-        words = tokenizer([["a", "b"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
+        words = tokenizer([["a", "b"]], is_split_into_words=True, add_special_tokens=False)[
+            "input_ids"
+        ][0]
     except (AssertionError, ValueError):
         return False
     return bool(words == tokenizer("a b", add_special_tokens=False)["input_ids"])
@@ -281,7 +375,9 @@ def _space_first(tokenizer: PreTrainedTokenizerBase) -> None:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if (state["pre_tokenizer"] or {}).get("type") == "ByteLevel":
         state["pre_tokenizer"]["add_prefix_space"] = True
-        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(state)).pre_tokenizer
+        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(
+            json.dumps(state)
+        ).pre_tokenizer
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
@@ -293,7 +389,11 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
     known, place = set(tokenizer.get_vocab()), "tokenizer.add_tokens"
     for token in tokens:
         if token in known:
-            raise RecipeError(f"{token!r} is a token of this tokenizer already", place=place, remedy="leave it out")
+            raise RecipeError(
+                f"{token!r} is a token of this tokenizer already",
+                place=place,
+                remedy="leave it out",
+            )
         known.add(token)
     tokenizer.add_tokens(list(tokens))
     for token in tokens:
@@ -316,7 +416,11 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, new: Sequence[int]) -> dict[in
     state["added_tokens"] = [entry for entry in state["added_tokens"] if entry["id"] not in dropped]
     before = Tokenizer.from_str(json.dumps(state))
     return {
-        token: [piece for piece in before.encode(added[token], add_special_tokens=False).ids if piece not in dropped]
+        token: [
+            piece
+            for piece in before.encode(added[token], add_special_tokens=False).ids
+            if piece not in dropped
+        ]
         for token in new
         if token in added
     }
@@ -328,7 +432,10 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         # what the last call asked for stays in there, and is no property of the tokenizer
-        content: list[Any] = [{key: value for key, value in backend.items() if key not in ("truncation", "padding")}, special]
+        content: list[Any] = [
+            {key: value for key, value in backend.items() if key not in ("truncation", "padding")},
+            special,
+        ]
     else:
         content = [type(tokenizer).__name__, _vocabulary_files(tokenizer), special]
     if target_of(tokenizer) is not tokenizer:
@@ -340,7 +447,9 @@ def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """sha256 of each file that a slow tokenizer is made of."""
     with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
         tokenizer.save_vocabulary(folder)
-        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())]
+        return [
+            hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())
+        ]
 
 
 def _first_line(error: Exception) -> str:

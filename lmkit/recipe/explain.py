@@ -49,7 +49,11 @@ def explain(dotted: str) -> dict[str, Any]:
 
 def json_schema(section: type[Section] = Recipe) -> dict[str, Any]:
     """JSON Schema (2020-12) of recipes: editors complete and check by it."""
-    start = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lmkit recipe"} if section is Recipe else {}
+    start = (
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lmkit recipe"}
+        if section is Recipe
+        else {}
+    )
     properties = {}
     for name, key in section.model_fields.items():
         shown = {"description": key.description} if key.description else {}
@@ -90,4 +94,6 @@ def _schema_of(kind: Any) -> dict[str, Any]:
 
 
 def _json_limit(name: str, found: dict[str, Any]) -> str:
-    return "minItems" if name == "min_length" and found.get("type") == "array" else JSON_LIMITS[name]
+    return (
+        "minItems" if name == "min_length" and found.get("type") == "array" else JSON_LIMITS[name]
+    )

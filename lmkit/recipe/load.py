@@ -47,11 +47,17 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OWN]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"),
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -61,7 +67,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.yaml_implicit_resolvers = {
-    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_Loader.yaml_implicit_resolvers.get(first, []),
+    ]
     for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
 }
 
@@ -75,9 +84,13 @@ def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, (list, dict)):
-            raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key is a list or a mapping", key_node.start_mark
+            )
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice", key_node.start_mark
+            )
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -93,7 +106,10 @@ def _parse_yaml(text: str, place: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{place}:{mark.line + 1}" if mark else place
         what = getattr(error, "problem", None) or str(error).split("\n")[0]
-        alias = getattr(error, "context", None) == "while scanning an alias" or "undefined alias" in what
+        alias = (
+            getattr(error, "context", None) == "while scanning an alias"
+            or "undefined alias" in what
+        )
         remedy = 'a value that begins with * stands in quotes: "*.jsonl"' if alias else None
         raise RecipeError(f"not readable as YAML: {what}", place=where, remedy=remedy) from None
 
@@ -107,8 +123,14 @@ def recipe_folder() -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of every recipe that ships with lmkit; ``finetune/ner`` for finetune/ner.yaml."""
     root = recipe_folder()
-    found = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
-    return {name.replace("\\", "/"): path for name, path in found.items() if not name.startswith("accelerate")}
+    found = {
+        str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))
+    }
+    return {
+        name.replace("\\", "/"): path
+        for name, path in found.items()
+        if not name.startswith("accelerate")
+    }
 
 
 def find_recipe(name: str) -> Path:
@@ -121,9 +143,14 @@ def find_recipe(name: str) -> Path:
     if path.is_file():
         return path
     if path.suffix in SUFFIXES:
-        here = [str(found) for found in path.parent.glob("*") if found.suffix in SUFFIXES] if path.parent.is_dir() else []
+        here = (
+            [str(found) for found in path.parent.glob("*") if found.suffix in SUFFIXES]
+            if path.parent.is_dir()
+            else []
+        )
         raise RecipeError(
-            f"no such file: {name}", remedy=suggest(name, here) if here else "lmkit recipe list shows the recipes that ship"
+            f"no such file: {name}",
+            remedy=suggest(name, here) if here else "lmkit recipe list shows the recipes that ship",
         )
     shipped = shipped_recipes()
     if name in shipped:
@@ -132,11 +159,18 @@ def find_recipe(name: str) -> Path:
     if len(ending) == 1:
         return shipped[ending[0]]
     if ending:
-        raise RecipeError(f"{name!r} is the end of several recipes", remedy=f"say which: {', '.join(ending)}")
-    raise RecipeError(f"no recipe {name!r}: neither a file nor one that ships with lmkit", remedy=suggest(name, shipped))
+        raise RecipeError(
+            f"{name!r} is the end of several recipes", remedy=f"say which: {', '.join(ending)}"
+        )
+    raise RecipeError(
+        f"no recipe {name!r}: neither a file nor one that ships with lmkit",
+        remedy=suggest(name, shipped),
+    )
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()
+) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
@@ -166,7 +200,9 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         loaded = _parse_yaml(text, str(path))
         if not isinstance(loaded, dict):
             found = "empty" if loaded is None else f"a {type(loaded).__name__}"
-            raise RecipeError(f"a recipe is a mapping of keys to values, this is {found}", place=str(path))
+            raise RecipeError(
+                f"a recipe is a mapping of keys to values, this is {found}", place=str(path)
+            )
         values, place, stem = loaded, str(path), path.stem
         _anchor(values, path.parent)
     given = [_apply(values, override) for override in overrides]
@@ -176,18 +212,32 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
         raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
     for key, tasks in (READ_BY | TASKS_OF).items():
-        if recipe.task and recipe.task not in tasks and _value(recipe, key) != _value(Recipe(), key):
+        if (
+            recipe.task
+            and recipe.task not in tasks
+            and _value(recipe, key) != _value(Recipe(), key)
+        ):
             if key in READ_BY:
                 console.warn(f"{key} has no effect on {recipe.task}: it is for {', '.join(tasks)}")
                 continue
-            raise RecipeError(f"has no effect on {recipe.task}", place=key, remedy=f"leave it out: it is for {', '.join(tasks)}")
+            raise RecipeError(
+                f"has no effect on {recipe.task}",
+                place=key,
+                remedy=f"leave it out: it is for {', '.join(tasks)}",
+            )
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
-            f"{name!r} cannot be the name of a folder", place=f"{place}: name", remedy="use letters, digits, '-', '_' and '.'"
+            f"{name!r} cannot be the name of a folder",
+            place=f"{place}: name",
+            remedy="use letters, digits, '-', '_' and '.'",
         )
     if unknown := re.search(r"\{(?!name\})[^{}]*\}", recipe.output):
-        raise RecipeError(f"unknown {unknown[0]}", place=f"{place}: output", remedy="only {name} stands for something here")
+        raise RecipeError(
+            f"unknown {unknown[0]}",
+            place=f"{place}: output",
+            remedy="only {name} stands for something here",
+        )
     output = str(Path(recipe.output.replace("{name}", name)).expanduser())
     return recipe.model_copy(update={"name": name, "output": output})
 
@@ -201,7 +251,10 @@ def dump_recipe(recipe: Recipe) -> str:
     values = recipe.model_dump()
     for section, key in PATH_KEYS:
         if holder := _holder(values, section):
-            holder[key] = _each(holder.get(key), lambda entry: os.path.realpath(_home(entry)) if _is_local(entry) else entry)
+            holder[key] = _each(
+                holder.get(key),
+                lambda entry: os.path.realpath(_home(entry)) if _is_local(entry) else entry,
+            )
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return text
 
@@ -221,7 +274,10 @@ def local_paths(recipe: Recipe) -> list[tuple[str, str]]:
     values = recipe.model_dump()
     for section, key in PATH_KEYS:
         dotted = ".".join([*section, key])
-        _each((_holder(values, section) or {}).get(key), lambda entry, at=dotted: found.append((at, entry)))
+        _each(
+            (_holder(values, section) or {}).get(key),
+            lambda entry, at=dotted: found.append((at, entry)),
+        )
     return [(key, _home(entry)) for key, entry in found if _is_local(entry)]
 
 
@@ -252,7 +308,11 @@ def _home(entry: str) -> str:
 def _anchor(values: dict[str, Any], folder: Path) -> None:
     def from_folder(entry: str) -> str:
         beside = str(folder / entry)
-        return beside if not Path(entry).is_absolute() and not _is_local(entry) and _is_local(beside) else entry
+        return (
+            beside
+            if not Path(entry).is_absolute() and not _is_local(entry) and _is_local(beside)
+            else entry
+        )
 
     for section, key in PATH_KEYS:
         if holder := _holder(values, section):
@@ -278,7 +338,9 @@ def _apply(values: dict[str, Any], override: str) -> str:
     key = key.strip()
     parts = key.split(".")
     if not equals or not all(parts):
-        raise RecipeError(f"{override!r} is not KEY=VALUE", remedy="for example train.learning_rate=3e-4")
+        raise RecipeError(
+            f"{override!r} is not KEY=VALUE", remedy="for example train.learning_rate=3e-4"
+        )
     holder = values
     for part in parts[:-1]:
         if not isinstance(holder.get(part), dict):
@@ -348,7 +410,9 @@ def explain_unknown(path: Sequence[str]) -> str:
     if same_name:
         return f"unknown key; did you mean {' or '.join(same_name)}?"
     if close := nearest(name, siblings):
-        alike = [key for key in siblings if key.rstrip("s") == close.rstrip("s")]  # seed and seeds, fold and folds
+        alike = [
+            key for key in siblings if key.rstrip("s") == close.rstrip("s")
+        ]  # seed and seeds, fold and folds
         return f"unknown key; did you mean {' or '.join('.'.join([*path[:-1], key]) for key in alike)}?"
     if elsewhere := nearest(name, [key.split(".")[-1] for key in everywhere]):
         places = [key for key in everywhere if key.split(".")[-1] == elsewhere]

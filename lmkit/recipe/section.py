@@ -15,7 +15,10 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-TRUTH = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+TRUTH = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 
 
 @dataclass(eq=False)
@@ -32,14 +35,22 @@ class Key:
     def section(self) -> type[Section] | None:
         """The section that the key opens, through ``X | None``."""
         kinds = [self.annotation, *get_args(self.annotation)]
-        return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        return next(
+            (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None
+        )
 
     def value(self) -> Any:
         """What holds where the key is not given."""
         return self.default if self.default_factory is None else self.default_factory()
 
 
-def Field(default: Any = None, *, default_factory: Callable[[], Any] | None = None, description: str = "", **limits: Any) -> Any:
+def Field(
+    default: Any = None,
+    *,
+    default_factory: Callable[[], Any] | None = None,
+    description: str = "",
+    **limits: Any,
+) -> Any:
     """A key's default, description and limits: ge, gt, le, lt; min_length; pattern, of the whole text."""
     assert limits.keys() <= LIMITS.keys()
     return Key(default, default_factory, description, limits)
@@ -86,9 +97,15 @@ class Section:
         """The same with some keys replaced."""
         return type(self)(**{**self.__dict__, **update})
 
-    def model_dump(self, *, include: Collection[str] | None = None, exclude: Collection[str] = ()) -> dict[str, Any]:
+    def model_dump(
+        self, *, include: Collection[str] | None = None, exclude: Collection[str] = ()
+    ) -> dict[str, Any]:
         """Plain values, the inner sections' too; ``include`` and ``exclude`` name keys of this one."""
-        chosen = [name for name in self.__dict__ if (include is None or name in include) and name not in exclude]
+        chosen = [
+            name
+            for name in self.__dict__
+            if (include is None or name in include) and name not in exclude
+        ]
         return {name: _plain(self.__dict__[name]) for name in chosen}
 
 
@@ -114,7 +131,9 @@ class Mistake:
     found: Any
 
 
-def checked(kind: type[S], values: Any, mistakes: list[Mistake], path: tuple[str, ...] = ()) -> S | None:
+def checked(
+    kind: type[S], values: Any, mistakes: list[Mistake], path: tuple[str, ...] = ()
+) -> S | None:
     """A section of plain values, or None and what is wrong with them added to ``mistakes``.
 
     A section given as null (``tokenizer:`` with nothing, or only comments, below it) stands for its default.
@@ -174,7 +193,10 @@ def _as(kind: Any, value: Any, *, exact: bool = False) -> Any:
             return value
     elif origin in (Union, UnionType):
         entry = None
-        for how in (True, exact):  # a type that the value has comes before one that it can be made to have
+        for how in (
+            True,
+            exact,
+        ):  # a type that the value has comes before one that it can be made to have
             for branch in inner:
                 try:
                     return _as(branch, value, exact=how)
@@ -188,11 +210,14 @@ def _as(kind: Any, value: Any, *, exact: bool = False) -> Any:
             return value
     elif origin is list:
         if isinstance(value, (list, tuple)):
-            return [_entry(inner[0], entry, number, exact=exact) for number, entry in enumerate(value)]
+            return [
+                _entry(inner[0], entry, number, exact=exact) for number, entry in enumerate(value)
+            ]
     elif origin is dict:
         if isinstance(value, dict):
             return {
-                _entry(inner[0], key, key, exact=exact): _entry(inner[1], entry, key, exact=exact) for key, entry in value.items()
+                _entry(inner[0], key, key, exact=exact): _entry(inner[1], entry, key, exact=exact)
+                for key, entry in value.items()
             }
     elif kind is Any or (type(value) is kind and _is_finite(value)):
         return value
@@ -205,7 +230,11 @@ def _made(kind: type, value: Any) -> Any:
     """A number or a truth value of what stands for one."""
     if kind is bool and isinstance(value, (str, int)) and str(value).lower() in TRUTH:
         return TRUTH[str(value).lower()]
-    if kind in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    if (
+        kind in (int, float)
+        and isinstance(value, (str, int, float))
+        and not isinstance(value, bool)
+    ):
         with suppress(ValueError, OverflowError):
             number = kind(value)
             if _is_finite(number) and (isinstance(value, str) or number == value):
@@ -240,8 +269,18 @@ def described(kind: Any) -> str:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        limits = [(name, limit) for each in inner[1:] if isinstance(each, Key) for name, limit in each.limits.items()]
-        return " ".join([described(inner[0]), " and ".join(LIMITS[name][0].format(limit) for name, limit in limits)]).rstrip()
+        limits = [
+            (name, limit)
+            for each in inner[1:]
+            if isinstance(each, Key)
+            for name, limit in each.limits.items()
+        ]
+        return " ".join(
+            [
+                described(inner[0]),
+                " and ".join(LIMITS[name][0].format(limit) for name, limit in limits),
+            ]
+        ).rstrip()
     if origin in (Union, UnionType, Literal):
         choices = [repr(each) if origin is Literal else described(each) for each in _flat(inner)]
         return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
@@ -255,5 +294,11 @@ def _flat(kinds: Iterable[Any]) -> list[Any]:
     found = []
     for kind in kinds:
         plain = kind.__origin__ if get_origin(kind) is Annotated else kind
-        found += _flat(get_args(plain)) if get_origin(plain) in (Union, UnionType) else [kind] if kind is not NoneType else []
+        found += (
+            _flat(get_args(plain))
+            if get_origin(plain) in (Union, UnionType)
+            else [kind]
+            if kind is not NoneType
+            else []
+        )
     return found

@@ -7,37 +7,36 @@ all windows of a row, or (pretraining) the pieces that together fill ``data.max_
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lmkit.batch import IGNORE, MODEL_INPUTS, Batch, Columns, Piece, Row, counted
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.fields import Field, Form
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.metrics.statistics import Statistics
 
-Row = dict[str, Any]
-Piece = dict[str, Any]
-Columns = dict[str, list[Any]]
-Batch = dict[str, "torch.Tensor"]
-IGNORE = -100  # a label that does not count
-
 
 class TooLong(DataError):
     """Rows that are longer than the model reads; ``rows`` are (position in the batch, tokens)."""
 
-    def __init__(self, rows: Sequence[tuple[int, int]], max_length: int, *, place: str | None = None):
+    def __init__(
+        self, rows: Sequence[tuple[int, int]], max_length: int, *, place: str | None = None
+    ):
         self.rows, self.max_length = list(rows), max_length
         longest = max(length for _, length in rows)
         remedy = f"raise data.max_length (to {longest}, if the model reads that much), cut with data.long_text=head, or leave such rows out with data.on_bad_row=skip"
-        super().__init__(f"{rows[0][1]} tokens, more than data.max_length = {max_length}", place=place, remedy=remedy)
+        super().__init__(
+            f"{rows[0][1]} tokens, more than data.max_length = {max_length}",
+            place=place,
+            remedy=remedy,
+        )
 
 
 class Task(ABC):
@@ -60,20 +59,31 @@ class Task(ABC):
     cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
     generates: ClassVar[bool] = False  # needs an encoder-decoder
     causal: ClassVar[bool] = False  # a token is predicted from those before it
-    predicts_tokens: ClassVar[bool] = False  # the classes are the vocabulary, too many for logits that nobody reads
-    reading: tuple[Any, ...] = ()  # options besides the data's that decide ``encode``; part of the cache key
+    predicts_tokens: ClassVar[bool] = (
+        False  # the classes are the vocabulary, too many for logits that nobody reads
+    )
+    reading: tuple[
+        Any, ...
+    ] = ()  # options besides the data's that decide ``encode``; part of the cache key
 
-    def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+    ):
         self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
         self.max_length = recipe.data.max_length
         if recipe.data.long_text == "head_tail" and not self.cuts_the_middle:
             raise RecipeError(
-                f"{self.name} cannot do without the middle of a text", place="data.long_text", remedy="head, or error"
+                f"{self.name} cannot do without the middle of a text",
+                place="data.long_text",
+                remedy="head, or error",
             )
 
     @classmethod
     def fields_of(
-        cls, recipe: Recipe, facts: Mapping[str, Any] | None, peek: Callable[[Field], list[Any] | None] | None
+        cls,
+        recipe: Recipe,
+        facts: Mapping[str, Any] | None,
+        peek: Callable[[Field], list[Any] | None] | None,
     ) -> tuple[Field, ...]:
         """The columns of this recipe's rows, where they depend on the data.
 
@@ -124,7 +134,9 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def collate(self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False) -> Batch:
+    def collate(
+        self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False
+    ) -> Batch:
         """Examples -> padded tensors, ``labels`` aligned with the logits and -100 where nothing counts.
 
         A pure function of the pieces, the seed and the epoch: randomness is keyed, never drawn.
@@ -144,14 +156,20 @@ class Task(ABC):
 
         smoothing = self.recipe.train.label_smoothing if model.training else 0.0
         if self.predicts_tokens:
-            from lmkit.models.token_loss import token_loss
+            from lmkit.fast.token_loss import token_loss
 
-            loss = token_loss(model, self.inputs(model, batch), batch["labels"], label_smoothing=smoothing)
+            loss = token_loss(
+                model, self.inputs(model, batch), batch["labels"], label_smoothing=smoothing
+            )
             if loss is not None:
                 return loss
         logits, labels = self.logits(model, batch)
         return cross_entropy(
-            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+            logits.flatten(0, -2).float(),
+            labels.flatten(),
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=smoothing,
         )
 
     @staticmethod
@@ -160,7 +178,9 @@ class Task(ABC):
         return int(counted(batch["labels"]).sum())
 
     @abstractmethod
-    def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    def predict(
+        self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]
+    ) -> list[dict[str, Any]]:
         """One JSON-ready part per piece; with gold also ``nll`` (summed) and ``items``."""
 
     @abstractmethod
@@ -191,90 +211,3 @@ class Task(ABC):
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]] | None:
         """What ``lmkit predict`` says, where that is not what evaluation measures; None: the same."""
         return None
-
-
-MODEL_INPUTS = frozenset(
-    {"input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask"}
-)
-
-
-def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Ragged integers -> ``(len(sequences), longest)``, padded at the end.
-
-    >>> pad([[1, 2], [3]], 0).tolist()
-    [[1, 2], [3, 0]]
-    """
-    import numpy as np
-
-    flat = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    return _padded(np.concatenate([np.empty(0, np.int64), *flat]), [len(sequence) for sequence in flat], value)
-
-
-def _padded(flat: np.ndarray, lengths: Sequence[int], value: int, *, left: bool = False) -> torch.Tensor:
-    """Rows that follow one another in ``flat`` -> ``(len(lengths), longest)``."""
-    import numpy as np
-    import torch
-
-    out = np.full((len(lengths), max(lengths, default=0)), value, dtype=np.int64)
-    is_there = np.arange(out.shape[1]) < np.array(lengths, dtype=np.int64)[:, None]
-    out[is_there[:, ::-1] if left else is_there] = flat
-    return torch.from_numpy(out)
-
-
-def lay_out(examples: Sequence[Sequence[Piece]], *, columns: Mapping[str, int], packed: bool, left: bool = False) -> Batch:
-    """Place pieces in the rows of a batch: one a row, or (``packed``) all pieces of an example in one.
-
-    Args:
-        examples: pieces by example; each piece has every column as a list of one length.
-        columns: column -> padding value.
-        packed: also returns ``segment_ids`` (0 for padding, then 1, 2, ... by piece) and
-            ``position_ids`` that start anew in every piece.
-        left: padding stands before the pieces, not behind them.
-
-    Returns:
-        ``(rows, longest)`` tensors, with ``attention_mask``.
-    """
-    import numpy as np
-
-    pieces, first = flat(examples), next(iter(columns))
-    lengths = [len(piece[first]) for piece in pieces]
-    counts = [len(example) for example in examples] if packed else [1] * len(pieces)  # pieces of each row
-    numbers = [number for count in counts for number in range(1, count + 1)]
-    ends = np.cumsum([0, *counts])
-    rows = np.add.reduceat([*lengths, 0], ends[:-1]).tolist() if counts else []
-    batch = {
-        name: _padded(np.concatenate([np.asarray(piece[name], dtype=np.int64) for piece in pieces]), rows, value, left=left)
-        for name, value in columns.items()
-    }
-    batch["attention_mask"] = _padded(np.ones(sum(lengths), np.int64), rows, 0, left=left)
-    if packed:
-        batch["segment_ids"] = _padded(np.repeat(numbers, lengths), rows, 0)
-        batch["position_ids"] = _padded(np.concatenate([np.arange(length) for length in lengths]), rows, 0)
-    return batch
-
-
-def counted(labels: torch.Tensor) -> torch.Tensor:
-    """Which labels count: all but -100, and of numbers all but NaN."""
-    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE
-
-
-def uncounted(labels: torch.Tensor) -> torch.Tensor:
-    """Labels of the same shape and type of which none counts."""
-    import torch
-
-    return torch.full_like(labels, math.nan if labels.is_floating_point() else IGNORE)
-
-
-def flat(examples: Sequence[Sequence[Piece]]) -> list[Piece]:
-    """The pieces of examples one after the other: the rows of an unpacked batch."""
-    return [piece for example in examples for piece in example]
-
-
-def keyed_rng(*key: int) -> Any:
-    """A NumPy generator that depends on the key alone: (seed, epoch, piece), whatever was drawn before.
-
-    Philox is a counter-based generator (Salmon et al. 2011), so neighbouring keys are independent.
-    """
-    import numpy as np
-
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lmkit.batch import IGNORE
 from lmkit.errors import RecipeError
-from lmkit.tasks.base import IGNORE
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,9 @@ def check_beams(options: Generation) -> None:
     """Refuse a length penalty that has no effect (RecipeError)."""
     if options.num_beams == 1 and options.length_penalty != 1:
         raise RecipeError(
-            "has no effect with one beam", place="generation.length_penalty", remedy="leave it out, or raise generation.num_beams"
+            "has no effect with one beam",
+            place="generation.length_penalty",
+            remedy="leave it out, or raise generation.num_beams",
         )
 
 
@@ -59,6 +61,8 @@ def shift(model: Any, labels: torch.Tensor) -> torch.Tensor:
         labels = labels.masked_fill(nothing, int(model.config.pad_token_id == 0))
         shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
         return shifted
-    shifted = labels.roll(1, dims=1).masked_fill(labels.roll(1, dims=1) == IGNORE, model.config.pad_token_id)
+    shifted = labels.roll(1, dims=1).masked_fill(
+        labels.roll(1, dims=1) == IGNORE, model.config.pad_token_id
+    )
     shifted[:, 0] = model.config.decoder_start_token_id
     return shifted

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lmkit.tasks.base import IGNORE, Batch, Piece, Row, Task
+from lmkit.batch import IGNORE, Batch, Piece, Row
+from lmkit.tasks.base import Task
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     from lmkit.metrics.statistics import Statistics
 
-EVALUATION_EPOCH = 1_000_000_007  # what is hidden is the same at every evaluation, and unlike any training epoch's
+EVALUATION_EPOCH = (
+    1_000_000_007  # what is hidden is the same at every evaluation, and unlike any training epoch's
+)
 
 
 class LanguageModeling(Task):
@@ -25,19 +28,30 @@ class LanguageModeling(Task):
     fields = (Field("text", "text", aliases=("content", "document", "sentence")),)
     packs = True
     predicts_tokens = True
-    counts_bytes: ClassVar[bool]  # every token is predicted once, so bits per byte of the text mean something
+    counts_bytes: ClassVar[
+        bool
+    ]  # every token is predicted once, so bits per byte of the text mean something
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("loss", "perplexity", "accuracy", *(("bits_per_byte",) if self.counts_bytes else ()))
+        return (
+            "loss",
+            "perplexity",
+            "accuracy",
+            *(("bits_per_byte",) if self.counts_bytes else ()),
+        )
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the tokens to predict alone: ``(1, tokens, vocabulary)`` and ``(1, tokens)``."""
         from lmkit.models.heads import logits_at
 
-        return logits_at(model, self.inputs(model, batch), batch["labels"], batch["labels"] != IGNORE)
+        return logits_at(
+            model, self.inputs(model, batch), batch["labels"], batch["labels"] != IGNORE
+        )
 
-    def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    def predict(
+        self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]
+    ) -> list[dict[str, Any]]:
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -46,19 +60,34 @@ class LanguageModeling(Task):
         flat_labels, flat_logits = labels.flatten(), logits.flatten(0, -2).float()
         losses = cross_entropy(flat_logits, flat_labels, reduction="none").double()
         hits = (flat_logits.argmax(-1) == flat_labels).double()
-        owner = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
+        owner = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[
+            counted
+        ]
         sums = torch.zeros(3, len(counted), dtype=torch.double, device=counted.device)
         sums.index_add_(1, owner, torch.stack([losses, torch.ones_like(losses), hits]))
-        return [{"nll": nll, "items": int(items), "correct": int(correct)} for nll, items, correct in sums.T.tolist()]
+        return [
+            {"nll": nll, "items": int(items), "correct": int(correct)}
+            for nll, items, correct in sums.T.tolist()
+        ]
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         sums = {key: sum(part[key] for part in parts) for key in ("nll", "items", "correct")}
         loss = sums["nll"] / sums["items"] if sums["items"] else None
-        return {"id": row["id"], "text": row["text"], "score": loss, "bytes": len(row["text"].encode()), **sums}
+        return {
+            "id": row["id"],
+            "text": row["text"],
+            "score": loss,
+            "bytes": len(row["text"].encode()),
+            **sums,
+        }
 
     def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
         from lmkit.metrics.language_model import language_model_statistics
 
-        nll, items, num_bytes, correct = ([record[key] for record in records] for key in ("nll", "items", "bytes", "correct"))
-        found = language_model_statistics(nll, items, num_bytes if self.counts_bytes else None, correct)
+        nll, items, num_bytes, correct = (
+            [record[key] for record in records] for key in ("nll", "items", "bytes", "correct")
+        )
+        found = language_model_statistics(
+            nll, items, num_bytes if self.counts_bytes else None, correct
+        )
         return replace(found, signature=":".join(map(str, self.reading)) or None)

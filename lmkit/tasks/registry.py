@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from lmkit.tasks.base import Task
 
 TASKS = {
-    "mlm": "lmkit.tasks.mlm:MaskedLanguageModeling",
-    "clm": "lmkit.tasks.clm:CausalLanguageModeling",
-    "denoise": "lmkit.tasks.denoise:Denoising",
-    "classification": "lmkit.tasks.classification:Classification",
-    "ner": "lmkit.tasks.ner:WordTagging",
-    "translation": "lmkit.tasks.translation:Translation",
+    "mlm": "lmkit.tasks.mlm.task:MaskedLanguageModeling",
+    "clm": "lmkit.tasks.clm.task:CausalLanguageModeling",
+    "denoise": "lmkit.tasks.denoise.task:Denoising",
+    "classification": "lmkit.tasks.classification.task:Classification",
+    "ner": "lmkit.tasks.ner.task:WordTagging",
+    "translation": "lmkit.tasks.translation.task:Translation",
 }
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lmkit.batch import Columns, Piece, Row
 from lmkit.errors import RecipeError
-from lmkit.tasks.base import Columns, Piece, Row, Task, TooLong
+from lmkit.tasks.base import Task, TooLong
 
 Positions = Sequence[int]
 
 
 def encode_windows(
-    task: Task, rows: Sequence[Row], texts: Sequence[Any], pairs: Sequence[str] | None = None, **options: Any
+    task: Task,
+    rows: Sequence[Row],
+    texts: Sequence[Any],
+    pairs: Sequence[str] | None = None,
+    **options: Any,
 ) -> tuple[Columns, Any, list[Positions]]:
     """Tokenise with ``data.long_text``: overlapping windows, a part of the text, or an error at the first too long.
 
@@ -36,7 +41,9 @@ def encode_windows(
         parts: list[Positions] = [range(length)]
         is_cut = False
         if length > task.max_length:
-            parts, is_cut = _parts(encoded.sequence_ids(row), task.max_length, data.long_text, data.overlap)
+            parts, is_cut = _parts(
+                encoded.sequence_ids(row), task.max_length, data.long_text, data.overlap
+            )
         for positions in parts:
             for name in names:
                 whole = encoded[name][row]
@@ -48,18 +55,24 @@ def encode_windows(
     return columns, encoded, pieces
 
 
-def _parts(owners: Sequence[int | None], size: int, how: str, overlap: float) -> tuple[list[Positions], bool]:
+def _parts(
+    owners: Sequence[int | None], size: int, how: str, overlap: float
+) -> tuple[list[Positions], bool]:
     """The positions of each piece of a text that is too long, and whether some of the text is in none.
 
     Args:
         owners: of each token the text it belongs to, 0 or 1, None for special tokens, which every piece has.
         size: tokens of a piece.
     """
-    texts = [[position for position, owner in enumerate(owners) if owner == number] for number in (0, 1)]
+    texts = [
+        [position for position, owner in enumerate(owners) if owner == number] for number in (0, 1)
+    ]
     room = size - owners.count(None)
     if room < 2:
         raise RecipeError(
-            f"{size} tokens leave no room beside {owners.count(None)} special ones", place="data.max_length", remedy="raise it"
+            f"{size} tokens leave no room beside {owners.count(None)} special ones",
+            place="data.max_length",
+            remedy="raise it",
         )
     # as much of either text as fits, the longer one cut first
     shares = [
@@ -72,9 +85,19 @@ def _parts(owners: Sequence[int | None], size: int, how: str, overlap: float) ->
         chosen = [[*fixed, *window] for window in slide(texts[sliding], room - len(fixed), overlap)]
         is_cut = len(fixed) < len(texts[1 - sliding])
     else:
-        heads = [share // 4 if how == "head_tail" else share for share in shares]  # 128 of 512 (Sun et al. 2019)
-        ends = [len(text) - share + head for text, share, head in zip(texts, shares, heads, strict=True)]
-        chosen = [[p for text, head, end in zip(texts, heads, ends, strict=True) for p in (*text[:head], *text[end:])]]
+        heads = [
+            share // 4 if how == "head_tail" else share for share in shares
+        ]  # 128 of 512 (Sun et al. 2019)
+        ends = [
+            len(text) - share + head for text, share, head in zip(texts, shares, heads, strict=True)
+        ]
+        chosen = [
+            [
+                p
+                for text, head, end in zip(texts, heads, ends, strict=True)
+                for p in (*text[:head], *text[end:])
+            ]
+        ]
         is_cut = True
     special = [position for position, owner in enumerate(owners) if owner is None]
     return [sorted([*special, *positions]) for positions in chosen], is_cut

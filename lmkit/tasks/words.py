@@ -31,7 +31,12 @@ def word_pattern(how: str) -> re.Pattern[str]:
     with what they stand on: Python's ``\w`` does not match them.
     """
     # two planes have all but a few of Unicode's marks, and take a twentieth of the time of seventeen
-    marks = "".join(chr(c) for c in range(0x20000) if unicodedata.category(chr(c)) in ("Mn", "Mc", "Me")) + JOINERS
+    marks = (
+        "".join(
+            chr(c) for c in range(0x20000) if unicodedata.category(chr(c)) in ("Mn", "Mc", "Me")
+        )
+        + JOINERS
+    )
     letters = f"(?:[^\\W{UNSPACED}][{marks}]*)+"
     return re.compile(
         {
@@ -55,7 +60,9 @@ def split_words(text: str, how: str) -> Offsets:
 
 def word_split(words: Sequence[str]) -> str:
     """Which way of ``word_pattern`` made these words: most punctuation attached, detached, or single ideographs."""
-    ideographs = [word for word in words if re.match(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", word)]
+    ideographs = [
+        word for word in words if re.match(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", word)
+    ]
     if len(ideographs) > len(words) / 2 and sum(map(len, ideographs)) < 1.1 * len(ideographs):
         return "character"
     attached = sum(bool(re.search(r"\w[,.;:!?]$", word)) for word in words)

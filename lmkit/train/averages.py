@@ -50,10 +50,14 @@ def averaged_weights(optimizer: Any) -> Iterator[None]:
 def use_average(optimizer: Any) -> None:
     """Give the model its averaged weights: of ``train.ema``, or schedule-free's; without either nothing changes."""
     for group in optimizer.param_groups:
-        if "weight_sum" in group:  # schedule-free's x = (1 - 1/beta1) z + y / beta1 (Defazio et al. 2024)
+        if (
+            "weight_sum" in group
+        ):  # schedule-free's x = (1 - 1/beta1) z + y / beta1 (Defazio et al. 2024)
             for parameter in group["params"]:
                 if "z" in (state := optimizer.state[parameter]):
-                    state[AVERAGE] = torch.lerp(parameter.detach(), state["z"], 1 - 1 / group["betas"][0])
+                    state[AVERAGE] = torch.lerp(
+                        parameter.detach(), state["z"], 1 - 1 / group["betas"][0]
+                    )
     _change_places(optimizer)
 
 
@@ -63,7 +67,9 @@ def use_trained(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         if "weight_sum" in group:
             for parameter in group["params"]:
-                optimizer.state[parameter].pop(AVERAGE, None)  # it is computed anew when it is wanted
+                optimizer.state[parameter].pop(
+                    AVERAGE, None
+                )  # it is computed anew when it is wanted
 
 
 def _change_places(optimizer: Any) -> None:

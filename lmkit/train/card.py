@@ -9,7 +9,7 @@ from typing import Any
 from lmkit.evaluation.evaluate import metrics_table
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
-from lmkit.tasks.denoise import gap_token
+from lmkit.tasks.denoise.task import gap_token
 
 USE = {
     "mlm": 'lmkit predict RUN "a text with one {mask}"',
@@ -21,7 +21,9 @@ USE = {
 }
 
 
-def model_card(recipe: Recipe, task: Task, manifest: dict[str, Any], validation: dict[str, Any]) -> str:
+def model_card(
+    recipe: Recipe, task: Task, manifest: dict[str, Any], validation: dict[str, Any]
+) -> str:
     """README.md of a run directory."""
     parameters = manifest["parameters"]
     files = "\n".join(
@@ -37,14 +39,22 @@ def model_card(recipe: Recipe, task: Task, manifest: dict[str, Any], validation:
     if labels := task.facts.get("labels"):
         lines.append("## Labels\n" + ", ".join(f"`{label}`" for label in labels))
     if validation:
-        lines.append(f"## Validation\n{validation['examples']} examples:\n\n```\n{metrics_table(validation)}\n```")
+        lines.append(
+            f"## Validation\n{validation['examples']} examples:\n\n```\n{metrics_table(validation)}\n```"
+        )
     where = "RUN/model"
-    opened = opened_with_peft(task, where) if recipe.lora is not None else opened_with_transformers(task.name, where)
+    opened = (
+        opened_with_peft(task, where)
+        if recipe.lora is not None
+        else opened_with_transformers(task.name, where)
+    )
     lines.append(_use(task.name, task.tokenizer, "RUN", opened))
     return "\n\n".join(lines) + "\n"
 
 
-def merged_card(name: str, task: str, config: Any, tokenizer: Any, made: Mapping[str, str], difference: float) -> str:
+def merged_card(
+    name: str, task: str, config: Any, tokenizer: Any, made: Mapping[str, str], difference: float
+) -> str:
     """README.md of a merged model's directory.
 
     Args:
@@ -56,7 +66,10 @@ def merged_card(name: str, task: str, config: Any, tokenizer: Any, made: Mapping
         f"Task: {task}. A plain Hugging Face {config.model_type} model: the adapter `{_short(made['adapter'])}` merged into its base `{_short(made['base'])}`; logits differ from the adapter's by at most {difference:.1e} (fp32).",
     ]
     if task in ("classification", "ner"):
-        lines.append("## Labels\n" + ", ".join(f"`{config.id2label[number]}`" for number in sorted(config.id2label)))
+        lines.append(
+            "## Labels\n"
+            + ", ".join(f"`{config.id2label[number]}`" for number in sorted(config.id2label))
+        )
     lines.append(_use(task, tokenizer, "DIR", opened_with_transformers(task, "DIR")))
     return "\n\n".join(lines) + "\n"
 

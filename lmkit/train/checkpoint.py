@@ -114,20 +114,32 @@ def snapshot(model: Any, optimizer: Any, *, copy: bool) -> tuple[Tensors, Tensor
             return torch.tensor(value)  # bitsandbytes counts steps in Python's numbers
         rows = local(value.detach())
         found = rows.cpu().contiguous()
-        is_shared = found.data_ptr() == rows.data_ptr()  # small ones by several parameters: the code tables of 8-bit moments
+        is_shared = (
+            found.data_ptr() == rows.data_ptr()
+        )  # small ones by several parameters: the code tables of 8-bit moments
         return found.clone() if is_shared and (copy or found.numel() <= 256) else found
 
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     state = _optimizer_state(optimizer)
-    moments = {f"{key}/{name}": value for name, p in model.named_parameters() for key, value in state.get(p, {}).items()}
+    moments = {
+        f"{key}/{name}": value
+        for name, p in model.named_parameters()
+        for key, value in state.get(p, {}).items()
+    }
     found = [
-        {name: kept(value) for name, value in tensors.items() if not (is_second and rows_of(value) is None)}
+        {
+            name: kept(value)
+            for name, value in tensors.items()
+            if not (is_second and rows_of(value) is None)
+        }
         for tensors in (weights, moments)
     ]
     return found[0], found[1]
 
 
-def write_checkpoint(run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any]) -> Path:
+def write_checkpoint(
+    run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any]
+) -> Path:
     """Write weights, optimizer state and ``state`` aside with their checksums, then rename into place.
 
     The random state needs no saving: it is keyed on the step.
@@ -144,7 +156,14 @@ def write_checkpoint(run: Run, step: int, weights: Tensors, moments: Tensors, st
     return target
 
 
-def write_parts(run: Run, step: int, weights: Tensors, moments: Tensors, state: dict[str, Any], group: ProcessGroup) -> Path:
+def write_parts(
+    run: Run,
+    step: int,
+    weights: Tensors,
+    moments: Tensors,
+    state: dict[str, Any],
+    group: ProcessGroup,
+) -> Path:
     """As ``write_checkpoint``, by all processes together, each with its rows; where one fails, all do.
 
     Args:
@@ -225,7 +244,9 @@ def _copy_weights(run: Run, step: int, model: Any) -> None:
 
     stored = Stored(run.checkpoints / name_of(step), WEIGHTS)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if stored.shapes.keys() != parameters.keys() or any(stored.shapes[name] != list(p.shape) for name, p in parameters.items()):
+    if stored.shapes.keys() != parameters.keys() or any(
+        stored.shapes[name] != list(p.shape) for name, p in parameters.items()
+    ):
         raise ModelError(
             "the checkpoint is of another model",
             place=str(stored.place),
@@ -251,7 +272,9 @@ class Stored:
         from safetensors import SafetensorError, safe_open
 
         self.shapes: dict[str, list[int]] = {}
-        self._files: dict[str, list[tuple[Any, int]]] = {}  # tensor -> the files with some of its rows, and how many
+        self._files: dict[
+            str, list[tuple[Any, int]]
+        ] = {}  # tensor -> the files with some of its rows, and how many
         paths = [folder / name for name in _files(_sums(folder), kind)]
         self.place = paths[0]
         for path in paths:
@@ -273,7 +296,11 @@ class Stored:
 
         files = self._files[name]
         if rows is None:
-            return torch.cat([file.get_tensor(name) for file, _ in files]) if len(files) > 1 else files[0][0].get_tensor(name)
+            return (
+                torch.cat([file.get_tensor(name) for file, _ in files])
+                if len(files) > 1
+                else files[0][0].get_tensor(name)
+            )
         parts: list[Any] = []
         start = 0
         for file, count in files:
@@ -313,11 +340,17 @@ def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str
         parameter = parameters[name]
         rows = rows_of(parameter) if shape == list(parameter.shape) else None
         value = stored.read(key, rows)
-        if value.ndim == 0 and value.dtype == torch.int64:  # bitsandbytes counts steps in Python's numbers
+        if (
+            value.ndim == 0 and value.dtype == torch.int64
+        ):  # bitsandbytes counts steps in Python's numbers
             state[parameter][kind] = int(value)
             continue
         # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
-        moved = value.clone() if kind == "step" and parameter.device.type == "cpu" else value.to(parameter.device).clone()
+        moved = (
+            value.clone()
+            if kind == "step" and parameter.device.type == "cpu"
+            else value.to(parameter.device).clone()
+        )
         state[parameter][kind] = moved if rows is None else like(moved, parameter)
     return load_state(run, step)
 
@@ -338,7 +371,9 @@ def set_aside_after(run: Run, step: int) -> None:
         if aside.exists():
             shutil.rmtree(aside)
         damaged.rename(aside)
-        console.warn(f"{damaged} is damaged, and now {aside.name}; nothing reads it, it may be removed")
+        console.warn(
+            f"{damaged} is damaged, and now {aside.name}; nothing reads it, it may be removed"
+        )
 
 
 def drop_unfinished(run: Run) -> None:
@@ -347,7 +382,9 @@ def drop_unfinished(run: Run) -> None:
         shutil.rmtree(path)
 
 
-def averaged(steps: Sequence[int], number: int | None, *, every: int, last: int, best: int | None) -> list[int]:
+def averaged(
+    steps: Sequence[int], number: int | None, *, every: int, last: int, best: int | None
+) -> list[int]:
     """Which checkpoints make the model: the newest ``number`` at evaluations, the best one the last of them.
 
     Evaluations, and not checkpoints, since when these are written depends on the hardware and on interruptions.
@@ -360,7 +397,11 @@ def averaged(steps: Sequence[int], number: int | None, *, every: int, last: int,
     [4, 6, 8]
     """
     end = last if best is None else best
-    return [step for step in steps if step <= end and (step % every == 0 or step == last)][-number:] if number else []
+    return (
+        [step for step in steps if step <= end and (step % every == 0 or step == last)][-number:]
+        if number
+        else []
+    )
 
 
 def average_weights(run: Run, steps: Sequence[int], model: Any) -> None:

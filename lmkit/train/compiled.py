@@ -13,14 +13,15 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.batch import Batch
 from lmkit.errors import RecipeError
+from lmkit.fast.packing import Packing
+from lmkit.fast.unpadding import shared_rows
 from lmkit.models.heads import unwrap
 from lmkit.models.layers import stacks
 from lmkit.models.memory import free_cached_memory
-from lmkit.models.packing import Packing
-from lmkit.models.unpadding import shared_rows
 from lmkit.recipe.schema import Hardware
-from lmkit.tasks.base import Batch, Task
+from lmkit.tasks.base import Task
 from lmkit.train.deepspeed import is_partitioned
 from lmkit.train.loop import StepBatches
 from lmkit.train.parallel import largest
@@ -29,8 +30,12 @@ from lmkit.train.sharding import is_sharded
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-TRIED_ON = ("cuda",)  # on CPUs little is gained, and a resumed run would round otherwise than an uninterrupted one
-FEWEST_STEPS = 500  # left in a run; with fewer nothing is timed, which would take as long as two steps
+TRIED_ON = (
+    "cuda",
+)  # on CPUs little is gained, and a resumed run would round otherwise than an uninterrupted one
+FEWEST_STEPS = (
+    500  # left in a run; with fewer nothing is timed, which would take as long as two steps
+)
 WORTH_TRYING = 1800.0  # seconds left in a run; a trial takes a minute or two
 GAIN = 1.05  # compiled has to be faster by this, since shapes that were not tried may have to be compiled, too
 TRIED = 4  # micro-batches, of one step
@@ -67,15 +72,31 @@ def choose_compile(
     Raises:
         RecipeError: ``on``, and they cannot be compiled.
     """
-    wanted = {"asked": hardware.compile, "device": accelerator.device.type, "processes": accelerator.num_processes}
+    wanted = {
+        "asked": hardware.compile,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+    }
     is_known = {key: known.get(key) for key in wanted} == wanted
-    passes = _Passes(model, batches, task, accelerator, packing, tokens=known["tokens"] if is_known else batches.budget)
+    passes = _Passes(
+        model,
+        batches,
+        task,
+        accelerator,
+        packing,
+        tokens=known["tokens"] if is_known else batches.budget,
+    )
     if hardware.compile == "auto" and not is_known:
         on, why = _try(passes, first=first, total=total, seconds=seconds)
         if passes.device in TRIED_ON:
             console.say(f"compile: {'on' if on else 'off'}, {why}")
         return wanted | {"tokens": passes.tokens, "on": on, "why": why}, passes.compiled
-    found = known if is_known else wanted | {"tokens": passes.tokens, "on": hardware.compile == "on", "why": "the recipe says so"}
+    found = (
+        known
+        if is_known
+        else wanted
+        | {"tokens": passes.tokens, "on": hardware.compile == "on", "why": "the recipe says so"}
+    )
     if found["on"] and (problem := passes.compile()):
         raise RecipeError(problem, place="hardware.compile", remedy="off computes the same without")
     return found, passes.compiled
@@ -86,7 +107,9 @@ def compile_layers(model: Any) -> ExitStack:
     import torch
 
     compiled, config = ExitStack(), unwrap(model).config
-    if getattr(config, "use_cache", False):  # training reads nothing twice, and each layer would need kernels for its own part
+    if getattr(
+        config, "use_cache", False
+    ):  # training reads nothing twice, and each layer would need kernels for its own part
         config.use_cache = False
         compiled.callback(setattr, config, "use_cache", True)
     for layer in repeated_layers(model):
@@ -96,7 +119,11 @@ def compile_layers(model: Any) -> ExitStack:
 
 
 def repeated_layers(model: Any) -> list[Any]:
-    return [model.get_submodule(f"{stack}.{number}") for stack, depth in stacks(model).items() for number in range(depth)]
+    return [
+        model.get_submodule(f"{stack}.{number}")
+        for stack, depth in stacks(model).items()
+        for number in range(depth)
+    ]
 
 
 def uncompiled() -> AbstractContextManager[Any]:
@@ -110,18 +137,28 @@ def uncompiled() -> AbstractContextManager[Any]:
 def _try(passes: _Passes, *, first: int, total: int, seconds: float | None) -> tuple[bool, str]:
     """Whether compiled layers pay back, and the reason for the user; they stay compiled if so."""
     if passes.device not in TRIED_ON:
-        return False, f"on a {passes.device} it is not tried: a resumed run would no longer be the uninterrupted one bit for bit"
+        return (
+            False,
+            f"on a {passes.device} it is not tried: a resumed run would no longer be the uninterrupted one bit for bit",
+        )
     if passes.is_sharded:
-        return False, "processes exchange weights or gradients within their passes, which are not tried"
+        return (
+            False,
+            "processes exchange weights or gradients within their passes, which are not tried",
+        )
     if total - first < FEWEST_STEPS:
         return False, f"{total - first} steps are too few to pay back"
     micro = passes.batches[first][:TRIED]
     passes.seconds(micro[:1])  # warms up
     left = min(
-        passes.agreed(passes.seconds(micro) * passes.rounds(micro, total - first)), float("inf") if seconds is None else seconds
+        passes.agreed(passes.seconds(micro) * passes.rounds(micro, total - first)),
+        float("inf") if seconds is None else seconds,
     )
     if left < WORTH_TRYING:
-        return False, f"about {left / 60:.0f} minutes of training are left, and from {WORTH_TRYING / 60:.0f} on it is tried"
+        return (
+            False,
+            f"about {left / 60:.0f} minutes of training are left, and from {WORTH_TRYING / 60:.0f} on it is tried",
+        )
     begun = time.perf_counter()
     if problem := passes.compile():
         return False, problem
@@ -146,11 +183,26 @@ class _Passes:
     """
 
     def __init__(
-        self, model: Any, batches: StepBatches, task: Task, accelerator: Accelerator, packing: Packing | None, *, tokens: int
+        self,
+        model: Any,
+        batches: StepBatches,
+        task: Task,
+        accelerator: Accelerator,
+        packing: Packing | None,
+        *,
+        tokens: int,
     ):
         self.batches, self.tokens, self.compiled = batches, tokens, ExitStack()
-        self._model, self._task, self._accelerator, self._packing = model, task, accelerator, packing
-        self.is_sharded, self.device = is_sharded(model) or is_partitioned(model), accelerator.device.type
+        self._model, self._task, self._accelerator, self._packing = (
+            model,
+            task,
+            accelerator,
+            packing,
+        )
+        self.is_sharded, self.device = (
+            is_sharded(model) or is_partitioned(model),
+            accelerator.device.type,
+        )
 
     def rounds(self, micro: list[Batch], steps: int) -> float:
         """How many times these micro-batches make the steps of the run, by their tokens."""
@@ -161,7 +213,9 @@ class _Passes:
     def compile(self) -> str | None:
         """Compile the layers, always with the same first shapes, which kernels are tuned for; or say why it cannot be."""
         problem = (
-            None if self._accelerator.device.type == "cuda" or _compiler() else "there is no C++ compiler (g++, clang++, or CXX)"
+            None
+            if self._accelerator.device.type == "cuda" or _compiler()
+            else "there is no C++ compiler (g++, clang++, or CXX)"
         )
         if problem is None and not repeated_layers(self._model):
             problem = f"{unwrap(self._model).config.model_type} has no repeated layers that are found by name"
@@ -191,12 +245,17 @@ class _Passes:
         return largest(self._accelerator, [value])[0]
 
     def _run(self, batch: Batch) -> None:
-        from lmkit.models.dropout import drawn_faster
+        from lmkit.fast.dropout import drawn_faster
 
         self._model.train()
         moved = {key: value.to(self._accelerator.device) for key, value in batch.items()}
-        with shared_rows(self._model, self._packing, moved) as given, drawn_faster(self._accelerator.device):
-            self._accelerator.backward(self._task.loss(self._model, given) / max(self._task.items(batch), 1))
+        with (
+            shared_rows(self._model, self._packing, moved) as given,
+            drawn_faster(self._accelerator.device),
+        ):
+            self._accelerator.backward(
+                self._task.loss(self._model, given) / max(self._task.items(batch), 1)
+            )
         if self._accelerator.device.type == "cuda":
             import torch
 
@@ -211,5 +270,10 @@ class _Passes:
 def _compiler() -> str | None:
     """The C++ compiler that torch.compile would call."""
     return next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name and (found := shutil.which(name))), None
+        (
+            found
+            for name in (os.environ.get("CXX"), "g++", "clang++", "cl")
+            if name and (found := shutil.which(name))
+        ),
+        None,
     )

@@ -20,10 +20,11 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from lmkit.batch import Batch
 from lmkit.errors import RecipeError, TrainingStopped
 from lmkit.models.heads import unwrap
 from lmkit.recipe.schema import Recipe
-from lmkit.tasks.base import Batch, Task
+from lmkit.tasks.base import Task
 from lmkit.train.device import choose_precision
 
 if TYPE_CHECKING:
@@ -33,28 +34,79 @@ if TYPE_CHECKING:
 WHERE = "the Accelerate configuration"
 TRIED = "0.19"  # the versions that pyproject.toml names: what is used here is not all public
 INSTALL = "pip install 'lmkit[deepspeed]'"
-BUCKET_NUMBERS = 2**25  # summed, and fetched, at once; DeepSpeed's own 5e8 would take 2 GB on each device
+BUCKET_NUMBERS = (
+    2**25
+)  # summed, and fetched, at once; DeepSpeed's own 5e8 would take 2 GB on each device
 
 
 def check_deepspeed(recipe: Recipe, model: Any) -> None:
     """Refuse what does not go with ZeRO, or what nobody has shown to (RecipeError)."""
     train, fsdp = recipe.train, "recipes/accelerate/fsdp.yaml"
     config = unwrap(model).config.to_dict()
-    dropped = [name for name, value in config.items() if "layerdrop" in name and isinstance(value, float) and value > 0]
+    dropped = [
+        name
+        for name, value in config.items()
+        if "layerdrop" in name and isinstance(value, float) and value > 0
+    ]
     problems = [
-        (train.optimizer != "adamw", "train.optimizer", f"{train.optimizer} is not shared out by DeepSpeed", f"adamw; or {fsdp}"),
-        (train.ema is not None, "train.ema", "DeepSpeed keeps no averages of the weights", f"null; or {fsdp}"),
-        (train.on_spike is not None, "train.on_spike", "DeepSpeed finds the gradient norm within the update", f"null; or {fsdp}"),
-        (recipe.lora is not None and recipe.lora.quantize is not None, "lora.quantize", "not tried with DeepSpeed", "null"),
-        (recipe.tagging.crf, "tagging.crf", "rows of one word leave a CRF without gradients, which DeepSpeed waits for", fsdp),
-        (choose_precision(recipe.hardware) == "fp16", "hardware.precision", "not tried with DeepSpeed", "bf16 or fp32"),
-        (recipe.hardware.compile == "on", "hardware.compile", "not tried with DeepSpeed", "off or auto"),
+        (
+            train.optimizer != "adamw",
+            "train.optimizer",
+            f"{train.optimizer} is not shared out by DeepSpeed",
+            f"adamw; or {fsdp}",
+        ),
+        (
+            train.ema is not None,
+            "train.ema",
+            "DeepSpeed keeps no averages of the weights",
+            f"null; or {fsdp}",
+        ),
+        (
+            train.on_spike is not None,
+            "train.on_spike",
+            "DeepSpeed finds the gradient norm within the update",
+            f"null; or {fsdp}",
+        ),
+        (
+            recipe.lora is not None and recipe.lora.quantize is not None,
+            "lora.quantize",
+            "not tried with DeepSpeed",
+            "null",
+        ),
+        (
+            recipe.tagging.crf,
+            "tagging.crf",
+            "rows of one word leave a CRF without gradients, which DeepSpeed waits for",
+            fsdp,
+        ),
+        (
+            choose_precision(recipe.hardware) == "fp16",
+            "hardware.precision",
+            "not tried with DeepSpeed",
+            "bf16 or fp32",
+        ),
+        (
+            recipe.hardware.compile == "on",
+            "hardware.compile",
+            "not tried with DeepSpeed",
+            "off or auto",
+        ),
         *(
-            (True, f"model.config.{name}", "leaves out layers at random, whose gradients DeepSpeed waits for", "0.0")
+            (
+                True,
+                f"model.config.{name}",
+                "leaves out layers at random, whose gradients DeepSpeed waits for",
+                "0.0",
+            )
             for name in dropped
         ),
         *(
-            (True, WHERE, f"{name} is a single number, which DeepSpeed does not distribute", "train unsharded")
+            (
+                True,
+                WHERE,
+                f"{name} is a single number, which DeepSpeed does not distribute",
+                "train unsharded",
+            )
             for name, parameter in model.named_parameters()
             if parameter.ndim == 0
         ),
@@ -66,7 +118,11 @@ def check_deepspeed(recipe: Recipe, model: Any) -> None:
         raise RecipeError("deepspeed is not installed", place=WHERE, remedy=INSTALL)
     found = version("deepspeed")
     if found.split(".")[:2] != TRIED.split("."):
-        raise RecipeError(f"this is deepspeed {found}, and lmkit is tried with {TRIED}", place=WHERE, remedy=INSTALL)
+        raise RecipeError(
+            f"this is deepspeed {found}, and lmkit is tried with {TRIED}",
+            place=WHERE,
+            remedy=INSTALL,
+        )
 
 
 def is_partitioned(model: Any) -> bool:
@@ -97,7 +153,9 @@ class ZeroOptimizer:
         stage: int,
         max_grad_norm: float | None,
     ):
-        self._engine = _engine(_loss_of(model, task), optimizer, accelerator, stage=stage, max_grad_norm=max_grad_norm)
+        self._engine = _engine(
+            _loss_of(model, task), optimizer, accelerator, stage=stage, max_grad_norm=max_grad_norm
+        )
         self._model, self._optimizer, self._processes = model, optimizer, accelerator.num_processes
         self._parameters = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self.state = _Moments(optimizer, self._parameters)
@@ -157,7 +215,9 @@ class ZeroOptimizer:
                 del parameter._hp_mapping
 
 
-def _engine(model: Any, optimizer: Any, accelerator: Accelerator, *, stage: int, max_grad_norm: float | None) -> Any:
+def _engine(
+    model: Any, optimizer: Any, accelerator: Accelerator, *, stage: int, max_grad_norm: float | None
+) -> Any:
     """DeepSpeed around a model: nothing is scaled, nothing rounded, and nothing is written to standard output."""
     on_cpu = accelerator.device.type == "cpu"
     os.environ.setdefault("DS_ACCELERATOR", accelerator.device.type)
@@ -166,15 +226,23 @@ def _engine(model: Any, optimizer: Any, accelerator: Accelerator, *, stage: int,
 
         if on_cpu:  # it would be compiled, and is for inference; gloo sums gradients
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        warnings.filterwarnings("ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning
+        )
         config = {
             "train_micro_batch_size_per_gpu": 1,  # a number is wanted; lmkit decides what is in a micro-batch, and when to update
             "gradient_accumulation_steps": 1,
             "gradient_clipping": max_grad_norm or 0.0,
             "steps_per_print": sys.maxsize,
-            "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET_NUMBERS, "allgather_bucket_size": BUCKET_NUMBERS},
+            "zero_optimization": {
+                "stage": stage,
+                "reduce_bucket_size": BUCKET_NUMBERS,
+                "allgather_bucket_size": BUCKET_NUMBERS,
+            },
         }
-        return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+        return deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )[0]
 
 
 def _loss_of(model: Any, task: Task) -> Any:

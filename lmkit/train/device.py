@@ -33,7 +33,9 @@ def choose_precision(hardware: Hardware) -> str:
     import torch
 
     if hardware.precision == "fp16" and not torch.cuda.is_available():
-        raise RecipeError("fp16 needs a GPU", place="hardware.precision", remedy="auto, bf16 or fp32")
+        raise RecipeError(
+            "fp16 needs a GPU", place="hardware.precision", remedy="auto, bf16 or fp32"
+        )
     if hardware.precision == "auto":
         return "bf16" if native_bf16() else "fp32"
     return hardware.precision
@@ -41,7 +43,9 @@ def choose_precision(hardware: Hardware) -> str:
 
 def available_cores() -> int:
     """Cores that this process may use: those it may run on, or fewer where a control group limits its time (containers)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
 
@@ -60,7 +64,9 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
         for level in (PurePosixPath(group), *PurePosixPath(group).parents):
             folder = mount / level.relative_to("/")
             names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            quota, period = _text(folder / "cpu.max").split() or (_text(folder / name).strip() for name in names)
+            quota, period = _text(folder / "cpu.max").split() or (
+                _text(folder / name).strip() for name in names
+            )
             if quota.isdigit() and int(period) > 0:  # not "max", not -1
                 found.append(int(quota) / int(period))
     return min(found, default=None)
@@ -91,7 +97,9 @@ def _limit_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, folder: str | None = None) -> Accelerator:
+def build_accelerator(
+    hardware: Hardware, *, trackers: list[str] | None = None, folder: str | None = None
+) -> Accelerator:
     """Accelerate with this precision, one process or the several that were started.
 
     Raises:
@@ -106,14 +114,18 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
 
     _refuse_foreign_sharding()
     if not torch.cuda.is_available():
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # Apple's chips have no float64, which sums are kept in
+        os.environ.setdefault(
+            "ACCELERATE_USE_CPU", "true"
+        )  # Apple's chips have no float64, which sums are kept in
     precision = choose_precision(hardware)
     mixed = "no" if precision == "fp32" else precision
     if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
         AcceleratorState._reset_state()  # an earlier run of this Python process had another one
     try:
         with _without_accelerates_sharding():
-            accelerator = Accelerator(mixed_precision=mixed, log_with=trackers or None, project_dir=folder)
+            accelerator = Accelerator(
+                mixed_precision=mixed, log_with=trackers or None, project_dir=folder
+            )
     except ValueError as error:
         raise RecipeError(
             str(error).split("\n")[0],
@@ -122,7 +134,7 @@ def build_accelerator(hardware: Hardware, *, trackers: list[str] | None = None, 
         ) from None
     _limit_threads()  # after Accelerate, which has a number of its own
     if accelerator.device.type == "cpu":
-        from lmkit.models.attention import use_cpu_attention
+        from lmkit.fast.attention import use_cpu_attention
         from lmkit.models.memory import keep_freed_memory
 
         use_cpu_attention(in_fp32=not torch.cpu._is_amx_tile_supported())
@@ -151,7 +163,11 @@ def asks_to_shard() -> bool:
 
 def zero_stage() -> int | None:
     """The stage of DeepSpeed's ZeRO that the Accelerate configuration asks for; None: it does not ask for DeepSpeed."""
-    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if _asks_for("ACCELERATE_USE_DEEPSPEED") else None
+    return (
+        int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        if _asks_for("ACCELERATE_USE_DEEPSPEED")
+        else None
+    )
 
 
 def _refuse_foreign_sharding() -> None:
@@ -173,11 +189,19 @@ def _refuse_foreign_sharding() -> None:
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise RecipeError("FSDP 1 is not supported", place="fsdp_config.fsdp_version", remedy="2")
     for key, remedy in (
-        ("offload_params", "false; train.optimizer, lora and hardware.gradient_checkpointing save memory too"),
-        ("activation_checkpointing", "false, and hardware.gradient_checkpointing: true in the recipe"),
+        (
+            "offload_params",
+            "false; train.optimizer, lora and hardware.gradient_checkpointing save memory too",
+        ),
+        (
+            "activation_checkpointing",
+            "false, and hardware.gradient_checkpointing: true in the recipe",
+        ),
     ):
         if _asks_for(f"FSDP_{key.upper()}"):
-            raise RecipeError("lmkit does not do this", place=f"fsdp_config.fsdp_{key}", remedy=remedy)
+            raise RecipeError(
+                "lmkit does not do this", place=f"fsdp_config.fsdp_{key}", remedy=remedy
+            )
 
 
 def _refuse_of_deepspeed() -> None:
@@ -190,24 +214,36 @@ def _refuse_of_deepspeed() -> None:
         )
     for key, remedy in (
         ("deepspeed_config_file", "zero_stage in its place"),
-        ("offload_optimizer_device", "none; lora and hardware.gradient_checkpointing save memory too"),
+        (
+            "offload_optimizer_device",
+            "none; lora and hardware.gradient_checkpointing save memory too",
+        ),
         ("offload_param_device", "none"),
     ):
-        found = os.environ.get(f"ACCELERATE_DEEPSPEED_{key.removeprefix('deepspeed_').upper()}", "none").lower()
+        found = os.environ.get(
+            f"ACCELERATE_DEEPSPEED_{key.removeprefix('deepspeed_').upper()}", "none"
+        ).lower()
         if found != "none":
-            raise RecipeError(f"lmkit does not do this ({found})", place=f"deepspeed_config.{key}", remedy=remedy)
+            raise RecipeError(
+                f"lmkit does not do this ({found})", place=f"deepspeed_config.{key}", remedy=remedy
+            )
 
 
 @contextmanager
 def _without_accelerates_sharding() -> Iterator[None]:
     """Accelerate would prepare models for its own FSDP or DeepSpeed; see lmkit/train/{sharding,deepspeed}.py."""
-    asked = {name: os.environ.pop(name, None) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")}
+    asked = {
+        name: os.environ.pop(name, None)
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    }
     try:
         yield
     finally:
         os.environ |= {name: value for name, value in asked.items() if value is not None}
         if asked["ACCELERATE_USE_FSDP"] is not None:
-            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would leave the weights to the first process
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = (
+                "false"  # transformers would leave the weights to the first process
+            )
 
 
 def micro_batch_tokens(hardware: Hardware, device: Any) -> int:
@@ -226,4 +262,6 @@ def peak_memory_bytes() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

@@ -11,21 +11,22 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.batch import Batch, flat
 from lmkit.data.encode import encode
 from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits, cache_folder, provenance
 from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
+from lmkit.fast.unpadding import choose_packing
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.memory import free_cached_memory
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
-from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, atomic_directory, write_json, write_rejects, write_text
-from lmkit.tasks.base import Batch, Task, flat
+from lmkit.tasks.base import Task
 from lmkit.train import card
 from lmkit.train.averages import use_average, use_trained
 from lmkit.train.checkpoint import (
@@ -38,7 +39,13 @@ from lmkit.train.checkpoint import (
     newest_whole,
 )
 from lmkit.train.deepspeed import ZeroOptimizer, check_deepspeed
-from lmkit.train.device import asks_to_shard, build_accelerator, micro_batch_tokens, peak_memory_bytes, zero_stage
+from lmkit.train.device import (
+    asks_to_shard,
+    build_accelerator,
+    micro_batch_tokens,
+    peak_memory_bytes,
+    zero_stage,
+)
 from lmkit.train.kernels import choose_attention, choose_kernels
 from lmkit.train.manifest import announce, now, start_manifest
 from lmkit.train.optim import build_optimizer, set_group_values
@@ -56,7 +63,13 @@ RELOAD_TOLERANCE = 1e-4  # largest difference of logits after a fresh load, fp32
 
 
 def fit(
-    recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool, overwrite: bool = False
+    recipe: Recipe,
+    splits: Splits,
+    source: ModelSource | None,
+    run: Run,
+    *,
+    resume: bool,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train what the recipe says into the run directory.
 
@@ -102,7 +115,13 @@ def _alone_in(run: Run) -> Iterator[None]:
 
 
 def _fit(
-    recipe: Recipe, splits: Splits, source: ModelSource | None, run: Run, *, resume: bool, overwrite: bool
+    recipe: Recipe,
+    splits: Splits,
+    source: ModelSource | None,
+    run: Run,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     prepared = prepare(recipe, splits, source)
@@ -111,7 +130,9 @@ def _fit(
     newest = newest_whole(run) if resume else None
     if newest is not None:
         _refuse_another(run, newest, progress.fingerprint)
-    accelerator = build_accelerator(recipe.hardware, trackers=recipe.logging.to, folder=str(run.path))
+    accelerator = build_accelerator(
+        recipe.hardware, trackers=recipe.logging.to, folder=str(run.path)
+    )
     stage = zero_stage() if accelerator.num_processes > 1 else None
     sharded = asks_to_shard() and accelerator.num_processes > 1
     if accelerator.num_processes > 1:
@@ -128,7 +149,17 @@ def _fit(
     plan = plan_of(recipe, prepared.encoded["train"])
     total = total_steps(recipe, plan)
     metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    manifest = start_manifest(recipe, prepared, built, accelerator, packing, plan, total, sharded=sharded, zero_stage=stage)
+    manifest = start_manifest(
+        recipe,
+        prepared,
+        built,
+        accelerator,
+        packing,
+        plan,
+        total,
+        sharded=sharded,
+        zero_stage=stage,
+    )
     if accelerator.is_main_process:
         run.start(resume=resume, overwrite=overwrite)
         write_text(run.recipe_file, dump_recipe(recipe))  # resumed, too: it may have more steps now
@@ -146,7 +177,9 @@ def _fit(
     if stage is None:
         optimizer = accelerator.prepare_optimizer(optimizer)
     else:
-        optimizer = ZeroOptimizer(model, optimizer, task, accelerator, stage=stage, max_grad_norm=train.max_grad_norm)
+        optimizer = ZeroOptimizer(
+            model, optimizer, task, accelerator, stage=stage, max_grad_norm=train.max_grad_norm
+        )
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
@@ -154,11 +187,28 @@ def _fit(
     if recipe.logging.to:
         accelerator.init_trackers(recipe.name)
     progress.attention, packing = choose_attention(
-        recipe.hardware, model, accelerator, packing, progress.attention, longest=recipe.data.max_length
+        recipe.hardware,
+        model,
+        accelerator,
+        packing,
+        progress.attention,
+        longest=recipe.data.max_length,
     )
     progress.kernels, fused = choose_kernels(recipe.hardware, model, accelerator, progress.kernels)
     with fused:
-        run_steps(recipe, prepared, model, optimizer, accelerator, packing, plan, run, progress, total=total, metric=metric)
+        run_steps(
+            recipe,
+            prepared,
+            model,
+            optimizer,
+            accelerator,
+            packing,
+            plan,
+            run,
+            progress,
+            total=total,
+            metric=metric,
+        )
     use_average(optimizer)
     if isinstance(optimizer, ZeroOptimizer):
         optimizer.close()
@@ -170,7 +220,9 @@ def _fit(
         del built
         accelerator.free_memory()
         # on the device only where it is evaluated there
-        model = accelerator.prepare_model(model, evaluation_mode=True, device_placement="validation" in prepared.encoded)
+        model = accelerator.prepare_model(
+            model, evaluation_mode=True, device_placement="validation" in prepared.encoded
+        )
     _tune(model, prepared, accelerator, recipe)
     _save(model, task, run, prepared, accelerator)
     found = _evaluate(model, prepared, accelerator, run, recipe)
@@ -209,14 +261,26 @@ def _fit(
 def fingerprint(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run: all that is learned from, not how it is run."""
     data = {split: rows.fingerprint for split, rows in prepared.splits.rows.items()}
-    return {"recipe": _learned_with(recipe), "data": data, "tokenizer": tokenizer_hash(prepared.task.tokenizer)}
+    return {
+        "recipe": _learned_with(recipe),
+        "data": data,
+        "tokenizer": tokenizer_hash(prepared.task.tokenizer),
+    }
 
 
 def _learned_with(recipe: Recipe) -> dict[str, Any]:
     """The keys of a recipe that decide what is learned."""
     harmless = {"name", "seeds", "output", "hardware", "logging", "eval", "generation"}
     values: dict[str, Any] = json.loads(json.dumps(recipe.model_dump(exclude=harmless)))
-    for key in ("epochs", "max_steps", "max_minutes", "early_stopping", "eval_every", "on_spike", "spike_factor"):
+    for key in (
+        "epochs",
+        "max_steps",
+        "max_minutes",
+        "early_stopping",
+        "eval_every",
+        "on_spike",
+        "spike_factor",
+    ):
         del values["train"][key]
     for key in ("train", "validation", "test", "folds", "fold"):
         del values["data"][key]  # the content counts, not the path
@@ -258,14 +322,18 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
 def _choose(run: Run, recipe: Recipe, plan: Plan, progress: Progress, model: Any) -> list[int]:
     """Give the model the best weights, or the mean of the last ones up to them; returns the steps of a mean."""
     every, number = evaluation_interval(recipe, plan), recipe.train.average_checkpoints
-    steps = averaged(checkpoint_steps(run), number, every=every, last=progress.step, best=progress.best_step)
+    steps = averaged(
+        checkpoint_steps(run), number, every=every, last=progress.step, best=progress.best_step
+    )
     if number and len(steps) < number:
         console.warn(
             f"train.average_checkpoints: {number}, but there were only {len(steps)} evaluations; train.eval_every makes more"
         )
     if steps:
         average_weights(run, steps, model)
-        console.say(f"the model is the mean of the weights after steps {', '.join(map(str, steps))}")
+        console.say(
+            f"the model is the mean of the weights after steps {', '.join(map(str, steps))}"
+        )
     elif progress.best_step is not None and progress.best_step != progress.step:
         load_weights(run, progress.best_step, model)
     return steps
@@ -278,7 +346,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         if left == right:
             continue
         if isinstance(left, dict) and isinstance(right, dict):
-            found += _differences(left, right, prefix if key == "recipe" and not prefix else f"{prefix}{key}.")
+            found += _differences(
+                left, right, prefix if key == "recipe" and not prefix else f"{prefix}{key}."
+            )
         else:
             found.append(f"{prefix}{key}")
     return sorted(found)
@@ -298,7 +368,11 @@ def _tune(model: Any, prepared: Prepared, accelerator: Accelerator, recipe: Reci
     if not prepared.task.tunes or "validation" not in prepared.encoded:
         return
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
-    records = list(predict_records(model, prepared.task, prepared.encoded["validation"], accelerator, budget=budget))
+    records = list(
+        predict_records(
+            model, prepared.task, prepared.encoded["validation"], accelerator, budget=budget
+        )
+    )
     learned = [prepared.task.tune(records) if accelerator.is_main_process else {}]
     if accelerator.num_processes > 1:
         broadcast_object_list(learned)
@@ -323,11 +397,15 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         inner.eval()
         autocast_forward = inner.__dict__.pop("forward", None)  # Accelerate's, in half precision
         with torch.inference_mode():
-            kept, loaded = (task.logits(each, _beside(each, batch))[0].float().cpu() for each in (inner, fresh))
+            kept, loaded = (
+                task.logits(each, _beside(each, batch))[0].float().cpu() for each in (inner, fresh)
+            )
             largest = kept.abs().max().item() if kept.numel() else 0.0
             difference = kept.sub_(loaded).abs_().max().item() if kept.numel() else 0.0
             del kept, loaded
-            losses = [task.loss(each, _beside(each, batch)).item() for each in (inner, fresh)]  # with a CRF, too
+            losses = [
+                task.loss(each, _beside(each, batch)).item() for each in (inner, fresh)
+            ]  # with a CRF, too
         if autocast_forward is not None:
             inner.forward = autocast_forward
         inner.train(was_training)
@@ -347,7 +425,9 @@ def _beside(model: Any, batch: Batch) -> Batch:
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def _evaluate(model: Any, prepared: Prepared, accelerator: Accelerator, run: Run, recipe: Recipe) -> dict[str, Any]:
+def _evaluate(
+    model: Any, prepared: Prepared, accelerator: Accelerator, run: Run, recipe: Recipe
+) -> dict[str, Any]:
     """The final numbers on the validation split; the test split is ``lmkit eval``'s."""
     if "validation" not in prepared.encoded:
         return {}
@@ -356,7 +436,9 @@ def _evaluate(model: Any, prepared: Prepared, accelerator: Accelerator, run: Run
     found = evaluate_split(
         model,
         task,
-        prepared.encoded["validation"] if task is prepared.task else encode(rows["validation"], task),
+        prepared.encoded["validation"]
+        if task is prepared.task
+        else encode(rows["validation"], task),
         accelerator,
         split="validation",
         options=recipe.eval,

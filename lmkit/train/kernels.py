@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError
-from lmkit.models.packing import Packing
+from lmkit.fast.packing import Packing
 from lmkit.recipe.schema import Hardware
 from lmkit.run import versions
 from lmkit.train.device import choose_precision
@@ -27,7 +27,13 @@ TORCH, LIGER = "PyTorch's", "Liger's"
 
 
 def choose_attention(
-    hardware: Hardware, model: Any, accelerator: Accelerator, packing: Packing | None, known: dict[str, Any], *, longest: int
+    hardware: Hardware,
+    model: Any,
+    accelerator: Accelerator,
+    packing: Packing | None,
+    known: dict[str, Any],
+    *,
+    longest: int,
 ) -> tuple[dict[str, Any], Packing | None]:
     """The attention of rows that texts share; the same on all ranks.
 
@@ -55,11 +61,21 @@ def choose_attention(
         if problem is None:
             assert packing is not None
             again = kept is not None and known.get("proof") == proof
-            repeatable = hardware.attention == "auto" and kept is None  # a run that goes on had it as it is
-            chosen, problem = _proven(model, accelerator, packing, kept, longest, repeatable=repeatable, again=again)
+            repeatable = (
+                hardware.attention == "auto" and kept is None
+            )  # a run that goes on had it as it is
+            chosen, problem = _proven(
+                model, accelerator, packing, kept, longest, repeatable=repeatable, again=again
+            )
         why = problem or "shown to compute what SDPA computes on this model"
     if chosen is None:
-        _refuse(kept, FLASH if hardware.attention == "flash" else None, why, "hardware.attention", "sdpa")
+        _refuse(
+            kept,
+            FLASH if hardware.attention == "flash" else None,
+            why,
+            "hardware.attention",
+            "sdpa",
+        )
     found = wanted | {
         "on": SDPA if chosen is None else f"{FLASH}, {getattr(chosen.kernel, 'name', '')}",
         "why": why,
@@ -78,14 +94,23 @@ def _without_flash(wanted: dict[str, Any], model: Any, packing: Packing | None) 
         return "texts share no rows, and without a mask SDPA has a kernel as fast"
     if wanted["precision"] == "fp32":
         return "it computes in bf16 or fp16, and this run in fp32"
-    return "the weights are in parts, and no process can try it alone" if is_sharded(model) else None
+    return (
+        "the weights are in parts, and no process can try it alone" if is_sharded(model) else None
+    )
 
 
 def _proven(
-    model: Any, accelerator: Accelerator, packing: Packing, kept: str | None, longest: int, *, repeatable: bool, again: bool
+    model: Any,
+    accelerator: Accelerator,
+    packing: Packing,
+    kept: str | None,
+    longest: int,
+    *,
+    repeatable: bool,
+    again: bool,
 ) -> tuple[Packing | None, str | None]:
     """The packing with the first kernel that no process refutes, or None and why there is none."""
-    from lmkit.models.flash import kernels, refuted
+    from lmkit.fast.flash import kernels, refuted
 
     problems = []
     for name, kernel in kernels().items():
@@ -96,7 +121,12 @@ def _proven(
         else:
             other = replace(packing, kernel=kernel)
             problem = refuted(  # type: ignore[assignment]
-                model, other, longest=longest, precision=accelerator.autocast, repeatable=repeatable, again=again
+                model,
+                other,
+                longest=longest,
+                precision=accelerator.autocast,
+                repeatable=repeatable,
+                again=again,
             )
         if not largest(accelerator, [float(problem is not None)])[0]:
             return other, None
@@ -119,20 +149,29 @@ def choose_kernels(
     if kept == TORCH:
         return known, ExitStack()
     modules, why, proof = ExitStack(), "the recipe says so", _proof(accelerator)
-    is_fused, ways = False, dict[str, int](known.get("ways", {}) if kept is not None and known.get("proof") == proof else {})
+    is_fused, ways = (
+        False,
+        dict[str, int](
+            known.get("ways", {}) if kept is not None and known.get("proof") == proof else {}
+        ),
+    )
     if hardware.kernels != "torch":
         is_fused, modules, why = _fused(wanted, model, accelerator, ways)
     if not is_fused:
-        _refuse(kept, LIGER if hardware.kernels == "liger" else None, why, "hardware.kernels", "torch")
+        _refuse(
+            kept, LIGER if hardware.kernels == "liger" else None, why, "hardware.kernels", "torch"
+        )
     found = wanted | {"on": LIGER if is_fused else TORCH, "why": why, "proof": proof, "ways": ways}
     if hardware.kernels == "auto" and accelerator.device.type in TRIED_ON:
         console.say(f"kernels of norms and gated layers: {found['on']}; {why}")
     return found, modules
 
 
-def _fused(wanted: dict[str, Any], model: Any, accelerator: Accelerator, ways: dict[str, int]) -> tuple[bool, ExitStack, str]:
+def _fused(
+    wanted: dict[str, Any], model: Any, accelerator: Accelerator, ways: dict[str, int]
+) -> tuple[bool, ExitStack, str]:
     """Whether Liger's kernels are in place on all processes, what takes them back, and why."""
-    from lmkit.models.liger import fuse, liger_kernels
+    from lmkit.fast.liger import fuse, liger_kernels
 
     problem = None
     if wanted["device"] not in TRIED_ON:
@@ -167,7 +206,11 @@ def _proof(accelerator: Accelerator) -> dict[str, str]:
     import torch
 
     found = versions()
-    device = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
+    device = (
+        torch.cuda.get_device_name(accelerator.device)
+        if accelerator.device.type == "cuda"
+        else accelerator.device.type
+    )
     names = ("torch", "transformers", "peft", "flash-attn", "liger-kernel", "triton")
     return {"device": device} | {name: found[name] for name in names if name in found}
 
@@ -176,6 +219,12 @@ def _refuse(kept: str | None, asked: str | None, why: str, place: str, plain: st
     """End the run where it was told to use, or has used so far, what it cannot."""
     if kept is not None:
         problem = f"so far this run has computed with {kept}, and here it cannot: {why}"
-        raise RecipeError(problem, place=place, remedy=f"{plain} goes on without them, up to rounding")
+        raise RecipeError(
+            problem, place=place, remedy=f"{plain} goes on without them, up to rounding"
+        )
     if asked is not None:
-        raise RecipeError(f"{asked} cannot be used here: {why}", place=place, remedy=f"auto or {plain}; both compute the same")
+        raise RecipeError(
+            f"{asked} cannot be used here: {why}",
+            place=place,
+            remedy=f"auto or {plain}; both compute the same",
+        )

@@ -20,7 +20,11 @@ class ProcessFailed(Exception):
 
     def __init__(self, status: int, *, killed: tuple[int, int] | None = None):
         """``killed``: rank and number of the signal."""
-        what = f"process {killed[0]} was ended by {_name(killed[1])}" if killed else f"a process ended with exit status {status}"
+        what = (
+            f"process {killed[0]} was ended by {_name(killed[1])}"
+            if killed
+            else f"a process ended with exit status {status}"
+        )
         super().__init__(what)
         self.status, self.is_killed = status, killed is not None
 
@@ -43,8 +47,14 @@ def launch(arguments: list[str], *, processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say themselves what went wrong
+    for name in [
+        name
+        for name in logging.root.manager.loggerDict
+        if name.startswith("torch.distributed.elastic")
+    ]:
+        logging.getLogger(name).setLevel(
+            logging.CRITICAL
+        )  # the processes say themselves what went wrong
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
     os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(processes)))
@@ -58,12 +68,16 @@ def launch(arguments: list[str], *, processes: int) -> None:
         max_restarts=0,
         monitor_interval=0.2,
     )
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    }
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         raise _failed(
-            {rank: failure.exitcode for rank, failure in error.failures.items()}, error.get_first_failure()[0]
+            {rank: failure.exitcode for rank, failure in error.failures.items()},
+            error.get_first_failure()[0],
         ) from None
     except SignalException as error:  # the processes were ended, each after a checkpoint
         raise ProcessFailed(128 + int(error.sigval)) from None
@@ -76,7 +90,9 @@ def launch(arguments: list[str], *, processes: int) -> None:
 def _failed(codes: dict[int, int], first: int) -> ProcessFailed:
     """What to say of processes that ended: of one that was killed before those that miss it; below 0 is the signal."""
     stopped = (signal.SIGINT, signal.SIGTERM)
-    killed = next(((rank, -code) for rank, code in codes.items() if code < 0 and -code not in stopped), None)
+    killed = next(
+        ((rank, -code) for rank, code in codes.items() if code < 0 and -code not in stopped), None
+    )
     if killed is not None:
         return ProcessFailed(1, killed=killed)
     return ProcessFailed(codes[first] if codes[first] > 0 else 128 - codes[first])

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 
 from lmkit import console
+from lmkit.batch import Batch, flat, uncounted
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches, rows_to_share
 from lmkit.errors import TrainingStopped
-from lmkit.models.dropout import drawn_faster
+from lmkit.fast.dropout import drawn_faster
+from lmkit.fast.packing import Packing
+from lmkit.fast.unpadding import shared_rows
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
-from lmkit.models.packing import Packing
-from lmkit.models.unpadding import shared_rows
-from lmkit.tasks.base import Batch, Task, flat, uncounted
+from lmkit.tasks.base import Task
 from lmkit.train.averages import update_ema
 from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import share_of_cores
@@ -72,7 +73,17 @@ class Step:
 class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     """Step number (from 0) -> the micro-batches of one rank. A pure function of the number, so it resumes anywhere."""
 
-    def __init__(self, encoded: Encoded, plan: Plan, task: Task, *, rank: int, ranks: int, budget: int, packed: bool):
+    def __init__(
+        self,
+        encoded: Encoded,
+        plan: Plan,
+        task: Task,
+        *,
+        rank: int,
+        ranks: int,
+        budget: int,
+        packed: bool,
+    ):
         self.encoded, self.plan, self.task = encoded, plan, task
         self.rank, self.ranks, self.budget, self.packed = rank, ranks, budget, packed
         self.slots = encoded.slots(packed=packed and task.packs)
@@ -115,11 +126,16 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def largest(self, step: int) -> int:
         """Tokens, padding included, of the largest micro-batch of a step that can still be divided; 0: there is none."""
         mine = deal(self.plan.examples(step), self.encoded.lengths, self.ranks)[self.rank]
-        return max((len(part) * int(self.slots[part].max()) for part in self.cut(mine) if len(part) > 1), default=0)
+        return max(
+            (len(part) * int(self.slots[part].max()) for part in self.cut(mine) if len(part) > 1),
+            default=0,
+        )
 
     def cut(self, examples: np.ndarray, budget: int | None = None) -> list[np.ndarray]:
         """The micro-batches of these examples, with at most so many tokens where there are several examples; None: as in training."""
-        return micro_batches(examples, self.slots, self.budget if budget is None else budget, padded=not self.packed)
+        return micro_batches(
+            examples, self.slots, self.budget if budget is None else budget, padded=not self.packed
+        )
 
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
         pieces = self.encoded.examples(examples.tolist())
@@ -159,15 +175,30 @@ def train_steps(
     limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
     zero = optimizer if isinstance(optimizer, ZeroOptimizer) else None
     model.train()
-    for step, micro, waited in _read(batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"):
+    for step, micro, waited in _read(
+        batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"
+    ):
         share = share_done()
-        counts = [round(sum(count(batch) for batch in micro)) for count in (task.items, _tokens, _slots)]
+        counts = [
+            round(sum(count(batch) for batch in micro)) for count in (task.items, _tokens, _slots)
+        ]
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
         set_learning_rate(optimizer, rate)
         if zero is not None or is_sharded(model):
             micro = as_many(accelerator, micro, partial(batches.idle, step))
-        loss_sum = _backward(model, parameters, batches, task, accelerator, packing, zero, step=step, micro=micro, items=items)
+        loss_sum = _backward(
+            model,
+            parameters,
+            batches,
+            task,
+            accelerator,
+            packing,
+            zero,
+            step=step,
+            micro=micro,
+            items=items,
+        )
         if zero is not None:
             _update(zero)  # which clips, too
             grad_norm, is_spike = zero.grad_norm, False
@@ -224,7 +255,9 @@ def workers_for(waited: float, share: int) -> int:
     """
     if share <= 2 or waited < WORTH_A_WORKER:
         return 0
-    return 1 if waited < 0.5 else 2  # one keeps up while preparing a step takes no longer than computing it
+    return (
+        1 if waited < 0.5 else 2
+    )  # one keeps up while preparing a step takes no longer than computing it
 
 
 def _read(
@@ -234,12 +267,21 @@ def _read(
 
     Workers read ahead; all is read anew once the budget or their number has changed.
     """
-    step, number, watched = first, 0 if workers == "auto" else workers, range(first + 1, first + 1 + WATCHED_STEPS)
+    step, number, watched = (
+        first,
+        0 if workers == "auto" else workers,
+        range(first + 1, first + 1 + WATCHED_STEPS),
+    )
     begun = waited = 0.0
     while step < total:
         budget = batches.budget
         loader = torch.utils.data.DataLoader(
-            batches, batch_size=None, sampler=range(step, total), num_workers=number, pin_memory=pinned, collate_fn=_as_they_are
+            batches,
+            batch_size=None,
+            sampler=range(step, total),
+            num_workers=number,
+            pin_memory=pinned,
+            collate_fn=_as_they_are,
         )
         asked = time.perf_counter()
         for micro in _alive(loader):
@@ -287,7 +329,10 @@ def _backward(
         is_out, left = False, 0
         try:
             for number, batch in enumerate(micro, 1):
-                batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+                batch = {
+                    key: value.to(accelerator.device, non_blocking=True)
+                    for key, value in batch.items()
+                }
                 with shared_rows(model, packing, batch) as given, drawn_faster(accelerator.device):
                     if zero is not None:
                         loss = zero.backward(given, items=items, last=number == len(micro))
@@ -296,7 +341,9 @@ def _backward(
                         accelerator.backward(loss / max(items, 1))
                 loss_sum += loss.detach()
         except RuntimeError as error:
-            if "without overflow" in str(error):  # code that masks with a number which only fp32 has (DeBERTa v1)
+            if "without overflow" in str(
+                error
+            ):  # code that masks with a number which only fp32 has (DeBERTa v1)
                 raise TrainingStopped(
                     f"{model.config.model_type} cannot be computed in half precision: {error}\n  hardware.precision=fp32"
                 ) from None
@@ -308,8 +355,14 @@ def _backward(
         if zero is not None:
             return loss_sum  # the gradients are summed already
         is_stuck = is_out and not left
-        has_gradient = [float(has_own_gradient(parameter)) for parameter in parameters if accelerator.num_processes > 1]
-        out, stuck, divisible, *present = largest(accelerator, [float(is_out), float(is_stuck), left, *has_gradient])
+        has_gradient = [
+            float(has_own_gradient(parameter))
+            for parameter in parameters
+            if accelerator.num_processes > 1
+        ]
+        out, stuck, divisible, *present = largest(
+            accelerator, [float(is_out), float(is_stuck), left, *has_gradient]
+        )
         if not out:
             sum_gradients(accelerator, parameters, present=[bool(there) for there in present])
             return loss_sum
@@ -323,7 +376,9 @@ def _backward(
                 "  hardware.gradient_checkpointing=true, a smaller data.max_length, lora, or train.optimizer=adafactor need less"
             )
         batches.budget = max(1, min(batches.budget, int(divisible)) // 2)
-        console.warn(f"step {step + 1}: out of memory; the step is repeated in micro-batches of {batches.budget} tokens")
+        console.warn(
+            f"step {step + 1}: out of memory; the step is repeated in micro-batches of {batches.budget} tokens"
+        )
         micro = batches[step]
 
 
@@ -360,11 +415,19 @@ def _slots(batch: Batch) -> int:
     return 0 if "idle" in batch else batch.get("shared", batch["attention_mask"]).numel()
 
 
-def _agree(accelerator: Accelerator, counts: list[int], stop: bool, share: float | None) -> tuple[list[int], bool, float | None]:
+def _agree(
+    accelerator: Accelerator, counts: list[int], stop: bool, share: float | None
+) -> tuple[list[int], bool, float | None]:
     """Sums of the counts over all ranks, whether any rank was asked to stop, and the first rank's share of the time."""
     if accelerator.num_processes == 1:
         return counts, stop, share
-    mine = [*map(float, counts), float(stop), share if share is not None and accelerator.is_main_process else 0.0]
-    total: torch.Tensor = accelerator.reduce(torch.tensor(mine, dtype=torch.double, device=accelerator.device), "sum")
+    mine = [
+        *map(float, counts),
+        float(stop),
+        share if share is not None and accelerator.is_main_process else 0.0,
+    ]
+    total: torch.Tensor = accelerator.reduce(
+        torch.tensor(mine, dtype=torch.double, device=accelerator.device), "sum"
+    )
     *sums, stops, first_share = total.tolist()
     return [round(count) for count in sums], stops > 0, None if share is None else first_share

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.data.plan import Plan
 from lmkit.data.splits import provenance
+from lmkit.fast.packing import Packing
 from lmkit.models.build import Built, count_parameters
-from lmkit.models.packing import Packing
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.schema import Recipe
 from lmkit.run import command_line, git_commit, versions
@@ -64,10 +64,15 @@ def start_manifest(
         "examples": {split: len(encoded.rows) for split, encoded in prepared.encoded.items()},
         "rejected_rows": len(prepared.splits.rejected),
         "cut_rows": {split: encoded.cut for split, encoded in prepared.encoded.items()},
-        "tokenizer": {"sha256": tokenizer_hash(prepared.task.tokenizer), "size": len(prepared.task.tokenizer)},
+        "tokenizer": {
+            "sha256": tokenizer_hash(prepared.task.tokenizer),
+            "size": len(prepared.task.tokenizer),
+        },
         "model": built.origin,
         "new_modules": built.new,
-        "parent": str(prepared.source.run.resolve()) if prepared.source and prepared.source.run else None,
+        "parent": str(prepared.source.run.resolve())
+        if prepared.source and prepared.source.run
+        else None,
         "parameters": {"trained": trained, "total": parameters},
         "tokens_per_epoch": prepared.encoded["train"].tokens,
         "steps_per_epoch": plan.steps_per_epoch,
@@ -80,7 +85,11 @@ def announce(manifest: dict[str, Any], total: int, metric: str | None) -> None:
     parameters, hardware = manifest["parameters"], manifest["hardware"]
     console.say(
         f"model: {manifest['model']}, {parameters['total'] / 1e6:.2f} M parameters"
-        + (f", {parameters['trained'] / 1e6:.2f} M trained" if parameters["trained"] != parameters["total"] else "")
+        + (
+            f", {parameters['trained'] / 1e6:.2f} M trained"
+            if parameters["trained"] != parameters["total"]
+            else ""
+        )
     )
     if manifest["new_modules"]:
         console.say(f"new, with random weights: {', '.join(manifest['new_modules'])}")

@@ -11,9 +11,9 @@ import torch
 
 from lmkit.data.splits import Splits
 from lmkit.evaluation.evaluate import measure, predict_records
+from lmkit.fast.unpadding import choose_packing
 from lmkit.models.build import build_model
 from lmkit.models.source import ModelSource
-from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.schema import Recipe
 from lmkit.train.device import build_accelerator, micro_batch_tokens
 from lmkit.train.loop import StepBatches, train_steps
@@ -27,7 +27,10 @@ class Recorder(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.gradients = [
-            p.grad.detach().cpu().clone() for group in self.param_groups for p in group["params"] if p.grad is not None
+            p.grad.detach().cpu().clone()
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
         ]
 
 
@@ -44,19 +47,25 @@ class Measured:
         Of all steps: in a step of a few rows with opposite labels gradients cancel out, and what is left is rounding.
         """
         if len(self.losses) != len(other.losses) or any(
-            mine.shape != its.shape for mine, its in zip(self.gradients, other.gradients, strict=True)
+            mine.shape != its.shape
+            for mine, its in zip(self.gradients, other.gradients, strict=True)
         ):
             return float("inf"), float("inf")
         largest = max(float(each.abs().max()) for each in self.gradients)
         pairs = zip(self.gradients, other.gradients, strict=True)
-        apart = torch.stack([(mine - its).abs().max() for mine, its in pairs]).max().item()  # NaN stays NaN
+        apart = (
+            torch.stack([(mine - its).abs().max() for mine, its in pairs]).max().item()
+        )  # NaN stays NaN
         loss = ((self.losses - other.losses).abs() / self.losses.abs().clamp(min=1e-9)).max().item()
         return loss, apart / max(largest, 1e-30)
 
     def save(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        save_file({"losses": self.losses, **{f"{i:06d}": each for i, each in enumerate(self.gradients)}}, path)
+        save_file(
+            {"losses": self.losses, **{f"{i:06d}": each for i, each in enumerate(self.gradients)}},
+            path,
+        )
 
     @classmethod
     def load(cls, path: Path) -> Measured:
@@ -119,9 +128,14 @@ class Bench:
         task, encoded = self.prepared.task, self.prepared.encoded["train"]
         plan = plan_of(self.recipe, encoded)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        batches = StepBatches(encoded, plan, task, rank=rank, ranks=ranks, budget=budget, packed=packed)
+        batches = StepBatches(
+            encoded, plan, task, rank=rank, ranks=ranks, budget=budget, packed=packed
+        )
         found = [
-            (step.loss.cpu().double(), torch.cat([g.flatten() for g in self._optimizer.optimizer.gradients]))
+            (
+                step.loss.cpu().double(),
+                torch.cat([g.flatten() for g in self._optimizer.optimizer.gradients]),
+            )
             for step in train_steps(
                 self._model,
                 self._optimizer,
@@ -136,7 +150,9 @@ class Bench:
                 asked_to_stop=lambda: False,
             )
         ]
-        return Measured(torch.stack([loss for loss, _ in found]), [gradients for _, gradients in found])
+        return Measured(
+            torch.stack([loss for loss, _ in found]), [gradients for _, gradients in found]
+        )
 
     def evaluation(self, *, budget: int) -> Predicted:
         """Predictions and loss of the validation rows."""

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.fast.packing import Packing
+from lmkit.fast.unpadding import shared_rows
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
-from lmkit.models.packing import Packing
-from lmkit.models.unpadding import shared_rows
 from lmkit.recipe.schema import Hardware, Train
 from lmkit.tasks.base import Task
 from lmkit.train.deepspeed import is_partitioned
@@ -45,7 +45,11 @@ def choose_micro_batch(
         known: what a checkpoint kept; still good for the same wish on the same device, so that a resumed run
             rounds as it did before, and does not run out of memory once more.
     """
-    wanted = {"asked": hardware.micro_batch_tokens, "device": _device(accelerator), "processes": accelerator.num_processes}
+    wanted = {
+        "asked": hardware.micro_batch_tokens,
+        "device": _device(accelerator),
+        "processes": accelerator.num_processes,
+    }
     if {key: known.get(key) for key in wanted} == wanted:
         return known
     tokens = micro_batch_tokens(hardware, accelerator.device)
@@ -54,7 +58,9 @@ def choose_micro_batch(
             tokens = SHARDED
         elif accelerator.device.type == "cuda":
             tokens = -int(
-                largest(accelerator, [-try_sizes(train, model, batches, task, accelerator, packing)])[0]
+                largest(
+                    accelerator, [-try_sizes(train, model, batches, task, accelerator, packing)]
+                )[0]
             )  # the smallest
         console.say(f"micro-batches: {tokens} tokens")
     return wanted | {"tokens": tokens}
@@ -63,11 +69,20 @@ def choose_micro_batch(
 def _device(accelerator: Accelerator) -> str:
     import torch
 
-    return torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type
+    return (
+        torch.cuda.get_device_name()
+        if accelerator.device.type == "cuda"
+        else accelerator.device.type
+    )
 
 
 def try_sizes(
-    train: Train, model: Any, batches: StepBatches, task: Task, accelerator: Accelerator, packing: Packing | None
+    train: Train,
+    model: Any,
+    batches: StepBatches,
+    task: Task,
+    accelerator: Accelerator,
+    packing: Packing | None,
 ) -> int:
     """Double the size until memory ends, a pass gets no faster by the token, or a whole step fits; on this rank alone.
 
@@ -82,7 +97,10 @@ def try_sizes(
     while True:
         examples = batches.longest(tokens)
         try:
-            speed = max(_speed(model, task, accelerator, packing, batches.collate(examples)) for _ in range(2))  # one warms up
+            speed = max(
+                _speed(model, task, accelerator, packing, batches.collate(examples))
+                for _ in range(2)
+            )  # one warms up
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -91,7 +109,10 @@ def try_sizes(
             parameter.grad = None
         is_full = False
         if accelerator.device.type == "cuda":
-            is_full = torch.cuda.max_memory_allocated() + needed > ROOM * torch.cuda.get_device_properties().total_memory
+            is_full = (
+                torch.cuda.max_memory_allocated() + needed
+                > ROOM * torch.cuda.get_device_properties().total_memory
+            )
             torch.cuda.reset_peak_memory_stats()
         free_cached_memory()
         if speed <= best_speed * GAIN or (is_full and best_speed):
@@ -102,7 +123,9 @@ def try_sizes(
         tokens *= 2
 
 
-def _speed(model: Any, task: Task, accelerator: Accelerator, packing: Packing | None, batch: Any) -> float:
+def _speed(
+    model: Any, task: Task, accelerator: Accelerator, packing: Packing | None, batch: Any
+) -> float:
     """Tokens a second, forward and backward."""
     begun = time.perf_counter()
     moved = {key: value.to(accelerator.device) for key, value in batch.items()}

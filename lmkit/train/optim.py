@@ -22,7 +22,11 @@ _LORA_B = re.compile(r"\.lora_(embedding_)?B\b")
 STATE_BYTES = {"adamw": 8.0, "adafactor": 0.1, "muon": 4.0, "adamw8bit": 2.0, "schedule_free": 8.0}
 _LIBRARIES = {"adamw8bit": "bitsandbytes", "schedule_free": "schedulefree"}
 _UNUSED = {"adafactor": ("beta1", "beta2", "epsilon")}
-_GROUP_VALUES = ("k", "weight_sum", "lr_max")  # what schedule-free counts for a group, not for each parameter
+_GROUP_VALUES = (
+    "k",
+    "weight_sum",
+    "lr_max",
+)  # what schedule-free counts for a group, not for each parameter
 
 
 def check_optimizer(recipe: Recipe) -> None:
@@ -30,23 +34,43 @@ def check_optimizer(recipe: Recipe) -> None:
     train, chosen = recipe.train, recipe.train.optimizer
     library = _LIBRARIES.get(chosen)
     if library is not None and importlib.util.find_spec(library) is None:
-        raise RecipeError(f"{library} is not installed", place="train.optimizer", remedy=f"pip install 'lmkit[{chosen}]'")
+        raise RecipeError(
+            f"{library} is not installed",
+            place="train.optimizer",
+            remedy=f"pip install 'lmkit[{chosen}]'",
+        )
     defaults, free = type(train).model_fields, chosen == "schedule_free"
     problems = {
         "spike_factor": "has no effect without train.on_spike"
         if train.on_spike is None and train.spike_factor != defaults["spike_factor"].default
         else None,
-        "schedule": "schedule-free has a constant rate after the warm-up" if free and train.schedule != "constant" else None,
-        "ema": "schedule-free averages the weights itself" if free and train.ema is not None else None,
+        "schedule": "schedule-free has a constant rate after the warm-up"
+        if free and train.schedule != "constant"
+        else None,
+        "ema": "schedule-free averages the weights itself"
+        if free and train.ema is not None
+        else None,
         "beta1": "schedule-free needs one above 0" if free and train.beta1 == 0 else None,
         "decay_embeddings": None if train.decay_embeddings else _no_embeddings(recipe),
-        "optimizer": "muon updates whole matrices, and lora trains factors of them" if chosen == "muon" and recipe.lora else None,
-        **{key: f"{chosen} has no {key}" for key in _UNUSED.get(chosen, ()) if getattr(train, key) != defaults[key].default},
+        "optimizer": "muon updates whole matrices, and lora trains factors of them"
+        if chosen == "muon" and recipe.lora
+        else None,
+        **{
+            key: f"{chosen} has no {key}"
+            for key in _UNUSED.get(chosen, ())
+            if getattr(train, key) != defaults[key].default
+        },
     }
-    remedies = {"schedule": "schedule: constant", "optimizer": "adamw, or lora=null", "beta1": "0.9"}
+    remedies = {
+        "schedule": "schedule: constant",
+        "optimizer": "adamw, or lora=null",
+        "beta1": "0.9",
+    }
     for key, problem in problems.items():
         if problem is not None:
-            raise RecipeError(problem, place=f"train.{key}", remedy=remedies.get(key, "leave it out"))
+            raise RecipeError(
+                problem, place=f"train.{key}", remedy=remedies.get(key, "leave it out")
+            )
 
 
 def _no_embeddings(recipe: Recipe) -> str | None:
@@ -57,7 +81,9 @@ def _no_embeddings(recipe: Recipe) -> str | None:
     return "has no effect where train.weight_decay is 0" if recipe.train.weight_decay == 0 else None
 
 
-def build_optimizer(model: Any, train: Train, *, lora_ratio: float | None = None, crf_rate: float | None = None) -> Any:
+def build_optimizer(
+    model: Any, train: Train, *, lora_ratio: float | None = None, crf_rate: float | None = None
+) -> Any:
     """The optimizer of ``train.optimizer``; weight decay on matrices, not on norms, biases and a CRF's transitions.
 
     Each group has a ``scale``, the share of the schedule's learning rate that it gets: by layer with
@@ -77,22 +103,33 @@ def build_optimizer(model: Any, train: Train, *, lora_ratio: float | None = None
     crf = crf_of(model) if crf_rate is not None else None
     transitions = {id(parameter) for parameter in crf.parameters()} if crf is not None else set()
     by_layer = layer_scales(model, train.layer_decay) if train.layer_decay is not None else {}
-    embeddings = {id(p) for each in model.modules() if isinstance(each, torch.nn.Embedding) for p in each.parameters()}
+    embeddings = {
+        id(p)
+        for each in model.modules()
+        if isinstance(each, torch.nn.Embedding)
+        for p in each.parameters()
+    }
     # a group: whether it goes to Muon, whether it is left without decay, its scale
     groups: dict[tuple[bool, bool, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) in transitions and crf_rate is not None:
             groups.setdefault((False, True, crf_rate / train.learning_rate), []).append(parameter)
         elif parameter.requires_grad:
-            scale = by_layer.get(name, 1.0) * (lora_ratio if lora_ratio is not None and _LORA_B.search(name) else 1.0)
+            scale = by_layer.get(name, 1.0) * (
+                lora_ratio if lora_ratio is not None and _LORA_B.search(name) else 1.0
+            )
             is_embedding = id(parameter) in embeddings
             is_hidden = parameter.ndim == 2 and layer_of(name) is not None and not is_embedding
             plain = parameter.ndim < 2 or (is_embedding and not train.decay_embeddings)
-            groups.setdefault((train.optimizer == "muon" and is_hidden, plain, scale), []).append(parameter)
+            groups.setdefault((train.optimizer == "muon" and is_hidden, plain, scale), []).append(
+                parameter
+            )
     options: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for (for_muon, plain, scale), parameters in sorted(groups.items(), key=lambda entry: entry[0]):
         decay, rate = 0.0 if plain else train.weight_decay, scale * train.learning_rate
-        options[for_muon].append({"params": parameters, "weight_decay": decay, "scale": scale, "lr": rate})
+        options[for_muon].append(
+            {"params": parameters, "weight_decay": decay, "scale": scale, "lr": rate}
+        )
     return _optimizer(train, options[True], options[False])
 
 
@@ -102,7 +139,9 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
 
     rate = train.learning_rate
     adam: dict[str, Any] = {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
-    if train.optimizer == "adafactor":  # Shazeer & Stern 2018: the rate is relative to the size of the weights
+    if (
+        train.optimizer == "adafactor"
+    ):  # Shazeer & Stern 2018: the rate is relative to the size of the weights
         return torch.optim.Adafactor(others, lr=rate)
     if train.optimizer == "adamw8bit":  # Dettmers et al. 2022
         from bitsandbytes.optim import AdamW8bit
@@ -114,13 +153,23 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
         free = AdamWScheduleFree(others, lr=rate, **adam)
         free.train()
         return free
-    adamw = torch.optim.AdamW(others, lr=rate, fused=True, **adam) if others else None  # Loshchilov & Hutter 2019
+    adamw = (
+        torch.optim.AdamW(others, lr=rate, fused=True, **adam) if others else None
+    )  # Loshchilov & Hutter 2019
     if train.optimizer == "adamw":
         return adamw
     if not hasattr(torch.optim, "Muon"):
-        raise RecipeError(f"muon needs torch 2.9 or newer, this is {torch.__version__}", place="train.optimizer", remedy="adamw")
+        raise RecipeError(
+            f"muon needs torch 2.9 or newer, this is {torch.__version__}",
+            place="train.optimizer",
+            remedy="adamw",
+        )
     if not hidden:
-        raise RecipeError("this model has no hidden matrices to train with muon", place="train.optimizer", remedy="adamw")
+        raise RecipeError(
+            "this model has no hidden matrices to train with muon",
+            place="train.optimizer",
+            remedy="adamw",
+        )
     from lmkit.train.combined import Combined
 
     # Jordan et al. 2024; scaled to AdamW's step sizes, so that one learning rate serves both (Liu et al. 2025)
@@ -141,9 +190,15 @@ def clip_gradients(
 
     inner = optimizer.optimizer
     is_fused = type(inner) is torch.optim.AdamW and inner.defaults.get("fused")
-    if accelerator.device.type != "cpu" or not is_fused or any(is_distributed(p) for p in parameters):
+    if (
+        accelerator.device.type != "cpu"
+        or not is_fused
+        or any(is_distributed(p) for p in parameters)
+    ):
         return whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
-    norm: torch.Tensor = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm: torch.Tensor = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in parameters if parameter.grad is not None]
+    )
     excess = (norm.float() + 1e-6) / limit  # as torch.nn.utils.clip_grads_with_norm_
     inner.grad_scale = excess if excess > 1 else None  # what the update divides by
     return norm
@@ -156,7 +211,10 @@ def state_bytes(train: Train, parameters: int) -> int:
 
 def group_values(optimizer: Any) -> list[dict[str, float]]:
     """What the optimizer counts for each group, for a checkpoint."""
-    return [{key: group[key] for key in _GROUP_VALUES if key in group} for group in optimizer.param_groups]
+    return [
+        {key: group[key] for key in _GROUP_VALUES if key in group}
+        for group in optimizer.param_groups
+    ]
 
 
 def set_group_values(optimizer: Any, values: list[dict[str, float]]) -> None:
@@ -186,7 +244,11 @@ def learning_rate(train: Train, *, step: int, total: int, share: float | None = 
         warmup_share = train.warmup
         done = share if share is not None else step / total
         risen = (
-            1.0 if done >= warmup_share else (done + 1 / max(total, 1)) / warmup_share if share is None else done / warmup_share
+            1.0
+            if done >= warmup_share
+            else (done + 1 / max(total, 1)) / warmup_share
+            if share is None
+            else done / warmup_share
         )
     else:
         warmup_share = min(1.0, train.warmup / max(total, 1)) if share is None else 0.0

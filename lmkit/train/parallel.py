@@ -50,7 +50,9 @@ def largest(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
     return found
 
 
-def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter], *, present: Sequence[bool]) -> None:
+def sum_gradients(
+    accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter], *, present: Sequence[bool]
+) -> None:
     """Replace each gradient by its sum over all processes; those of sharded parameters are sums already.
 
     Args:
@@ -65,14 +67,18 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parame
             if not is_there:
                 parameter.grad = None
         return
-    chosen = [parameter for parameter, is_there in zip(parameters, present, strict=True) if is_there]
+    chosen = [
+        parameter for parameter, is_there in zip(parameters, present, strict=True) if is_there
+    ]
     for parameter in chosen:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     for bucket in _buckets([parameter.grad for parameter in chosen if parameter.grad is not None]):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         torch.distributed.all_reduce(flat)
-        for gradient, part in zip(bucket, torch.split(flat, [gradient.numel() for gradient in bucket]), strict=True):
+        for gradient, part in zip(
+            bucket, torch.split(flat, [gradient.numel() for gradient in bucket]), strict=True
+        ):
             gradient.copy_(part.view_as(gradient))
 
 

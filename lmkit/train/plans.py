@@ -16,13 +16,20 @@ UNLIMITED = 10**8  # steps, where only the time ends a run
 def plan_of(recipe: Recipe, encoded: Encoded) -> Plan:
     """Which examples of the training split make each step."""
     train = recipe.train
-    return Plan(len(encoded), train.batch_size, recipe.seed, encoded.sides() if train.group_by_length else None)
+    return Plan(
+        len(encoded),
+        train.batch_size,
+        recipe.seed,
+        encoded.sides() if train.group_by_length else None,
+    )
 
 
 def total_steps(recipe: Recipe, plan: Plan) -> int:
     """Steps of the whole run: whichever of epochs and max_steps ends first; with max_minutes alone, more than will fit."""
     train = recipe.train
-    epochs = train.epochs if train.epochs is not None or train.max_steps or train.max_minutes else 3.0
+    epochs = (
+        train.epochs if train.epochs is not None or train.max_steps or train.max_minutes else 3.0
+    )
     limits = [train.max_steps, math.ceil(epochs * plan.steps_per_epoch) if epochs else None]
     given = [limit for limit in limits if limit is not None]
     return min(given) if given else UNLIMITED
@@ -47,7 +54,9 @@ def metric_of(recipe: Recipe, task: Task, with_validation: bool) -> str | None:
         )
     if chosen is not None and chosen not in task.metrics:
         raise RecipeError(
-            f"{task.name} has no metric {chosen!r}", place="train.select_best", remedy=suggest(chosen, task.metrics)
+            f"{task.name} has no metric {chosen!r}",
+            place="train.select_best",
+            remedy=suggest(chosen, task.metrics),
         )
     return chosen or task.metrics[0]
 

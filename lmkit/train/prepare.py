@@ -18,7 +18,15 @@ from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
 from lmkit.models.source import ModelSource, find_model
-from lmkit.models.tokenizer import TARGET, Role, add_tokens, for_words, load_tokenizer, save_tokenizer, train_tokenizer
+from lmkit.models.tokenizer import (
+    TARGET,
+    Role,
+    add_tokens,
+    for_words,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 from lmkit.recipe.schema import Recipe, TokenizerTraining
 from lmkit.run import atomic_directory
 from lmkit.tasks.base import Task
@@ -28,7 +36,9 @@ from lmkit.tasks.registry import task_class
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FORMAT = 1  # of the tokenizers in the cache: raise it with whatever changes what the same texts teach
+TOKENIZER_FORMAT = (
+    1  # of the tokenizers in the cache: raise it with whatever changes what the same texts teach
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,9 @@ class Prepared:
     encoded: dict[str, Encoded]
 
 
-def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack: bool = True) -> Prepared:
+def prepare(
+    recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack: bool = True
+) -> Prepared:
     """Load or learn the tokenizer, make the task, encode every split.
 
     Args:
@@ -58,24 +70,33 @@ def prepare(recipe: Recipe, splits: Splits, source: ModelSource | None, *, pack:
     cls = task_class(recipe.task)
     tokenizer = build_tokenizer(recipe, splits, source)
     task = cls(recipe, splits.facts, tokenizer)
-    encoded = {split: encode(rows, task, pack=pack and task.packs and split == "train") for split, rows in splits.rows.items()}
+    encoded = {
+        split: encode(rows, task, pack=pack and task.packs and split == "train")
+        for split, rows in splits.rows.items()
+    }
     rows = {split: found.rows for split, found in encoded.items()}
     for split, found in encoded.items():
         say_left_out(found, recipe.data, split=split)
     return Prepared(task, source, replace(splits, rows=rows), encoded)
 
 
-def build_tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> PreTrainedTokenizerBase:
+def build_tokenizer(
+    recipe: Recipe, splits: Splits, source: ModelSource | None
+) -> PreTrainedTokenizerBase:
     """The tokenizer a recipe asks for: learned from its data, named, or the base model's own; with ``add_tokens``."""
     tokenizer = _tokenizer(recipe, splits, source)
     add_tokens(tokenizer, recipe.tokenizer.add_tokens)
     return tokenizer
 
 
-def _tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    recipe: Recipe, splits: Splits, source: ModelSource | None
+) -> PreTrainedTokenizerBase:
     options, task = recipe.tokenizer, task_class(recipe.task)
     if options.train is not None and options.base is not None:
-        raise RecipeError("given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two")
+        raise RecipeError(
+            "given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two"
+        )
     kind, is_encoder_decoder = architecture(recipe, source)
     role: Role = "decoder" if _is_decoder(recipe, kind) else "encoder"
     if is_encoder_decoder:
@@ -89,7 +110,11 @@ def _tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> Pr
             )
         return _learned_tokenizer(recipe, splits, options.train, role)
     if options.base is not None:
-        location = find_model(options.base, key="tokenizer.base").location if not _has_tokenizer(options.base) else options.base
+        location = (
+            find_model(options.base, key="tokenizer.base").location
+            if not _has_tokenizer(options.base)
+            else options.base
+        )
     elif source is not None:
         location = source.location
     else:
@@ -100,12 +125,20 @@ def _tokenizer(recipe: Recipe, splits: Splits, source: ModelSource | None) -> Pr
         )
     revision = recipe.model.revision if options.base is None else None  # that of model.base alone
     trust = recipe.model.trust_remote_code
-    tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust, slow=task.generates)
+    tokenizer = load_tokenizer(
+        location, revision=revision, trust_remote_code=trust, slow=task.generates
+    )
     words = any(field.kind == "words" for field in task.fields)
-    return for_words(tokenizer, location, revision=revision, trust_remote_code=trust) if words else tokenizer
+    return (
+        for_words(tokenizer, location, revision=revision, trust_remote_code=trust)
+        if words
+        else tokenizer
+    )
 
 
-def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTraining, role: Role) -> PreTrainedTokenizerBase:
+def _learned_tokenizer(
+    recipe: Recipe, splits: Splits, options: TokenizerTraining, role: Role
+) -> PreTrainedTokenizerBase:
     """Learned once and kept in the cache: every process, and a run that is resumed, has the same."""
     rows = _tokenizer_rows(recipe, options) if options.files is not None else splits.rows["train"]
     fields = task_class(recipe.task).fields_of(recipe, splits.facts, None)
@@ -118,7 +151,9 @@ def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTrainin
                 yield " ".join(row[name]) if kind == "words" else row[name]
 
     def learn(roles: Sequence[tuple[str, str]]) -> PreTrainedTokenizerBase:
-        return train_tokenizer(lambda: texts(roles), options, role=role, max_length=recipe.data.max_length)
+        return train_tokenizer(
+            lambda: texts(roles), options, role=role, max_length=recipe.data.max_length
+        )
 
     chosen = options.model_dump(exclude={"files"})
     key = hash_of([TOKENIZER_FORMAT, chosen, role, recipe.data.max_length, names, rows.fingerprint])
@@ -136,19 +171,31 @@ def _learned_tokenizer(recipe: Recipe, splits: Splits, options: TokenizerTrainin
 
 
 def _has_tokenizer(place: str) -> bool:
-    return any((Path(place).expanduser() / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return any(
+        (Path(place).expanduser() / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json")
+    )
 
 
 def _is_decoder(recipe: Recipe, kind: str) -> bool:
     """Whether texts of this architecture are read from left to right, without marks around them."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
-    return recipe.task == "clm" or (kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    return recipe.task == "clm" or (
+        kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
 
 
 def _with_gaps(kind: str) -> Role:
     """Which marks of gaps an architecture is known by: T5 and its descendants have sentinels."""
-    return "encoder-decoder with sentinels" if "t5" in kind or kind == "switch_transformers" else "encoder-decoder with a mask"
+    return (
+        "encoder-decoder with sentinels"
+        if "t5" in kind or kind == "switch_transformers"
+        else "encoder-decoder with a mask"
+    )
 
 
 def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:

@@ -15,11 +15,17 @@ from lmkit import console
 from lmkit.data.plan import Plan
 from lmkit.errors import TrainingStopped
 from lmkit.evaluation.evaluate import finite, is_better, validate
-from lmkit.models.packing import Packing
+from lmkit.fast.packing import Packing
 from lmkit.recipe.schema import Recipe
 from lmkit.run import Run, write_text
 from lmkit.train.averages import averaged_weights
-from lmkit.train.checkpoint import averaged, checkpoint_steps, drop_old, drop_unfinished, set_aside_after
+from lmkit.train.checkpoint import (
+    averaged,
+    checkpoint_steps,
+    drop_old,
+    drop_unfinished,
+    set_aside_after,
+)
 from lmkit.train.compiled import choose_compile, uncompiled
 from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import choose_precision, micro_batch_tokens
@@ -49,14 +55,24 @@ class Progress:
     without_improvement: int = 0
     evaluated_step: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
-    micro_batch: dict[str, Any] = field(default_factory=dict)  # tokens, and what they were found for
-    compiled: dict[str, Any] = field(default_factory=dict)  # whether the layers are, and what that was found for
-    attention: dict[str, Any] = field(default_factory=dict)  # of shared rows, and what it was chosen for
+    micro_batch: dict[str, Any] = field(
+        default_factory=dict
+    )  # tokens, and what they were found for
+    compiled: dict[str, Any] = field(
+        default_factory=dict
+    )  # whether the layers are, and what that was found for
+    attention: dict[str, Any] = field(
+        default_factory=dict
+    )  # of shared rows, and what it was chosen for
     kernels: dict[str, Any] = field(default_factory=dict)  # of norms and gated layers, likewise
-    groups: list[dict[str, float]] = field(default_factory=list)  # what the optimizer counts for each group
+    groups: list[dict[str, float]] = field(
+        default_factory=list
+    )  # what the optimizer counts for each group
     norms: list[float] = field(default_factory=list)  # of the last gradients, for train.on_spike
     skipped: int = 0  # steps left out for a spike
-    since_line: dict[str, Any] = field(default_factory=dict)  # the Tally of the steps that no line of the log tells of yet
+    since_line: dict[str, Any] = field(
+        default_factory=dict
+    )  # the Tally of the steps that no line of the log tells of yet
 
 
 @dataclass
@@ -80,7 +96,11 @@ class Tally:
 
     def add(self, step: Step) -> None:
         self.loss = self.loss + step.loss * step.items
-        self.items, self.tokens, self.slots = self.items + step.items, self.tokens + step.tokens, self.slots + step.slots
+        self.items, self.tokens, self.slots = (
+            self.items + step.items,
+            self.tokens + step.tokens,
+            self.slots + step.slots,
+        )
         self.skipped, self.waited = self.skipped + step.is_spike, self.waited + step.waited_seconds
 
     def kept(self, seconds: float) -> dict[str, float]:
@@ -141,20 +161,39 @@ def run_steps(
         settle()
         eager = uncompiled() if progress.compiled.get("on") else nullcontext()
         with averaged_weights(optimizer), gathered(model), eager:
-            value = validate(model, task, prepared.encoded["validation"], accelerator, metric=metric, budget=2 * batches.budget)
+            value = validate(
+                model,
+                task,
+                prepared.encoded["validation"],
+                accelerator,
+                metric=metric,
+                budget=2 * batches.budget,
+            )
         model.train()
         progress.evaluated_step = progress.step
         improved = is_better(metric, value, progress.best_value)
         if improved:
             second_best = progress.best_step, progress.best_value
-            progress.best_step, progress.best_value, progress.without_improvement = progress.step, value, 0
+            progress.best_step, progress.best_value, progress.without_improvement = (
+                progress.step,
+                value,
+                0,
+            )
         else:
             progress.without_improvement += 1
         if accelerator.is_main_process:
-            run.append_log({"step": progress.step, "epoch": _epoch(plan, progress.step), f"validation_{metric}": finite(value)})
+            run.append_log(
+                {
+                    "step": progress.step,
+                    "epoch": _epoch(plan, progress.step),
+                    f"validation_{metric}": finite(value),
+                }
+            )
         accelerator.log({f"validation_{metric}": value}, step=progress.step)
         if console.is_verbose() or improved:
-            console.say(f"step {progress.step}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}")
+            console.say(
+                f"step {progress.step}: validation {metric} {value:.4f}{' (best so far)' if improved else ''}"
+            )
         return improved
 
     def settle() -> None:
@@ -191,7 +230,10 @@ def run_steps(
     def to_average(best_step: int | None) -> set[int]:
         """The checkpoints that the mean may still need: if the best one stays it, and if a later one becomes it."""
         steps, number = checkpoint_steps(run), train.average_checkpoints
-        best, newest = (averaged(steps, number, every=eval_steps, last=total, best=at) for at in (best_step, total))
+        best, newest = (
+            averaged(steps, number, every=eval_steps, last=total, best=at)
+            for at in (best_step, total)
+        )
         return {*best, *newest}
 
     def out_of_patience() -> bool:
@@ -222,7 +264,9 @@ def run_steps(
         signals() as received,
         writer,
         layers,
-        console.progress_bar(total=total if total < UNLIMITED else None, what=task.name, initial=progress.step) as bar,
+        console.progress_bar(
+            total=total if total < UNLIMITED else None, what=task.name, initial=progress.step
+        ) as bar,
     ):
         unchecked: list[Step] = []
         tally = Tally(**progress.since_line)
@@ -260,12 +304,23 @@ def run_steps(
                 last
                 or (train.average_checkpoints is not None and step.number % eval_steps == 0)
                 or (save_steps is not None and step.number % save_steps == 0)
-                or (save_seconds is not None and _agreed(accelerator, now - last_checkpoint > save_seconds))
+                or (
+                    save_seconds is not None
+                    and _agreed(accelerator, now - last_checkpoint > save_seconds)
+                )
             )
-            if last or evaluating or saving or step.number % recipe.logging.every == 0 or accelerator.device.type == "cpu":
+            if (
+                last
+                or evaluating
+                or saving
+                or step.number % recipe.logging.every == 0
+                or accelerator.device.type == "cpu"
+            ):
                 _check_finite(unchecked, batches, prepared, run, recipe, writer)
                 unchecked = []
-                now = time.perf_counter()  # the losses were waited for: a device computes them after it was told to
+                now = (
+                    time.perf_counter()
+                )  # the losses were waited for: a device computes them after it was told to
             progress.seconds = earlier + now - begun
             if step.number % recipe.logging.every == 0 or ends:
                 line = _log_line(step, tally, plan, seconds=max(now - logged_at, 1e-9))
@@ -278,14 +333,21 @@ def run_steps(
                 if accelerator.is_main_process:
                     run.append_log(line | {"seconds": round(progress.seconds, 3)})
                 accelerator.log(
-                    {key: value for key, value in line.items() if key != "step" and value is not None}, step=step.number
+                    {
+                        key: value
+                        for key, value in line.items()
+                        if key != "step" and value is not None
+                    },
+                    step=step.number,
                 )
                 tally, logged_at = Tally(), now
             bar.update()
             if evaluating:
                 saving = evaluate() or saving
                 if out_of_patience():
-                    console.say(f"step {step.number}: no improvement in {patience} evaluations, stopping")
+                    console.say(
+                        f"step {step.number}: no improvement in {patience} evaluations, stopping"
+                    )
                     last = saving = True
                 logged_at += time.perf_counter() - now  # the steps before it stay in the interval
             if saving:
@@ -323,7 +385,9 @@ def _log_line(last: Step, tally: Tally, plan: Plan, *, seconds: float) -> dict[s
     return {
         "step": last.number,
         "epoch": _epoch(plan, last.number),
-        "loss": float(tally.loss) / tally.items if tally.items else None,  # nothing was masked: 0 would say all was known
+        "loss": float(tally.loss) / tally.items
+        if tally.items
+        else None,  # nothing was masked: 0 would say all was known
         "learning_rate": last.learning_rate,
         "grad_norm": finite(last.grad_norm.item()),
         "tokens": tally.tokens,
@@ -333,13 +397,23 @@ def _log_line(last: Step, tally: Tally, plan: Plan, *, seconds: float) -> dict[s
     }
 
 
-def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe, writer: Writer) -> None:
+def _check_finite(
+    steps: list[Step],
+    batches: StepBatches,
+    prepared: Prepared,
+    run: Run,
+    recipe: Recipe,
+    writer: Writer,
+) -> None:
     """Stop at the first step whose loss is not finite, and say which rows it was made of (promise 24).
 
     With fp16 a gradient that is not finite belongs to the search for the loss scale: that step is skipped.
     """
     precision = choose_precision(recipe.hardware)
-    fp16, other = precision == "fp16", "" if precision == "fp32" else ", or hardware.precision=fp32,"
+    fp16, other = (
+        precision == "fp16",
+        "" if precision == "fp32" else ", or hardware.precision=fp32,",
+    )
     for step in steps:
         loss, norm = step.loss.item(), step.grad_norm.item()
         if math.isfinite(loss) and (fp16 or math.isfinite(norm)):
@@ -352,7 +426,13 @@ def _check_finite(steps: list[Step], batches: StepBatches, prepared: Prepared, r
 
 
 def _say_spike(
-    step: Step, spikes: Spikes, batches: StepBatches, prepared: Prepared, run: Run, recipe: Recipe, writer: Writer
+    step: Step,
+    spikes: Spikes,
+    batches: StepBatches,
+    prepared: Prepared,
+    run: Run,
+    recipe: Recipe,
+    writer: Writer,
 ) -> None:
     """Say that a step was left out, or with ``train.on_spike: stop`` end the run."""
     found = f"step {step.number}: the gradient norm {step.grad_norm.item():.4g} is {step.grad_norm.item() / max(spikes.median, 1e-30):.0f} times the median of the last steps"
@@ -366,7 +446,9 @@ def _say_spike(
     )
 
 
-def _write_rows(number: int, why: str, batches: StepBatches, prepared: Prepared, run: Run) -> tuple[int, Path]:
+def _write_rows(
+    number: int, why: str, batches: StepBatches, prepared: Prepared, run: Run
+) -> tuple[int, Path]:
     """Write the rows of a step into the run directory; returns how many, and where."""
     encoded = prepared.encoded["train"]
     examples = batches.plan.examples(number - 1)

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmkit.batch import Batch
 from lmkit.errors import ModelError, RecipeError, TrainingStopped
 from lmkit.models.heads import unwrap
 from lmkit.models.layers import layer_of
 from lmkit.models.memory import is_out_of_memory
 from lmkit.recipe.schema import Recipe
-from lmkit.tasks.base import Batch
 from lmkit.train.device import choose_precision
 from lmkit.train.parallel import copy_from_first, largest
 
@@ -42,7 +42,11 @@ def check_sharding(recipe: Recipe, model: Any) -> None:
     from torch.distributed.fsdp import FSDPModule
 
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        raise RecipeError(f"sharding needs a newer torch than {torch.__version__}", place=WHERE, remedy="pip install -U torch")
+        raise RecipeError(
+            f"sharding needs a newer torch than {torch.__version__}",
+            place=WHERE,
+            remedy="pip install -U torch",
+        )
     chosen = recipe.train.optimizer
     if chosen in ("adafactor", "adamw8bit"):
         raise RecipeError(
@@ -52,7 +56,9 @@ def check_sharding(recipe: Recipe, model: Any) -> None:
         )
     if recipe.lora is not None and recipe.lora.quantize is not None:
         raise RecipeError(
-            f"quantized weights do not go with {WHERE}, which shards", place="lora.quantize", remedy="null; or one GPU, unsharded"
+            f"quantized weights do not go with {WHERE}, which shards",
+            place="lora.quantize",
+            remedy="null; or one GPU, unsharded",
         )
     if choose_precision(recipe.hardware) == "fp16":
         raise RecipeError(
@@ -68,7 +74,11 @@ def check_sharding(recipe: Recipe, model: Any) -> None:
                 remedy="0.0",
             )
     if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
-        raise ModelError(f"{scalars[0]} is a single number, which cannot be sharded", place=WHERE, remedy="train unsharded")
+        raise ModelError(
+            f"{scalars[0]} is a single number, which cannot be sharded",
+            place=WHERE,
+            remedy="train unsharded",
+        )
 
 
 def shard(model: Any, accelerator: Accelerator) -> None:
@@ -80,7 +90,9 @@ def shard(model: Any, accelerator: Accelerator) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of outputs that are views: none is changed in place
+    warnings.filterwarnings(
+        "ignore", message="FSDP2-wrapped module"
+    )  # of outputs that are views: none is changed in place
     inner = unwrap(model)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     done: set[int] = set()
@@ -94,7 +106,9 @@ def shard(model: Any, accelerator: Accelerator) -> None:
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
-        part.set_reduce_scatter_unused_params(True)  # a row of one word leaves a CRF's transitions without a gradient
+        part.set_reduce_scatter_unused_params(
+            True
+        )  # a row of one word leaves a CRF's transitions without a gradient
     inner._get_fsdp_state()._lazy_init()  # now, since validation may come before the first training step
     parameters = dict(model.named_parameters())
     for part in _parts(model):
@@ -119,7 +133,10 @@ def has_own_gradient(parameter: Any) -> bool:
 
 def _drops(unit: Any, model: Any) -> bool:
     """Whether a unit's weights are dropped between forward and backward; not those outside the layers: a CRF comes after."""
-    return unit is not model and os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    return (
+        unit is not model
+        and os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    )
 
 
 def _layers(model: Any) -> list[Any]:
@@ -131,7 +148,11 @@ def _layers(model: Any) -> list[Any]:
     sharing = {name for names in owners.values() if len(names) > 1 for name in names}
     names = {name for each in owners.values() for name in each} - sharing - {""}
     modules = [model.get_submodule(name) for name in sorted(names)]
-    return [module for module in modules if not isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict)]
+    return [
+        module
+        for module in modules
+        if not isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict)
+    ]
 
 
 def is_sharded(model: Any) -> bool:
@@ -140,7 +161,9 @@ def is_sharded(model: Any) -> bool:
 
 def is_distributed(tensor: Any) -> bool:
     """Whether a tensor is one of which each process has a part."""
-    loaded = sys.modules.get("torch.distributed.tensor")  # which takes longer to import than a model: without it there is none
+    loaded = sys.modules.get(
+        "torch.distributed.tensor"
+    )  # which takes longer to import than a model: without it there is none
     return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
@@ -176,7 +199,12 @@ def like(rows: torch.Tensor, parameter: Any) -> torch.Tensor:
     from torch.distributed.tensor import DTensor
 
     made: torch.Tensor = DTensor.from_local(
-        rows, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+        rows,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
     )
     return made
 
@@ -225,7 +253,9 @@ def gather_into(plain: Any, model: Any) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             targets[name].copy_(whole(parameter))
-        for (_, buffer), (_, found) in zip(plain.named_buffers(), model.named_buffers(), strict=True):
+        for (_, buffer), (_, found) in zip(
+            plain.named_buffers(), model.named_buffers(), strict=True
+        ):
             buffer.copy_(found)
 
 

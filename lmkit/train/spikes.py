@@ -29,7 +29,11 @@ class Spikes:
     def judge(self, norm: float) -> bool:
         """Whether this norm is a spike; one that is not finite is none, but the end of the run."""
         self.median = statistics.median(self.norms) if self.norms else math.nan
-        is_spike = len(self.norms) >= FEWEST and math.isfinite(norm) and norm > self.factor * self.median
+        is_spike = (
+            len(self.norms) >= FEWEST and math.isfinite(norm) and norm > self.factor * self.median
+        )
         if math.isfinite(norm):  # a spike too: where large norms stay, they become the rule
-            self.norms = [*self.norms, norm][-WINDOW:]  # a new list: a checkpoint may still be writing the old one
+            self.norms = [*self.norms, norm][
+                -WINDOW:
+            ]  # a new list: a checkpoint may still be writing the old one
         return is_spike

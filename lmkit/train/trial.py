@@ -7,10 +7,10 @@ from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from lmkit.data.splits import Splits
+from lmkit.fast.unpadding import choose_packing
 from lmkit.models.build import build_model, count_parameters
 from lmkit.models.heads import unwrap
 from lmkit.models.source import ModelSource
-from lmkit.models.unpadding import choose_packing
 from lmkit.recipe.schema import Recipe
 from lmkit.train.compiled import choose_compile
 from lmkit.train.device import build_accelerator, choose_precision, native_bf16, peak_memory_bytes
@@ -53,8 +53,18 @@ class Trial:
             hardware, self._model, self._accelerator, packing, {}, longest=recipe.data.max_length
         )
         self._kernels, _ = choose_kernels(hardware, self._model, self._accelerator, {})
-        self._batches = StepBatches(self._encoded, self._plan, self._task, rank=0, ranks=1, budget=1, packed=packing is not None)
-        chosen = choose_micro_batch(hardware, train, self._model, self._batches, self._task, self._accelerator, packing, {})
+        self._batches = StepBatches(
+            self._encoded,
+            self._plan,
+            self._task,
+            rank=0,
+            ranks=1,
+            budget=1,
+            packed=packing is not None,
+        )
+        chosen = choose_micro_batch(
+            hardware, train, self._model, self._batches, self._task, self._accelerator, packing, {}
+        )
         self._batches.budget = chosen["tokens"]
         self._layers = ExitStack()
         if hardware.compile == "on":
@@ -90,7 +100,11 @@ class Trial:
         """What was chosen for the recipe here, and which other settings would compute something else."""
         import torch
 
-        hardware, device, total = self._recipe.hardware, self._accelerator.device, total_steps(self._recipe, self._plan)
+        hardware, device, total = (
+            self._recipe.hardware,
+            self._accelerator.device,
+            total_steps(self._recipe, self._plan),
+        )
         budget = self._batches.budget
         cut, largest = self._cut(budget)
         trained, parameters = self._parameters
@@ -101,7 +115,9 @@ class Trial:
             "precision": choose_precision(hardware),
             "native_bf16": native_bf16(),
             "micro_batch_tokens": budget,
-            "other_micro_batches": [size for size in (largest // 2, 2 * budget) if size and self._cut(size)[0] != cut],
+            "other_micro_batches": [
+                size for size in (largest // 2, 2 * budget) if size and self._cut(size)[0] != cut
+            ],
             "packing": self._batches.packed,
             "attention": self._attention["on"],
             "kernels": self._kernels["on"],
@@ -114,8 +130,12 @@ class Trial:
     def _cut(self, budget: int) -> tuple[list[int], int]:
         """Examples in each micro-batch of some steps, and the tokens that the largest has room for."""
         steps = range(min(COMPARED_STEPS, self._plan.steps_per_epoch))
-        parts = [part for step in steps for part in self._batches.cut(self._plan.examples(step), budget)]
-        return [len(part) for part in parts], max(len(part) * int(self._batches.slots[part].max()) for part in parts)
+        parts = [
+            part for step in steps for part in self._batches.cut(self._plan.examples(step), budget)
+        ]
+        return [len(part) for part in parts], max(
+            len(part) * int(self._batches.slots[part].max()) for part in parts
+        )
 
     def turn(self, seconds: float, *, settle: int) -> dict[str, Any]:
         """Steps for about so long, at least one.
@@ -155,7 +175,9 @@ class Trial:
         import torch
 
         device = self._accelerator.device
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choose_precision(self._recipe.hardware)]
+        kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            choose_precision(self._recipe.hardware)
+        ]
         side = SIDE.get(device.type, SIDE["cpu"])
         left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
         out, best, ends = left @ right, float("inf"), time.perf_counter() + seconds
@@ -185,7 +207,10 @@ class Trial:
 
         if self._recipe.hardware.gradient_checkpointing:
             inner = unwrap(self._model)  # the second name is the one of transformers before 5.23
-            (getattr(inner, "activation_checkpointing_disable", None) or inner.gradient_checkpointing_disable)()
+            (
+                getattr(inner, "activation_checkpointing_disable", None)
+                or inner.gradient_checkpointing_disable
+            )()
         self._layers.close()  # nothing is counted inside of compiled kernels
         device, tokens = self._accelerator.device, 0
         pieces = self._encoded.pieces

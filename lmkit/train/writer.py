@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.errors import is_full
 from lmkit.run import Run
-from lmkit.train.checkpoint import checkpoint_steps, name_of, snapshot, write_checkpoint, write_parts
+from lmkit.train.checkpoint import (
+    checkpoint_steps,
+    name_of,
+    snapshot,
+    write_checkpoint,
+    write_parts,
+)
 from lmkit.train.parallel import largest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-WAITED_HOURS = 6  # by processes that have written their part of a checkpoint for those that still write
+WAITED_HOURS = (
+    6  # by processes that have written their part of a checkpoint for those that still write
+)
 
 
 class Writer:
@@ -55,7 +63,14 @@ class Writer:
             torch.distributed.destroy_process_group(self._group)
             self._group = None
 
-    def save(self, step: int, model: Any, optimizer: Any, state: dict[str, Any], then: Callable[[], object]) -> None:
+    def save(
+        self,
+        step: int,
+        model: Any,
+        optimizer: Any,
+        state: dict[str, Any],
+        then: Callable[[], object],
+    ) -> None:
         """Copy what is to be kept and return; the files follow.
 
         Where the copy would take more than half of the free memory, the files are written here and now.
@@ -67,7 +82,9 @@ class Writer:
             whatever kept the checkpoint before from being written, a full disk excepted.
         """
         self.wait()
-        size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * 3  # Adam has two moments
+        size = (
+            sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * 3
+        )  # Adam has two moments
         beside = size < _free_memory() / 2
         if self.together is not None:
             beside = not largest(self.together, [float(not beside)])[0]

@@ -69,10 +69,22 @@ def make(folder: Path, *, rows: int = 20_000, small: bool = False) -> None:
             config = transformers.GPT2Config(**shared, **ends, **narrow)
         else:
             narrow = (
-                {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64} if small else {}
+                {
+                    "num_hidden_layers": 2,
+                    "hidden_size": 32,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 64,
+                }
+                if small
+                else {}
             )
             config = transformers.BertConfig(**shared, **narrow)
-        inputs.save(folder / name, "GPT2LMHeadModel" if bench.task == "clm" else "BertForMaskedLM", config, tokenizer)
+        inputs.save(
+            folder / name,
+            "GPT2LMHeadModel" if bench.task == "clm" else "BertForMaskedLM",
+            config,
+            tokenizer,
+        )
 
 
 def recipe_of(name: str, folder: Path, steps: int) -> dict[str, Any]:
@@ -103,23 +115,35 @@ def of_log(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     {'seconds': 2.0, 'tokens': 40}
     """
     begun = next(line["seconds"] for line in lines if line["step"] == WARM_UP)
-    return {"seconds": lines[-1]["seconds"] - begun, "tokens": sum(line["tokens"] for line in lines if line["step"] > WARM_UP)}
+    return {
+        "seconds": lines[-1]["seconds"] - begun,
+        "tokens": sum(line["tokens"] for line in lines if line["step"] > WARM_UP),
+    }
 
 
 def of_peer(found: dict[str, Any], passes: int) -> dict[str, float]:
     """The same from what the peer says: the time of each step, the tokens of each pass."""
     counts = found["counts"][WARM_UP * passes : len(found["times"]) * passes]
-    return {"seconds": found["times"][-1] - found["times"][WARM_UP - 1], "tokens": sum(tokens for tokens, _ in counts)}
+    return {
+        "seconds": found["times"][-1] - found["times"][WARM_UP - 1],
+        "tokens": sum(tokens for tokens, _ in counts),
+    }
 
 
 def run_lmkit(name: str, place: speed.Place) -> dict[str, Any]:
     out, recipe = place.root / f"{name}-lmkit", place.root / f"{name}.yaml"
     shutil.rmtree(out, ignore_errors=True)
     recipe.write_text(json.dumps(recipe_of(name, place.inputs, place.steps)))
-    speed.timed(["-m", "lmkit", "pretrain", str(recipe), "-o", str(out)], place, place.root / f"{name}-lmkit.log")
+    speed.timed(
+        ["-m", "lmkit", "pretrain", str(recipe), "-o", str(out)],
+        place,
+        place.root / f"{name}-lmkit.log",
+    )
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     manifest = json.loads((out / "manifest.json").read_text())
-    return of_log([line for line in lines if "tokens" in line]) | {"memory": manifest["peak_memory_bytes"]}
+    return of_log([line for line in lines if "tokens" in line]) | {
+        "memory": manifest["peak_memory_bytes"]
+    }
 
 
 def run_peer(name: str, place: speed.Place, passes: int) -> tuple[dict[str, Any], int]:
@@ -138,11 +162,19 @@ def run_peer(name: str, place: speed.Place, passes: int) -> tuple[dict[str, Any]
 
 
 def summary(
-    name: str, rounds: Sequence[dict[str, dict[str, float]]], size: dict[str, Any], *, length: float, peak: float
+    name: str,
+    rounds: Sequence[dict[str, dict[str, float]]],
+    size: dict[str, Any],
+    *,
+    length: float,
+    peak: float,
 ) -> dict[str, Any]:
     """The ratio of tokens a second with its range, and each side's share of the peak; ``length``: as ``speed.seen`` counts it."""
     bench = BENCHES[name]
-    rated = [{side: run | {"rate": run["tokens"] / run["seconds"]} for side, run in pair.items()} for pair in rounds]
+    rated = [
+        {side: run | {"rate": run["tokens"] / run["seconds"]} for side, run in pair.items()}
+        for pair in rounds
+    ]
     found: dict[str, Any] = {"name": name, "what": bench.what, "ratio": speed.ratios(rated, "best")}
     for side in SIDES:
         rate = statistics.median(pair[side]["rate"] for pair in rated)
@@ -187,7 +219,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--docs", action="store_true", help="write the page from what was measured, and measure nothing")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write the page from what was measured, and measure nothing",
+    )
     given = parser.parse_args()
     place = speed.Place(given.out.resolve(), steps=given.steps, bf16=True)
     if not given.docs:
@@ -200,9 +236,18 @@ def main() -> None:
         (place.root / "spec.json").write_text(
             json.dumps({"side": "peak", "device": "cuda", "out": str(place.root / "peak.json")})
         )
-        speed.timed([str(speed.HERE / "peer.py"), str(place.root / "spec.json")], place, place.root / "peak.log")
+        speed.timed(
+            [str(speed.HERE / "peer.py"), str(place.root / "spec.json")],
+            place,
+            place.root / "peak.log",
+        )
         peak = json.loads((place.root / "peak.json").read_text())
-        machine = {"gpu": torch.cuda.get_device_name(), "date": speed.today(), "torch": peak["torch"], "peak": peak["bf16"]}
+        machine = {
+            "gpu": torch.cuda.get_device_name(),
+            "date": speed.today(),
+            "torch": peak["torch"],
+            "peak": peak["bf16"],
+        }
         for name in given.only.split(","):
             rounds, passes = [], 1
             for _ in range(given.pairs):
@@ -210,11 +255,19 @@ def main() -> None:
                 theirs, passes = run_peer(name, place, passes)
                 rounds.append({"lmkit": ours, "best": theirs})
             size = json.loads((place.inputs / name / "sizes.json").read_text())
-            lengths = speed.lengths_of(speed.texts_of(place.inputs / f"{name}.jsonl"), place.inputs / name)
+            lengths = speed.lengths_of(
+                speed.texts_of(place.inputs / f"{name}.jsonl"), place.inputs / name
+            )
             seen = speed.seen(lengths, BENCHES[name].length)
-            found = summary(name, rounds, size, length=seen, peak=peak["bf16"]) | {"machine": machine}
+            found = summary(name, rounds, size, length=seen, peak=peak["bf16"]) | {
+                "machine": machine
+            }
             (place.root / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    done = [json.loads(path.read_text()) for name in BENCHES if (path := place.root / f"{name}.json").is_file()]
+    done = [
+        json.loads(path.read_text())
+        for name in BENCHES
+        if (path := place.root / f"{name}.json").is_file()
+    ]
     if done:
         publish("gpu", section(done), docs=given.docs)
 

@@ -51,14 +51,23 @@ def own_pages(status: str) -> int:
     >>> own_pages("VmRSS:\\t  90 kB\\nRssAnon:\\t  40 kB\\n")
     40960
     """
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")), 0)
+    return next(
+        (
+            int(line.split()[1]) * 1024
+            for line in status.splitlines()
+            if line.startswith("RssAnon:")
+        ),
+        0,
+    )
 
 
 def watched(command: Sequence[str], place: speed.Place, log: Path) -> int:
     """Run to the end; the greatest size of its own pages in bytes."""
     most = 0
     with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream, env=speed.environment(place))
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=stream, stderr=stream, env=speed.environment(place)
+        )
         while process.poll() is None:
             most = max(most, own_pages(Path(f"/proc/{process.pid}/status").read_text()))
             time.sleep(0.01)
@@ -78,7 +87,13 @@ def slopes(lines: Sequence[dict[str, Any]]) -> list[float | None]:
     steps = [(b["seconds"] - a["seconds"], b["work"] - a["work"]) for a, b in pairwise(lines)]
     found = [seconds / work if work > 0 else None for seconds, work in steps]
     first = found[0] if found else None
-    return [None, *(None if slope is None or first is None or first <= 0 else slope / first for slope in found)]
+    return [
+        None,
+        *(
+            None if slope is None or first is None or first <= 0 else slope / first
+            for slope in found
+        ),
+    ]
 
 
 def bytes_each(lines: Sequence[dict[str, Any]]) -> float:
@@ -121,17 +136,38 @@ def rows(place: speed.Place, base: int) -> list[dict[str, Any]]:
     for factor in FACTORS:
         rng = np.random.default_rng(factor)
         file = place.root / f"growth-{base * factor}.jsonl"
-        inputs._write(file, [inputs._labelled(rng, words, size) for size in inputs.lengths(rng, base * factor, 20, 0.5, 90)])
+        inputs._write(
+            file,
+            [
+                inputs._labelled(rng, words, size)
+                for size in inputs.lengths(rng, base * factor, 20, 0.5, 90)
+            ],
+        )
         for task in ("mlm", "classification"):
             recipe, out = place.root / "growth.yaml", place.root / "growth-prepared.json"
             data = {"train": str(file), "max_length": 128}
-            recipe.write_text(json.dumps({"task": task, "model": {"base": str(place.inputs / "mlm")}, "data": data}))
+            recipe.write_text(
+                json.dumps(
+                    {"task": task, "model": {"base": str(place.inputs / "mlm")}, "data": data}
+                )
+            )
             shutil.rmtree(place.root / "cache", ignore_errors=True)
-            memory = watched([__file__, "--prepare", str(recipe), str(out)], place, place.root / "growth.log")
+            memory = watched(
+                [__file__, "--prepare", str(recipe), str(out)], place, place.root / "growth.log"
+            )
             parts = json.loads(out.read_text())
-            line = {"what": task, "at": base * factor, "work": base * factor, "seconds": sum(parts.values()), "memory": memory}
+            line = {
+                "what": task,
+                "at": base * factor,
+                "work": base * factor,
+                "seconds": sum(parts.values()),
+                "memory": memory,
+            }
             found.append(line | parts)
-            print(f"{task}, {base * factor} rows: {line['seconds']:.1f} s, {memory / 1e6:.0f} MB", file=sys.stderr)
+            print(
+                f"{task}, {base * factor} rows: {line['seconds']:.1f} s, {memory / 1e6:.0f} MB",
+                file=sys.stderr,
+            )
     return sorted(found, key=lambda line: (line["what"], line["at"]))
 
 
@@ -149,15 +185,28 @@ def step(task: str, preset: str, length: int, batch: int, place: speed.Place) ->
         "hardware": {"checkpoint_every": None},
     }  # fmt: skip
     recipe.write_text(json.dumps(content))
-    memory = watched(["-m", "lmkit", "pretrain", str(recipe), "-o", str(out)], place, place.root / "growth.log")
+    memory = watched(
+        ["-m", "lmkit", "pretrain", str(recipe), "-o", str(out)], place, place.root / "growth.log"
+    )
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     seconds = (lines[-1]["seconds"] - lines[speed.WARM_UP - 1]["seconds"]) / STEPS
     size = sizes_of(task, out / "model")
     tokens = sum(line["tokens"] for line in lines[speed.WARM_UP :]) / STEPS
-    seen = speed.seen(speed.lengths_of(speed.texts_of(place.inputs / f"{task}.jsonl"), tokenizer), length)
+    seen = speed.seen(
+        speed.lengths_of(speed.texts_of(place.inputs / f"{task}.jsonl"), tokenizer), length
+    )
     work = speed.useful_flops(size, task, tokens=tokens, length=seen, training=True)
-    print(f"{task} {preset}, length {length}: {seconds:.2f} s a step, {memory / 1e6:.0f} MB", file=sys.stderr)
-    return {"what": task, "seconds": seconds, "memory": memory, "work": work, "weights": size["encoder"]}
+    print(
+        f"{task} {preset}, length {length}: {seconds:.2f} s a step, {memory / 1e6:.0f} MB",
+        file=sys.stderr,
+    )
+    return {
+        "what": task,
+        "seconds": seconds,
+        "memory": memory,
+        "work": work,
+        "weights": size["encoder"],
+    }
 
 
 def sizes_of(task: str, model: Path) -> dict[str, Any]:
@@ -166,7 +215,11 @@ def sizes_of(task: str, model: Path) -> dict[str, Any]:
     import transformers
 
     with torch.device("meta"):
-        return inputs.sizes(getattr(transformers, KINDS[task]).from_config(transformers.AutoConfig.from_pretrained(model)))
+        return inputs.sizes(
+            getattr(transformers, KINDS[task]).from_config(
+                transformers.AutoConfig.from_pretrained(model)
+            )
+        )
 
 
 def measure(part: str, place: speed.Place, base: int) -> list[dict[str, Any]]:
@@ -188,11 +241,17 @@ UNITS = {"rows": "rows", "model": "weights of the layers, millions", "length": "
 
 
 def groups(lines: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    return [[line for line in lines if line["what"] == what] for what in dict.fromkeys(line["what"] for line in lines)]
+    return [
+        [line for line in lines if line["what"] == what]
+        for what in dict.fromkeys(line["what"] for line in lines)
+    ]
 
 
 def table(found: dict[str, Any]) -> str:
-    said = ["| growing | | seconds | grown | its own | for more work | memory |", "|---|---|---|---|---|---|---|"]
+    said = [
+        "| growing | | seconds | grown | its own | for more work | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for part in ("rows", "model", "length"):
         for lines in groups(found.get(part, [])):
             first = lines[0]
@@ -215,12 +274,25 @@ def figure(found: dict[str, Any]) -> str:
         for lines in groups(found.get(part, [])):
             at = [line["weights"] / 1e6 if part == "model" else line["at"] for line in lines]
             own = [lines[0]["seconds"] * line["work"] / lines[0]["work"] for line in lines]
-            seconds, memory = [line["seconds"] for line in lines], [line["memory"] / 1e6 for line in lines]
-            titles = [f"{part}, {lines[0]['what']}: seconds", f"{part}, {lines[0]['what']}: memory, MB"]
-            panels += [_panel([seconds, own], at, titles[0], UNITS[part]), _panel([memory], at, titles[1], UNITS[part])]
+            seconds, memory = (
+                [line["seconds"] for line in lines],
+                [line["memory"] / 1e6 for line in lines],
+            )
+            titles = [
+                f"{part}, {lines[0]['what']}: seconds",
+                f"{part}, {lines[0]['what']}: memory, MB",
+            ]
+            panels += [
+                _panel([seconds, own], at, titles[0], UNITS[part]),
+                _panel([memory], at, titles[1], UNITS[part]),
+            ]
     height = -(-len(panels) // 2) * HEIGHT
     placed = [
-        panel.replace("<svg ", f'<svg x="{i % 2 * WIDTH}" y="{i // 2 * HEIGHT}" width="{WIDTH}" height="{HEIGHT}" ', 1)
+        panel.replace(
+            "<svg ",
+            f'<svg x="{i % 2 * WIDTH}" y="{i // 2 * HEIGHT}" width="{WIDTH}" height="{HEIGHT}" ',
+            1,
+        )
         for i, panel in enumerate(panels)
     ]
     return (
@@ -248,8 +320,13 @@ def machine_of(found: dict[str, Any], part: str) -> dict[str, Any]:
 
 def section(found: dict[str, Any]) -> str:
     parts = {part: machine_of(found, part) for part in UNITS if part in found}
-    on = {part: "{cores} cores ({cpu}), {date}".format_map(machine) for part, machine in parts.items()}
-    each = ", ".join(f"{bytes_each(lines):,.0f} bytes for {lines[0]['what']}" for lines in groups(found.get("rows", [])))
+    on = {
+        part: "{cores} cores ({cpu}), {date}".format_map(machine) for part, machine in parts.items()
+    }
+    each = ", ".join(
+        f"{bytes_each(lines):,.0f} bytes for {lines[0]['what']}"
+        for lines in groups(found.get("rows", []))
+    )
     said = f" A row more takes {each} of memory while data is prepared." if each else ""
     return f"""### Growth
 
@@ -268,7 +345,9 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=5000, help="rows that 1x stands for")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument(
-        "--docs", action="store_true", help="write the page and the figure from what was measured, and measure nothing"
+        "--docs",
+        action="store_true",
+        help="write the page and the figure from what was measured, and measure nothing",
     )
     parser.add_argument("--prepare", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -280,7 +359,9 @@ def main() -> None:
     found = json.loads(file.read_text()) if file.is_file() else {}
     if not given.docs:
         place.root.mkdir(parents=True, exist_ok=True)
-        speed.timed([str(speed.HERE / "inputs.py"), str(place.inputs)], place, place.root / "inputs.log")
+        speed.timed(
+            [str(speed.HERE / "inputs.py"), str(place.inputs)], place, place.root / "inputs.log"
+        )
         machine = speed.machine_of(place)
         for part in given.only.split(","):
             found[part] = measure(part, place, given.base)
@@ -288,7 +369,9 @@ def main() -> None:
             file.write_text(json.dumps(found, indent=1) + "\n")
     if found:
         publish("growth", section(found), docs=given.docs)
-        (FIGURE if given.docs else place.root / "growth.svg").write_text(figure(found), encoding="utf-8")
+        (FIGURE if given.docs else place.root / "growth.svg").write_text(
+            figure(found), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

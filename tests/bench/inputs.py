@@ -21,15 +21,36 @@ import numpy as np
 SUFFIXES = 400
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 SPECIAL = {
-    "encoder": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
-    "decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    "encoder": {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+    "decoder": {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    },
     "encoder-decoder": {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
 }
 LABELS = 8
 TAGS = ["O", "B-PER", "I-PER", "B-LOC"]
-BERT = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+BERT = {
+    "num_hidden_layers": 6,
+    "hidden_size": 384,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
 MINI = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4}
-LLAMA = {"intermediate_size": 672, "num_key_value_heads": 4, "tie_word_embeddings": True, "max_position_embeddings": 2048}
+LLAMA = {
+    "intermediate_size": 672,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
 
 
 class Words:
@@ -57,23 +78,44 @@ class Words:
         vocabulary = {piece: number for number, piece in enumerate(self.pieces)}
         fast = Tokenizer(models.WordPiece(vocabulary, unk_token=self.special["unk_token"]))
         fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        first, last = {"encoder": ("[CLS] ", " [SEP]"), "decoder": ("<s> ", ""), "encoder-decoder": ("", " </s>")}[role]
+        first, last = {
+            "encoder": ("[CLS] ", " [SEP]"),
+            "decoder": ("<s> ", ""),
+            "encoder-decoder": ("", " </s>"),
+        }[role]
         marks = [(mark, vocabulary[mark]) for mark in (first.strip(), last.strip()) if mark]
-        fast.post_processor = processors.TemplateProcessing(single=f"{first}$A{last}", special_tokens=marks)
-        names = ["input_ids", "token_type_ids", "attention_mask"] if role == "encoder" else ["input_ids", "attention_mask"]
-        return PreTrainedTokenizerFast(tokenizer_object=fast, model_max_length=longest, model_input_names=names, **self.special)
+        fast.post_processor = processors.TemplateProcessing(
+            single=f"{first}$A{last}", special_tokens=marks
+        )
+        names = (
+            ["input_ids", "token_type_ids", "attention_mask"]
+            if role == "encoder"
+            else ["input_ids", "attention_mask"]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=fast, model_max_length=longest, model_input_names=names, **self.special
+        )
 
 
 def _strings(rng: np.random.Generator, count: int, length: int) -> list[str]:
     found: dict[str, None] = {}
     while len(found) < count:
-        found |= dict.fromkeys("".join(row) for row in LETTERS[rng.integers(len(LETTERS), size=(count, length))])
+        found |= dict.fromkeys(
+            "".join(row) for row in LETTERS[rng.integers(len(LETTERS), size=(count, length))]
+        )
     return list(found)[:count]
 
 
-def lengths(rng: np.random.Generator, count: int, mean: float, sigma: float, most: int) -> np.ndarray:
+def lengths(
+    rng: np.random.Generator, count: int, mean: float, sigma: float, most: int
+) -> np.ndarray:
     """Words a text, lognormal."""
-    return np.exp(rng.normal(np.log(mean) - sigma**2 / 2, sigma, count)).round().clip(1, most).astype(int)
+    return (
+        np.exp(rng.normal(np.log(mean) - sigma**2 / 2, sigma, count))
+        .round()
+        .clip(1, most)
+        .astype(int)
+    )
 
 
 def make(folder: Path) -> None:
@@ -96,25 +138,50 @@ def make(folder: Path) -> None:
 
     words = Words(16_000, "decoder")
     tokenizer = words.tokenizer("decoder")
-    ids = {f"{key}_token_id": getattr(tokenizer, f"{key}_token_id") for key in ("pad", "bos", "eos")}
+    ids = {
+        f"{key}_token_id": getattr(tokenizer, f"{key}_token_id") for key in ("pad", "bos", "eos")
+    }
     _texts(folder / "clm.jsonl", words, 20_000, seed=3)
-    model("clm", "LlamaForCausalLM", transformers.LlamaConfig(vocab_size=16_000, **MINI, **LLAMA, **ids), tokenizer)
+    model(
+        "clm",
+        "LlamaForCausalLM",
+        transformers.LlamaConfig(vocab_size=16_000, **MINI, **LLAMA, **ids),
+        tokenizer,
+    )
 
     words = Words(30_522, "encoder")
     tokenizer = words.tokenizer("encoder")
     config = {"vocab_size": 30_522, "pad_token_id": tokenizer.pad_token_id, **BERT}
     model("bert", "BertModel", transformers.BertConfig(**config), tokenizer)
-    labels = {"id2label": {i: str(i) for i in range(LABELS)}, "label2id": {str(i): i for i in range(LABELS)}}
-    model("classifier", "BertForSequenceClassification", transformers.BertConfig(**config, **labels), tokenizer)
+    labels = {
+        "id2label": {i: str(i) for i in range(LABELS)},
+        "label2id": {str(i): i for i in range(LABELS)},
+    }
+    model(
+        "classifier",
+        "BertForSequenceClassification",
+        transformers.BertConfig(**config, **labels),
+        tokenizer,
+    )
     rng = np.random.default_rng(4)
     for name, count in (("classification", 20_000), ("eval", 10_000)):
-        _write(folder / f"{name}.jsonl", [_labelled(rng, words, size) for size in lengths(rng, count, 9, 0.7, 90)])
-    _write(folder / "ner.jsonl", [_tagged(rng, words, size) for size in lengths(rng, 20_000, 20, 0.5, 90)])
+        _write(
+            folder / f"{name}.jsonl",
+            [_labelled(rng, words, size) for size in lengths(rng, count, 9, 0.7, 90)],
+        )
+    _write(
+        folder / "ner.jsonl",
+        [_tagged(rng, words, size) for size in lengths(rng, 20_000, 20, 0.5, 90)],
+    )
 
     words = Words(8_000, "encoder-decoder")
     tokenizer = words.tokenizer("encoder-decoder")
     sides = {f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in (("layers", 3), ("attention_heads", 4), ("ffn_dim", 1024))}  # fmt: skip
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "forced_eos_token_id": None}
+    ends = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "forced_eos_token_id": None,
+    }
     ends |= {"decoder_start_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = transformers.MarianConfig(
         vocab_size=8_000, decoder_vocab_size=8_000, d_model=256, max_position_embeddings=512, activation_function="swish",
@@ -123,7 +190,10 @@ def make(folder: Path) -> None:
     model("marian", "MarianMTModel", config, tokenizer)
     rng = np.random.default_rng(5)
     for name, count in (("translation", 40_000), ("generate", 1_000)):
-        _write(folder / f"{name}.jsonl", [_pair(rng, words, size) for size in lengths(rng, count, 13, 0.5, 60)])
+        _write(
+            folder / f"{name}.jsonl",
+            [_pair(rng, words, size) for size in lengths(rng, count, 13, 0.5, 60)],
+        )
 
 
 def save(folder: Path, kind: str, config: Any, tokenizer: Any) -> None:
@@ -142,28 +212,48 @@ def sizes(model: Any) -> dict[str, Any]:
     config = model.config
     found = {"encoder": 0, "decoder": 0}
     for name, weight in model.named_parameters():
-        if weight.dim() == 2 and not re.search(r"embed|\bwpe\b", name) and weight.shape[0] != config.vocab_size:
+        if (
+            weight.dim() == 2
+            and not re.search(r"embed|\bwpe\b", name)
+            and weight.shape[0] != config.vocab_size
+        ):
             found["decoder" if ".decoder." in name else "encoder"] += weight.numel()
-    layers = (getattr(config, "encoder_layers", 0) + getattr(config, "decoder_layers", 0)) or config.num_hidden_layers
+    layers = (
+        getattr(config, "encoder_layers", 0) + getattr(config, "decoder_layers", 0)
+    ) or config.num_hidden_layers
     return found | {"layers": layers, "width": config.hidden_size, "vocabulary": config.vocab_size}
 
 
 def _texts(path: Path, words: Words, count: int, *, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    _write(path, [{"text": " ".join(words.words[words.draw(rng, size)])} for size in lengths(rng, count, 250, 0.8, 2000)])
+    _write(
+        path,
+        [
+            {"text": " ".join(words.words[words.draw(rng, size)])}
+            for size in lengths(rng, count, 250, 0.8, 2000)
+        ],
+    )
 
 
 def _labelled(rng: np.random.Generator, words: Words, size: int) -> dict[str, Any]:
     label = int(rng.integers(LABELS))
     numbers = words.draw(rng, size)
-    numbers = np.where(rng.random(size) < 0.5, numbers // LABELS * LABELS + label, numbers)  # words that tell the label
-    return {"text": " ".join(words.words[numbers.clip(max=len(words.words) - 1)]), "label": str(label)}
+    numbers = np.where(
+        rng.random(size) < 0.5, numbers // LABELS * LABELS + label, numbers
+    )  # words that tell the label
+    return {
+        "text": " ".join(words.words[numbers.clip(max=len(words.words) - 1)]),
+        "label": str(label),
+    }
 
 
 def _tagged(rng: np.random.Generator, words: Words, size: int) -> dict[str, Any]:
     numbers = words.draw(rng, size)
     kinds = [1 if number % 11 == 3 else 3 if number % 13 == 5 else 0 for number in numbers]
-    tags = [TAGS[2] if kind == 1 and at and kinds[at - 1] == 1 else TAGS[kind] for at, kind in enumerate(kinds)]
+    tags = [
+        TAGS[2] if kind == 1 and at and kinds[at - 1] == 1 else TAGS[kind]
+        for at, kind in enumerate(kinds)
+    ]
     return {"tokens": words.words[numbers].tolist(), "tags": tags}
 
 

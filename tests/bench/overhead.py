@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from lmkit.data.splits import load_splits
+from lmkit.fast.unpadding import choose_packing
 from lmkit.models.build import build_model, count_parameters
-from lmkit.models.unpadding import choose_packing
 from lmkit.recipe import load_recipe
 from lmkit.run import Run
 from lmkit.tasks.registry import task_class
@@ -54,7 +54,9 @@ class Subject:
 
     def __init__(self, steps: int):
         self.recipe = load_recipe(RECIPE)
-        self.prepared = prepare(self.recipe, load_splits(self.recipe, task_class("mlm"), wanted=("train",)), None)
+        self.prepared = prepare(
+            self.recipe, load_splits(self.recipe, task_class("mlm"), wanted=("train",)), None
+        )
         self.task, encoded = self.prepared.task, self.prepared.encoded["train"]
         self.accelerator = build_accelerator(self.recipe.hardware)
         model = build_model(self.recipe, self.task, None).model
@@ -62,11 +64,20 @@ class Subject:
         self.packing = choose_packing(self.recipe, self.task, model)
         self.plan = plan_of(self.recipe, encoded)
         self.model = prepare_parallel(self.accelerator, model)
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.recipe.train))
-        budget, packed = micro_batch_tokens(self.recipe.hardware, self.accelerator.device), self.packing is not None
-        batches = StepBatches(encoded, self.plan, self.task, rank=0, ranks=1, budget=budget, packed=packed)
+        self.optimizer = self.accelerator.prepare_optimizer(
+            build_optimizer(self.model, self.recipe.train)
+        )
+        budget, packed = (
+            micro_batch_tokens(self.recipe.hardware, self.accelerator.device),
+            self.packing is not None,
+        )
+        batches = StepBatches(
+            encoded, self.plan, self.task, rank=0, ranks=1, budget=budget, packed=packed
+        )
         self.steps, self.micro = steps, [batches[step] for step in range(steps)]
-        self.tokens = statistics.mean(sum(int((batch["attention_mask"] > 0).sum()) for batch in micro) for micro in self.micro)
+        self.tokens = statistics.mean(
+            sum(int((batch["attention_mask"] > 0).sum()) for batch in micro) for micro in self.micro
+        )
 
     def bare(self) -> float:
         """Seconds of a step: forward, backward, update."""
@@ -165,7 +176,9 @@ def _timed(function: Callable[..., Any], name: str, spent: Counter[str]) -> Call
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of a round, on either side")
     parser.add_argument("--checkpoint-minutes", type=float, default=10.0)
@@ -181,14 +194,19 @@ def main() -> None:
             bare = subject.bare()
             step, parts = subject.loop(Path(folder) / str(number))
             shares.append(step / bare - 1)
-            outside.append(1 - sum(parts[name] for name in ("forward", "backward", "update")) / step)
+            outside.append(
+                1 - sum(parts[name] for name in ("forward", "backward", "update")) / step
+            )
             told = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items())
             print(
-                f"round {number + 1}: bare {bare:.3f} s, loop {step:.3f} s, {shares[-1]:+.2%}; ms of a step: {told}", flush=True
+                f"round {number + 1}: bare {bare:.3f} s, loop {step:.3f} s, {shares[-1]:+.2%}; ms of a step: {told}",
+                flush=True,
             )
         still, beside = subject.checkpoint(Run(Path(folder) / "checkpoint"))
     for name, values in (("longer than bare", shares), ("by the clock", outside)):
-        print(f"overhead, {name}: {statistics.median(values):.2%} ({min(values):.2%} ... {max(values):.2%})")
+        print(
+            f"overhead, {name}: {statistics.median(values):.2%} ({min(values):.2%} ... {max(values):.2%})"
+        )
     share = (still + beside) / (60 * options.checkpoint_minutes)
     print(
         f"a checkpoint: {still:.2f} s copied, {beside:.2f} s written beside; every {options.checkpoint_minutes:g} min: {share:.2%}"

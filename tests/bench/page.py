@@ -32,7 +32,9 @@ def publish(name: str, content: str, *, docs: bool) -> None:
 def chip() -> tuple[str, list[str]]:
     """The processor's name, and what it has that matters for matrix products."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")
+    ]
     words = set(info.split())
     return names[0] if names else platform.processor(), [
         flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in words
@@ -56,4 +58,7 @@ def machines(parts: Mapping[str, str]) -> str:
     named: dict[str, list[str]] = {}
     for part, machine in parts.items():
         named.setdefault(machine, []).append(part)
-    return " and ".join(f"{machine} ({', '.join(names)})" if len(named) > 1 else machine for machine, names in named.items())
+    return " and ".join(
+        f"{machine} ({', '.join(names)})" if len(named) > 1 else machine
+        for machine, names in named.items()
+    )

@@ -82,7 +82,9 @@ def tokenize(spec: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(f"{spec['inputs']}/bert")
-    data = load_dataset("json", data_files=path, split=f"train[:{spec['rows']}]" if spec["rows"] else "train")
+    data = load_dataset(
+        "json", data_files=path, split=f"train[:{spec['rows']}]" if spec["rows"] else "train"
+    )
     begun = time.perf_counter()
     processes = spec["cores"] if spec["side"] == "best" else None
     data = data.map(
@@ -97,7 +99,11 @@ def load(spec: dict[str, Any]) -> tuple[Any, Any, Any]:
     from datasets import load_dataset
 
     kind = getattr(transformers, CLASSES[spec["bench"]])
-    labels = {"num_labels": {"ner": 4}.get(spec["bench"], 8)} if "Classification" in kind.__name__ else {}
+    labels = (
+        {"num_labels": {"ner": 4}.get(spec["bench"], 8)}
+        if "Classification" in kind.__name__
+        else {}
+    )
     model = kind.from_pretrained(spec["model"], **labels)
     data = load_dataset("json", data_files=spec["data"], split="train")
     if spec["rows"]:
@@ -110,33 +116,58 @@ def prepared(spec: dict[str, Any], tokenizer: Any, data: Any) -> Any:
     bench, size = spec["bench"], spec["length"]
 
     def blocks(rows: Any) -> Any:
-        encoded = tokenizer(rows["text"], **({"return_special_tokens_mask": True} if bench == "mlm" else {}))
+        encoded = tokenizer(
+            rows["text"], **({"return_special_tokens_mask": True} if bench == "mlm" else {})
+        )
         joined = {key: [item for row in encoded[key] for item in row] for key in encoded}
         whole = len(joined["input_ids"]) // size * size
-        cut = {key: [values[at : at + size] for at in range(0, whole, size)] for key, values in joined.items()}
-        return cut | ({"labels": [list(block) for block in cut["input_ids"]]} if bench == "clm" else {})
+        cut = {
+            key: [values[at : at + size] for at in range(0, whole, size)]
+            for key, values in joined.items()
+        }
+        return cut | (
+            {"labels": [list(block) for block in cut["input_ids"]]} if bench == "clm" else {}
+        )
 
     def classified(rows: Any) -> Any:
         padding = {"padding": "max_length"} if spec["side"] == "script" else {}
-        return tokenizer(rows["text"], truncation=True, max_length=128, **padding) | {"label": [int(x) for x in rows["label"]]}
+        return tokenizer(rows["text"], truncation=True, max_length=128, **padding) | {
+            "label": [int(x) for x in rows["label"]]
+        }
 
     def tagged(rows: Any) -> Any:
-        encoded = tokenizer(rows["tokens"], is_split_into_words=True, truncation=True, max_length=128)
+        encoded = tokenizer(
+            rows["tokens"], is_split_into_words=True, truncation=True, max_length=128
+        )
         numbers = {"O": 0, "B-PER": 1, "I-PER": 2, "B-LOC": 3}
         labels = []
         for row, tags in enumerate(rows["tags"]):
             words = encoded.word_ids(row)
-            first = [word is not None and (not at or word != words[at - 1]) for at, word in enumerate(words)]
-            labels.append([numbers[tags[word]] if is_first else -100 for word, is_first in zip(words, first, strict=True)])
+            first = [
+                word is not None and (not at or word != words[at - 1])
+                for at, word in enumerate(words)
+            ]
+            labels.append(
+                [
+                    numbers[tags[word]] if is_first else -100
+                    for word, is_first in zip(words, first, strict=True)
+                ]
+            )
         return encoded | {"labels": labels}
 
     def translated(rows: Any) -> Any:
-        return tokenizer(rows["source"], text_target=rows["target"], truncation=True, max_length=128)
+        return tokenizer(
+            rows["source"], text_target=rows["target"], truncation=True, max_length=128
+        )
 
-    encode = {"mlm": blocks, "clm": blocks, "ner": tagged, "translation": translated}.get(bench, classified)
+    encode = {"mlm": blocks, "clm": blocks, "ner": tagged, "translation": translated}.get(
+        bench, classified
+    )
     data = data.map(encode, batched=True, remove_columns=data.column_names)
     if spec["side"] == "best" and bench in ("classification", "ner", "translation"):
-        data = data.map(lambda rows: {"length": [len(ids) for ids in rows["input_ids"]]}, batched=True)
+        data = data.map(
+            lambda rows: {"length": [len(ids) for ids in rows["input_ids"]]}, batched=True
+        )
     return data
 
 
@@ -152,18 +183,30 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
     model, tokenizer, data = load(spec)
     data = prepared(spec, tokenizer, data)
     collator: Any = {
-        "mlm": lambda: transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
+        "mlm": lambda: transformers.DataCollatorForLanguageModeling(
+            tokenizer, mlm_probability=0.15
+        ),
         "clm": lambda: transformers.default_data_collator,
         "ner": lambda: transformers.DataCollatorForTokenClassification(tokenizer),
         "translation": lambda: transformers.DataCollatorForSeq2Seq(tokenizer, model=model),
-    }.get(bench, lambda: transformers.DataCollatorWithPadding(tokenizer) if best else transformers.default_data_collator)()
+    }.get(
+        bench,
+        lambda: (
+            transformers.DataCollatorWithPadding(tokenizer)
+            if best
+            else transformers.default_data_collator
+        ),
+    )()
     seen: list[tuple[int, int]] = []
 
     def counted(rows: Any) -> Any:
         batch = collator(rows)
         tokens, slots = int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
         if bench == "translation":
-            tokens, slots = tokens + int((batch["labels"] != -100).sum()), slots + batch["labels"].numel()
+            tokens, slots = (
+                tokens + int((batch["labels"] != -100).sum()),
+                slots + batch["labels"].numel(),
+            )
         seen.append((tokens, slots))
         return batch
 
@@ -207,7 +250,11 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
     if bench == "eval":
         found = made.predict(data)
         rows = found.predictions.argmax(-1).tolist()
-        return {"seconds": time.perf_counter() - begun, "loss": found.metrics["test_loss"], "answers": rows} | _sums(seen)
+        return {
+            "seconds": time.perf_counter() - begun,
+            "loss": found.metrics["test_loss"],
+            "answers": rows,
+        } | _sums(seen)
     result = made.train()
     assert len(times) == spec["steps"]
     if "save" in spec:
@@ -235,19 +282,34 @@ def generate(spec: dict[str, Any]) -> dict[str, Any]:
     best, size = spec["side"] == "best", 64 if spec["side"] == "best" else 8
     sources, seen = data["source"], []
     encoded = [tokenizer(text)["input_ids"] for text in sources]
-    order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row])) if best else list(range(len(encoded)))
+    order = (
+        sorted(range(len(encoded)), key=lambda row: -len(encoded[row]))
+        if best
+        else list(range(len(encoded)))
+    )
     texts = [""] * len(encoded)
     options = transformers.GenerationConfig.from_model_config(model.config)
-    options.update(num_beams=4, max_new_tokens=spec["length"], forced_eos_token_id=None, do_sample=False)
+    options.update(
+        num_beams=4, max_new_tokens=spec["length"], forced_eos_token_id=None, do_sample=False
+    )
     model.generation_config = options
     begun = time.perf_counter()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=best and spec["bf16"]):
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16, enabled=best and spec["bf16"]),
+    ):
         for at in range(0, len(order), size):
             rows = order[at : at + size]
-            batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
-            written = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            batch = tokenizer.pad(
+                {"input_ids": [encoded[row] for row in rows]}, return_tensors="pt"
+            )
+            written = model.generate(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            )
             seen.append((int(batch["attention_mask"].sum()), batch["attention_mask"].numel()))
-            for row, text in zip(rows, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
+            for row, text in zip(
+                rows, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
+            ):
                 texts[row] = text
     return {"seconds": time.perf_counter() - begun, "loss": None, "answers": texts} | _sums(seen)
 

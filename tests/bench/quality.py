@@ -26,11 +26,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from page import PAGE, processor, publish
 
 RESULTS = PAGE.with_name("quality.json")
-LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}, "train": {"learning_rate": 2e-3}}
-GENTLER = LORA | {"train": {"learning_rate": 1e-3}}  # at 2e-3 a tagger of rare entities gave all words O, with one seed of two
+LORA: dict[str, Any] = {
+    "lora": {"rank": 16, "alpha": 32, "targets": "all-linear"},
+    "train": {"learning_rate": 2e-3},
+}
+GENTLER = LORA | {
+    "train": {"learning_rate": 1e-3}
+}  # at 2e-3 a tagger of rare entities gave all words O, with one seed of two
 GENTLE = LORA | {"train": {"learning_rate": 5e-4}}  # at 2e-3 a regression gave all rows one score
 CRF: dict[str, Any] = {"tagging": {"crf": True}}
-VITERBI: dict[str, Any] = {"tagging": {"decoding": "viterbi"}}  # of the run with all weights: nothing is trained
+VITERBI: dict[str, Any] = {
+    "tagging": {"decoding": "viterbi"}
+}  # of the run with all weights: nothing is trained
 TRAINED = {"full": "all weights", "lora": "LoRA"}
 DECODED = {"viterbi": "Viterbi", "crf": "CRF layer"}
 
@@ -82,7 +89,11 @@ LINES = {
         "classification",
         ("accuracy",),
         {
-            "data": {**files("snips_intent", "jsonl"), "columns": {"label": "label_name"}, "max_length": 128},
+            "data": {
+                **files("snips_intent", "jsonl"),
+                "columns": {"label": "label_name"},
+                "max_length": 128,
+            },
             "train": encoder(2, select_best="accuracy"),
         },
         "97.29 (TF-IDF and a linear model)",
@@ -121,7 +132,10 @@ LINES = {
         "stsb_en",
         "classification",
         ("spearman",),
-        {"data": {**files("stsb_en", "jsonl"), "max_length": 128}, "train": encoder(6, rate=1e-4, select_best="spearman")},
+        {
+            "data": {**files("stsb_en", "jsonl"), "max_length": 128},
+            "train": encoder(6, rate=1e-4, select_best="spearman"),
+        },
         "59.33 (boosted trees on overlap features); 77.0, 78.4 (BERT-Small, BERT-Medium, Turc et al. 2019); 82.03 (cosine of the same model's embeddings, no training)",
         {"lora": GENTLE},
     ),
@@ -135,7 +149,10 @@ LINES = {
                 "tokenizer": {"train": {"algorithm": "unigram", "vocab_size": 8000}},
                 "data": {
                     **{
-                        split: {"source": f"{name}/{split}.en", "target": f"{name}/{split}.{language}"}
+                        split: {
+                            "source": f"{name}/{split}.en",
+                            "target": f"{name}/{split}.{language}",
+                        }
                         for split in ("train", "validation", "test")
                     },
                     "max_length": 96,
@@ -159,7 +176,10 @@ LINES = {
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    return base | {key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}
+    return base | {
+        key: {**base.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
 
 
 def key_of(line: Line, variant: str) -> str:
@@ -177,7 +197,11 @@ def model_of(line: Line, folder: Path) -> dict[str, str]:
     if "model" in line.recipe:
         return {}
     folder = folder.resolve()
-    sizes = sorted((file.name, file.stat().st_size) for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+    sizes = sorted(
+        (file.name, file.stat().st_size)
+        for pattern in ("*.safetensors", "*.bin")
+        for file in folder.glob(pattern)
+    )
     if not (folder / "config.json").is_file():
         sys.exit(f"{folder}: no config.json; --model is the directory of the encoder")
     config = (folder / "config.json").read_bytes()
@@ -197,7 +221,10 @@ def run(line: Line, variant: str, seed: int, arguments: argparse.Namespace) -> N
     """Train and evaluate one run, and note what it found; unless that is noted."""
     entry = {"data": line.data, "variant": variant, "seed": seed, "recipe": key_of(line, variant)}
     model = model_of(line, arguments.model)
-    if any(entry.items() <= found.items() and found.get("model") in (None, model.get("model")) for found in measured()):
+    if any(
+        entry.items() <= found.items() and found.get("model") in (None, model.get("model"))
+        for found in measured()
+    ):
         return
     output, plain = (directory_of(line, name, seed, arguments) for name in (variant, "full"))
     if variant == "viterbi":
@@ -216,13 +243,23 @@ def run(line: Line, variant: str, seed: int, arguments: argparse.Namespace) -> N
     entry |= {name: round(metrics[name]["value"], 6) for name in line.metrics}
     if variant in DECODED and plain.is_dir():
         told = lmkit("compare", str(plain), str(output), "--json")
-        entry["against_full"] = {name: told[name] for name in ("difference", "low", "high", "p_value", "verdict")}
+        entry["against_full"] = {
+            name: told[name] for name in ("difference", "low", "high", "p_value", "verdict")
+        }
     entry |= {"date": manifest["finished"][:10], "machine": processor()} | model
-    entry |= {"threads": manifest["hardware"]["threads"], "precision": manifest["hardware"]["precision"]}
+    entry |= {
+        "threads": manifest["hardware"]["threads"],
+        "precision": manifest["hardware"]["precision"],
+    }
     kept = [
-        other for other in measured() if not entry.items() >= {key: other[key] for key in ("data", "variant", "seed")}.items()
+        other
+        for other in measured()
+        if not entry.items() >= {key: other[key] for key in ("data", "variant", "seed")}.items()
     ]
-    kept = sorted([*kept, entry], key=lambda one: (list(LINES).index(one["data"]), one["variant"], one["seed"]))
+    kept = sorted(
+        [*kept, entry],
+        key=lambda one: (list(LINES).index(one["data"]), one["variant"], one["seed"]),
+    )
     lines = ",\n".join(json.dumps(one) for one in kept)
     RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
@@ -231,24 +268,36 @@ def lmkit(*command: str) -> Any:
     """Run lmkit; what it printed as JSON."""
     print("lmkit", *command, flush=True)
     wants = "--json" in command
-    done = subprocess.run([sys.executable, "-m", "lmkit", *command, "-q"], check=True, stdout=subprocess.PIPE if wants else None)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmkit", *command, "-q"],
+        check=True,
+        stdout=subprocess.PIPE if wants else None,
+    )
     return json.loads(done.stdout) if wants else None
 
 
 def measured() -> list[dict[str, Any]]:
     """What is noted, of the recipes as they are here."""
     noted = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
-    return [one for one in noted if one["data"] in LINES and one["recipe"] == key_of(LINES[one["data"]], one["variant"])]
+    return [
+        one
+        for one in noted
+        if one["data"] in LINES and one["recipe"] == key_of(LINES[one["data"]], one["variant"])
+    ]
 
 
-def recipe_file(line: Line, variant: str, seed: int, output: Path, arguments: argparse.Namespace) -> Path:
+def recipe_file(
+    line: Line, variant: str, seed: int, output: Path, arguments: argparse.Namespace
+) -> Path:
     recipe = merged(line.recipe, line.variants.get(variant, {}))
     recipe |= {"task": line.task, "name": output.name, "seed": seed, "output": str(output)}
     if "model" not in recipe:
         recipe["model"] = {"base": str(arguments.model.resolve())}
     for split in ("train", "validation", "test"):
         if split in recipe["data"]:
-            recipe["data"] = recipe["data"] | {split: placed(recipe["data"][split], arguments.data.resolve())}
+            recipe["data"] = recipe["data"] | {
+                split: placed(recipe["data"][split], arguments.data.resolve())
+            }
     file: Path = arguments.out / "recipes" / f"{output.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(recipe, indent=1), encoding="utf-8")  # JSON is YAML
@@ -256,17 +305,32 @@ def recipe_file(line: Line, variant: str, seed: int, output: Path, arguments: ar
 
 
 def placed(source: Any, folder: Path) -> Any:
-    return {role: placed(name, folder) for role, name in source.items()} if isinstance(source, dict) else str(folder / source)
+    return (
+        {role: placed(name, folder) for role, name in source.items()}
+        if isinstance(source, dict)
+        else str(folder / source)
+    )
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: mean and spread (sample standard deviation) over the seeds that are there."""
-    rows = ["| data | task | trained | metric | test | seeds | to beat |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| data | task | trained | metric | test | seeds | to beat |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, line in LINES.items():
         for variant, trained in TRAINED.items():
             runs = [one for one in found if (one["data"], one["variant"]) == (name, variant)]
             for metric in line.metrics if runs else ():
-                cells = [name, line.task, trained, metric, mean_of(runs, metric, line), len(runs), line.floor]
+                cells = [
+                    name,
+                    line.task,
+                    trained,
+                    metric,
+                    mean_of(runs, metric, line),
+                    len(runs),
+                    line.floor,
+                ]
                 rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 
@@ -285,16 +349,33 @@ def decoding_table(found: list[dict[str, Any]]) -> str:
     ]
     for name, line in LINES.items():
         for variant, shown in DECODED.items():
-            runs = [one for one in found if (one["data"], one["variant"]) == (name, variant) and "against_full" in one]
+            runs = [
+                one
+                for one in found
+                if (one["data"], one["variant"]) == (name, variant) and "against_full" in one
+            ]
             seeds = {one["seed"] for one in runs}
-            plain = [one for one in found if (one["data"], one["variant"]) == (name, "full") and one["seed"] in seeds]
+            plain = [
+                one
+                for one in found
+                if (one["data"], one["variant"]) == (name, "full") and one["seed"] in seeds
+            ]
             verdicts = []
             for against in (one["against_full"] for one in runs):
                 low, high = 100 * against["low"], 100 * against["high"]
                 difference = f"{100 * against['difference']:+.2f} ({low:+.2f} ... {high:+.2f}, p = {against['p_value']:.4g})"
-                verdicts.append(f"{difference}: {against['verdict'].replace('b is', f'{shown} is').replace('a is', 'argmax is')}")
+                verdicts.append(
+                    f"{difference}: {against['verdict'].replace('b is', f'{shown} is').replace('a is', 'argmax is')}"
+                )
             if runs:
-                cells = [name, shown, mean_of(runs, "f1", line), mean_of(plain, "f1", line), len(runs), "; ".join(verdicts)]
+                cells = [
+                    name,
+                    shown,
+                    mean_of(runs, "f1", line),
+                    mean_of(plain, "f1", line),
+                    len(runs),
+                    "; ".join(verdicts),
+                ]
                 rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 
@@ -304,9 +385,13 @@ def where(found: list[dict[str, Any]]) -> str:
     if not found:
         return "nothing is measured yet."
     dates = sorted({one["date"] for one in found})
-    machines = sorted({f"{one['machine']}, {one['precision']}, {one['threads']} thread(s)" for one in found})
+    machines = sorted(
+        {f"{one['machine']}, {one['precision']}, {one['threads']} thread(s)" for one in found}
+    )
     models = sorted({one["model"] for one in found if "model" in one})
-    return f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {'; '.join([*machines, *models])}."
+    return (
+        f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {'; '.join([*machines, *models])}."
+    )
 
 
 def section() -> str:
@@ -324,14 +409,20 @@ Both tables: {where(found)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("."))
     parser.add_argument("--model", type=Path, default=Path("."))
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--only", default=",".join(LINES))
     parser.add_argument("--variants", default=",".join([*TRAINED, *DECODED]))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--docs", action="store_true", help="write the page from what was measured, and measure nothing")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write the page from what was measured, and measure nothing",
+    )
     arguments = parser.parse_args()
     if not arguments.docs:
         for seed in range(13, 13 + arguments.seeds):

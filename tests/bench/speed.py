@@ -45,7 +45,11 @@ HERE = Path(__file__).parent
 RESULTS = PAGE.with_name("speed.json")
 SIDES = ("lmkit", "script", "best")
 WARM_UP = 3  # steps that no clock counts
-MORE = {"time": "time_to_loss.py", "growth": "growth.py", "gpu": "gpu.py"}  # benches with a script of their own
+MORE = {
+    "time": "time_to_loss.py",
+    "growth": "growth.py",
+    "gpu": "gpu.py",
+}  # benches with a script of their own
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,17 @@ BENCHES = {
     "startup": Bench("from the command to the first step, classification", "classification", "bert", 8, 128, (1 / 0.6, None), "runs"),
     "tokenize": Bench("tokenising 20,000 short texts (best: one process a core)", "classification", "bert", 0, 128, None, "rows"),
 }  # fmt: skip
-COMMANDS = {"mlm": "pretrain", "clm": "pretrain", "eval": "eval", "generate": "eval"}  # else finetune
+COMMANDS = {
+    "mlm": "pretrain",
+    "clm": "pretrain",
+    "eval": "eval",
+    "generate": "eval",
+}  # else finetune
 
 
-def useful_flops(size: dict[str, Any], task: str, *, tokens: float, length: float, training: bool) -> float:
+def useful_flops(
+    size: dict[str, Any], task: str, *, tokens: float, length: float, training: bool
+) -> float:
     """Of reading ``tokens`` tokens (of translation: source and target together, half each); see the head of this file.
 
     Args:
@@ -93,9 +104,13 @@ def useful_flops(size: dict[str, Any], task: str, *, tokens: float, length: floa
     """
     share = 0.5 if task == "translation" else 1.0
     layers = 6 * (size["encoder"] + size["decoder"]) * tokens * share
-    attention = 12 * size["layers"] * size["width"] * length * tokens * (0.5 if task == "clm" else share)
+    attention = (
+        12 * size["layers"] * size["width"] * length * tokens * (0.5 if task == "clm" else share)
+    )
     predicted = {"mlm": 0.15, "clm": 1.0, "translation": 0.5}.get(task, 0.0) * tokens
-    return (layers + attention + 6 * size["width"] * size["vocabulary"] * predicted) / (1 if training else 3)
+    return (layers + attention + 6 * size["width"] * size["vocabulary"] * predicted) / (
+        1 if training else 3
+    )
 
 
 def seen(lengths: Sequence[int], most: int) -> float:
@@ -112,7 +127,10 @@ def lengths_of(texts: Sequence[str], model: Path) -> list[int]:
     """Tokens of each text, marks included, with the tokenizer in a model's directory."""
     from tokenizers import Tokenizer
 
-    return [len(text.ids) for text in Tokenizer.from_file(str(model / "tokenizer.json")).encode_batch(list(texts))]
+    return [
+        len(text.ids)
+        for text in Tokenizer.from_file(str(model / "tokenizer.json")).encode_batch(list(texts))
+    ]
 
 
 def texts_of(file: Path) -> list[str]:
@@ -121,7 +139,9 @@ def texts_of(file: Path) -> list[str]:
     return [row.get("source") or row.get("text") or " ".join(row["tokens"]) for row in rows]
 
 
-def ratios(rounds: Sequence[dict[str, dict[str, float]]], against: str, value: str = "rate") -> tuple[float, float, float]:
+def ratios(
+    rounds: Sequence[dict[str, dict[str, float]]], against: str, value: str = "rate"
+) -> tuple[float, float, float]:
     """Median, least and greatest of lmkit's value over the other side's, pair by pair."""
     found = [pair["lmkit"][value] / pair[against][value] for pair in rounds]
     return statistics.median(found), min(found), max(found)
@@ -146,21 +166,31 @@ class Place:
 
 def environment(place: Place) -> dict[str, str]:
     """Of a process that is measured: this checkout, all cores, caches of its own, no network."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
     return kept | {
         "PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1", "LMKIT_CACHE": str(place.root / "cache" / "lmkit"),
         "HF_DATASETS_CACHE": str(place.root / "cache" / "datasets"), "TOKENIZERS_PARALLELISM": "true",
     }  # fmt: skip
 
 
-def timed(command: Sequence[str], place: Place, log: Path, *, until: Path | None = None) -> dict[str, Any]:
+def timed(
+    command: Sequence[str], place: Place, log: Path, *, until: Path | None = None
+) -> dict[str, Any]:
     """Run to the end; seconds, peak memory (bytes) and, with ``until``, seconds until that file had something in it."""
     begun, first = time.perf_counter(), None
     with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream, env=environment(place))
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=stream, stderr=stream, env=environment(place)
+        )
         while until is not None and first is None and process.poll() is None:
             time.sleep(0.005)
-            first = time.perf_counter() - begun if until.is_file() and until.stat().st_size else None
+            first = (
+                time.perf_counter() - begun if until.is_file() and until.stat().st_size else None
+            )
         if process.returncode is None:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -174,16 +204,33 @@ def timed(command: Sequence[str], place: Place, log: Path, *, until: Path | None
 
 def recipe_of(name: str, place: Place) -> dict[str, Any]:
     bench, rows = BENCHES[name], place.rows
-    file = str(place.inputs / f"{ {'startup': 'classification', 'tokenize': 'classification'}.get(name, name) }.jsonl")
-    data = {"max_length": bench.length if name != "generate" else 128, "max_rows": 64 if name == "startup" else rows}
+    file = str(
+        place.inputs
+        / f"{ {'startup': 'classification', 'tokenize': 'classification'}.get(name, name) }.jsonl"
+    )
+    data = {
+        "max_length": bench.length if name != "generate" else 128,
+        "max_rows": 64 if name == "startup" else rows,
+    }
     data |= {"test": file} if name in ("eval", "generate") else {"train": file}
-    recipe: dict[str, Any] = {"task": bench.task, "model": {"base": str(place.inputs / bench.model)}, "data": data}
+    recipe: dict[str, Any] = {
+        "task": bench.task,
+        "model": {"base": str(place.inputs / bench.model)},
+        "data": data,
+    }
     if name == "generate":
         recipe["generation"] = {"num_beams": 4, "max_new_tokens": bench.length}
     elif name not in ("eval", "tokenize"):
         rate = {"mlm": 5e-4, "clm": 5e-4, "translation": 7e-4}.get(name, 5e-5)
-        recipe["train"] = {"max_steps": place.steps, "batch_size": bench.batch, "learning_rate": rate, "warmup": 0}
-        recipe["train"] |= {"weight_decay": 0.0} | ({"group_by_length": True} if name == "translation" else {})  # as best does
+        recipe["train"] = {
+            "max_steps": place.steps,
+            "batch_size": bench.batch,
+            "learning_rate": rate,
+            "warmup": 0,
+        }
+        recipe["train"] |= {"weight_decay": 0.0} | (
+            {"group_by_length": True} if name == "translation" else {}
+        )  # as best does
         recipe |= {"logging": {"every": 1}, "hardware": {"checkpoint_every": None}}
     return recipe
 
@@ -194,10 +241,18 @@ def run_lmkit(name: str, place: Place) -> dict[str, Any]:
     recipe.write_text(json.dumps(recipe_of(name, place)))  # JSON is YAML
     command = COMMANDS.get(name, "finetune")
     log, path = out / "log.jsonl", place.root / f"{name}-lmkit.log"
-    found = timed(["-m", "lmkit", command, str(recipe), "-o", str(out)], place, path, until=log if name == "startup" else None)
+    found = timed(
+        ["-m", "lmkit", command, str(recipe), "-o", str(out)],
+        place,
+        path,
+        until=log if name == "startup" else None,
+    )
     if command == "eval":
         (metrics,) = out.glob("**/metrics.json")
-        rows = [json.loads(line) for line in (metrics.parent / "predictions.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (metrics.parent / "predictions.jsonl").read_text().splitlines()
+        ]
         answers = [row["prediction"] for row in rows]
         told = json.loads(metrics.read_text())
         cut = statistics.mean(bool(row.get("truncated")) for row in rows)
@@ -241,10 +296,14 @@ def run_peer(name: str, side: str, place: Place) -> dict[str, Any]:
     return found | json.loads(out.read_text())
 
 
-def result_of(name: str, found: dict[str, Any], side: str, place: Place, mean: dict[str, float]) -> dict[str, Any]:
+def result_of(
+    name: str, found: dict[str, Any], side: str, place: Place, mean: dict[str, float]
+) -> dict[str, Any]:
     """What is compared of one run: ``rate`` (in the bench's unit), tokens a second, padding, FLOP/s, memory."""
     bench = BENCHES[name]
-    result = {key: found.get(key) for key in ("command_seconds", "memory", "loss", "answers", "truncated")}
+    result = {
+        key: found.get(key) for key in ("command_seconds", "memory", "loss", "answers", "truncated")
+    }
     if name == "startup":
         return result | {"seconds": found["first"], "rate": 1 / found["first"]}
     if name == "tokenize":
@@ -256,19 +315,32 @@ def result_of(name: str, found: dict[str, Any], side: str, place: Place, mean: d
     else:
         seconds = found["times"][-1] - found["times"][WARM_UP - 1]
         counts = found["counts"][WARM_UP:]
-        rows, tokens, slots = bench.batch * len(counts), sum(c[0] for c in counts), sum(c[1] for c in counts)
+        rows, tokens, slots = (
+            bench.batch * len(counts),
+            sum(c[0] for c in counts),
+            sum(c[1] for c in counts),
+        )
         padding = 1 - tokens / slots
         if name == "translation" and side == "lmkit":
             tokens *= mean["tokens"] / mean["source"]  # its log counts the source
         flops_tokens = tokens
-    result |= {"seconds": seconds, "padding": padding, "tokens_per_second": tokens / seconds, "rows_per_second": rows / seconds}
+    result |= {
+        "seconds": seconds,
+        "padding": padding,
+        "tokens_per_second": tokens / seconds,
+        "rows_per_second": rows / seconds,
+    }
     if name != "generate":  # what beams compute is no function of the rows
         size = json.loads((place.inputs / bench.model / "sizes.json").read_text())
         length = mean["seen"] if bench.task in ("mlm", "clm") else mean["source"]
-        flops = useful_flops(size, bench.task, tokens=flops_tokens, length=length, training=name != "eval")
+        flops = useful_flops(
+            size, bench.task, tokens=flops_tokens, length=length, training=name != "eval"
+        )
         result["flops_per_second"] = flops / seconds
     if bench.unit == "rows" and name not in ("eval", "generate"):
-        rows = tokens / mean["tokens"]  # of mean length: a side that groups by length takes the longest rows first
+        rows = (
+            tokens / mean["tokens"]
+        )  # of mean length: a side that groups by length takes the longest rows first
     return result | {"rate": (tokens if bench.unit == "tokens" else rows) / seconds}
 
 
@@ -284,7 +356,9 @@ def mean_tokens(name: str, place: Place) -> dict[str, float]:
     return {"source": source, "tokens": source + written, "seen": seen(lengths, bench.length)}
 
 
-def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    name: str, place: Place, *, pairs: int, seconds: float, machine: dict[str, Any]
+) -> dict[str, Any]:
     bench = BENCHES[name]
     mean = mean_tokens(name, place)
     if name == "startup":
@@ -297,12 +371,29 @@ def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dic
     for _ in range(pairs):
         rounds.append({})
         for side in SIDES:
-            run = run_peer(name, side, place) if side != "lmkit" or name == "tokenize" else run_lmkit(name, place)
+            run = (
+                run_peer(name, side, place)
+                if side != "lmkit" or name == "tokenize"
+                else run_lmkit(name, place)
+            )
             rounds[-1][side] = result_of(name, run, side, place, mean)
             told = rounds[-1][side]
-            print(f"{name:15} {side:7} {told['rate']:10.1f} {bench.unit}/s, {told['memory'] / 1e9:.2f} GB", file=sys.stderr)
-    found: dict[str, Any] = {"name": name, "what": bench.what, "unit": bench.unit, "steps": place.steps, "machine": machine}
-    found["targets"] = {side: target for side, target in zip(SIDES[1:], bench.targets or (None, None), strict=True) if target}
+            print(
+                f"{name:15} {side:7} {told['rate']:10.1f} {bench.unit}/s, {told['memory'] / 1e9:.2f} GB",
+                file=sys.stderr,
+            )
+    found: dict[str, Any] = {
+        "name": name,
+        "what": bench.what,
+        "unit": bench.unit,
+        "steps": place.steps,
+        "machine": machine,
+    }
+    found["targets"] = {
+        side: target
+        for side, target in zip(SIDES[1:], bench.targets or (None, None), strict=True)
+        if target
+    }
     for side in SIDES[1:]:
         found[side] = {"ratio": ratios(rounds, side)}
         if rounds[0]["lmkit"]["memory"] and rounds[0][side]["memory"]:
@@ -310,7 +401,9 @@ def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dic
         ours, theirs = rounds[-1]["lmkit"]["answers"], rounds[-1][side]["answers"]
         if ours:
             asked = [str(answer) for answer in theirs]
-            found[side]["same_answers"] = statistics.mean(a == b for a, b in zip(ours, asked, strict=True))
+            found[side]["same_answers"] = statistics.mean(
+                a == b for a, b in zip(ours, asked, strict=True)
+            )
     for side in SIDES:
         keys = (
             "rate",
@@ -324,8 +417,12 @@ def measure(name: str, place: Place, *, pairs: int, seconds: float, machine: dic
             "flops_per_second",
             "truncated",
         )
-        known = {key: [r[side][key] for r in rounds if r[side].get(key) is not None] for key in keys}
-        found.setdefault(side, {}).update({key: statistics.median(values) for key, values in known.items() if values})
+        known = {
+            key: [r[side][key] for r in rounds if r[side].get(key) is not None] for key in keys
+        }
+        found.setdefault(side, {}).update(
+            {key: statistics.median(values) for key, values in known.items() if values}
+        )
         dtype = "bf16" if place.bf16 and side != "script" else "fp32"
         if "flops_per_second" in found[side]:
             found[side]["share_of_peak"] = found[side]["flops_per_second"] / machine["peak"][dtype]
@@ -337,17 +434,33 @@ def translator(place: Place, minutes: float) -> None:
     if (place.inputs / "translator" / "config.json").is_file():
         return
     recipe = recipe_of("translation", Place(place.root, steps=1))
-    recipe["train"] = {"max_minutes": minutes, "batch_size": 64, "learning_rate": 1.5e-3, "warmup": 0.1, "dropout": 0.0}
+    recipe["train"] = {
+        "max_minutes": minutes,
+        "batch_size": 64,
+        "learning_rate": 1.5e-3,
+        "warmup": 0.1,
+        "dropout": 0.0,
+    }
     (place.root / "translator.yaml").write_text(json.dumps(recipe))
     run = place.root / "translator"
-    command = ["-m", "lmkit", "finetune", str(place.root / "translator.yaml"), "-o", str(run), "--overwrite"]
+    command = [
+        "-m",
+        "lmkit",
+        "finetune",
+        str(place.root / "translator.yaml"),
+        "-o",
+        str(run),
+        "--overwrite",
+    ]
     timed(command, place, place.root / "translator.log")
     shutil.copytree(run / "model", place.inputs / "translator")
     shutil.copy(place.inputs / "marian" / "sizes.json", place.inputs / "translator")
 
 
 def machine_of(place: Place) -> dict[str, Any]:
-    (place.root / "spec.json").write_text(json.dumps({"side": "peak", "out": str(place.root / "peak.json")}))
+    (place.root / "spec.json").write_text(
+        json.dumps({"side": "peak", "out": str(place.root / "peak.json")})
+    )
     timed([str(HERE / "peer.py"), str(place.root / "spec.json")], place, place.root / "peak.log")
     peak = json.loads((place.root / "peak.json").read_text())
     name, has = chip()
@@ -415,12 +528,20 @@ def profile(name: str, place: Place) -> str:
 
     Of training the steps after the warm-up; of evaluation, generation and startup the whole command.
     """
-    out, recipe, page = place.root / "lmkit", place.root / f"{name}.yaml", place.root / f"{name}-profile.txt"
+    out, recipe, page = (
+        place.root / "lmkit",
+        place.root / f"{name}.yaml",
+        place.root / f"{name}-profile.txt",
+    )
     shutil.rmtree(out, ignore_errors=True)
     recipe.write_text(json.dumps(recipe_of(name, place)))
     whole = name in ("eval", "generate", "startup")
     code = PROFILED.format(out=str(page), whole=whole, first=WARM_UP, last=place.steps, kinds=KINDS)
-    timed(["-c", code, COMMANDS.get(name, "finetune"), str(recipe), "-o", str(out)], place, place.root / "profile.log")
+    timed(
+        ["-c", code, COMMANDS.get(name, "finetune"), str(recipe), "-o", str(out)],
+        place,
+        place.root / "profile.log",
+    )
     return page.read_text()
 
 
@@ -443,12 +564,28 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             return " / ".join("-" if value is None else format(value, form) for value in values)
 
         rates = [
-            f"{bench[side]['seconds']:.2f} s" if bench["unit"] == "runs" else f"{bench[side]['rate']:,.0f} {bench['unit']}/s"
+            f"{bench[side]['seconds']:.2f} s"
+            if bench["unit"] == "runs"
+            else f"{bench[side]['rate']:,.0f} {bench['unit']}/s"
             for side in SIDES
         ]
-        targets = [f"{bench['targets'][side]:.2f}x" if side in bench["targets"] else "" for side in SIDES[1:]]
-        memory = " / ".join(f"{bench[side]['memory_ratio']:.2f}x" if "memory_ratio" in bench[side] else "-" for side in SIDES[1:])
-        cells = [bench["what"], ratio("script"), targets[0], ratio("best"), targets[1], *rates, memory]
+        targets = [
+            f"{bench['targets'][side]:.2f}x" if side in bench["targets"] else ""
+            for side in SIDES[1:]
+        ]
+        memory = " / ".join(
+            f"{bench[side]['memory_ratio']:.2f}x" if "memory_ratio" in bench[side] else "-"
+            for side in SIDES[1:]
+        )
+        cells = [
+            bench["what"],
+            ratio("script"),
+            targets[0],
+            ratio("best"),
+            targets[1],
+            *rates,
+            memory,
+        ]
         cells += [each("padding", ".0%"), each("share_of_peak", ".0%"), each("loss", ".3f")]
         lines.append("| " + " | ".join(cells) + " |")
     for bench in found:
@@ -463,7 +600,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def described(machine: dict[str, Any]) -> str:
     """What ``machine_of`` found, in a line."""
-    peak = ", ".join(f"{machine['peak'][dtype] / 1e9:,.0f} GFLOP/s in {dtype}" for dtype in ("fp32", "bf16"))
+    peak = ", ".join(
+        f"{machine['peak'][dtype] / 1e9:,.0f} GFLOP/s in {dtype}" for dtype in ("fp32", "bf16")
+    )
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
     has = ", ".join(machine["has"])
     return f"{machine['cores']} cores ({machine['cpu']}; {has}), {machine['date']}, {versions}, matrix products {peak}"
@@ -495,15 +634,28 @@ def remembered(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", default=os.environ.get("BENCH", ""), help="names with commas: " + ", ".join([*BENCHES, *MORE]))
+    parser.add_argument(
+        "--only",
+        default=os.environ.get("BENCH", ""),
+        help="names with commas: " + ", ".join([*BENCHES, *MORE]),
+    )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of lmkit's loop")
     parser.add_argument("--rows", type=int, help="no more rows than these")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training the translator of generate, once")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--docs", action="store_true", help="write the page from what was measured, and measure nothing")
     parser.add_argument(
-        "--profile", metavar="NAME", choices=set(BENCHES) - {"tokenize"}, help="where 20 steps of lmkit's side spend their time"
+        "--minutes", type=float, default=4.0, help="of training the translator of generate, once"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write the page from what was measured, and measure nothing",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        choices=set(BENCHES) - {"tokenize"},
+        help="where 20 steps of lmkit's side spend their time",
     )
     given = parser.parse_args()
     root = given.out.resolve()
@@ -516,18 +668,39 @@ def main() -> None:
         print(profile(given.profile, Place(root, steps=20, rows=given.rows)))
         return
     if not given.docs and (chosen := [name for name in names if name in BENCHES]):
-        measure_all(chosen, Place(root, rows=given.rows), pairs=given.pairs, seconds=given.seconds, minutes=given.minutes)
-    done = [json.loads(path.read_text()) for name in BENCHES if (path := root / f"{name}.json").is_file()]
+        measure_all(
+            chosen,
+            Place(root, rows=given.rows),
+            pairs=given.pairs,
+            seconds=given.seconds,
+            minutes=given.minutes,
+        )
+    done = [
+        json.loads(path.read_text())
+        for name in BENCHES
+        if (path := root / f"{name}.json").is_file()
+    ]
     if given.docs and (kept := remembered(done)):
         publish("speed", section(kept), docs=True)
     elif shown := [bench for bench in done if bench["name"] in names]:
         publish("speed", section(shown), docs=False)
     for name in names:
         if name in MORE:
-            subprocess.run([sys.executable, str(HERE / MORE[name]), "--out", str(root), *["--docs"] * given.docs], check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    str(HERE / MORE[name]),
+                    "--out",
+                    str(root),
+                    *["--docs"] * given.docs,
+                ],
+                check=True,
+            )
 
 
-def measure_all(names: Sequence[str], place: Place, *, pairs: int, seconds: float, minutes: float) -> None:
+def measure_all(
+    names: Sequence[str], place: Place, *, pairs: int, seconds: float, minutes: float
+) -> None:
     timed([str(HERE / "inputs.py"), str(place.inputs)], place, place.root / "inputs.log")
     machine = machine_of(place)
     place = replace(place, bf16=computes_in_bf16(machine))

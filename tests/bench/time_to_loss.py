@@ -88,12 +88,21 @@ def make(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {split: gzip.decompress((SAMPLES / f"{split}.txt.gz").read_bytes()).decode() for split in ("train", "validation")}
+    pages = {
+        split: gzip.decompress((SAMPLES / f"{split}.txt.gz").read_bytes()).decode()
+        for split in ("train", "validation")
+    }
     for task in WHAT:
-        special = inputs.SPECIAL["encoder"] if task == "mlm" else {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"}
+        special = (
+            inputs.SPECIAL["encoder"]
+            if task == "mlm"
+            else {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"}
+        )
         fast = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
         fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        learn = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False)
+        learn = trainers.WordPieceTrainer(
+            vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False
+        )
         fast.train_from_iterator(pages["train"].splitlines(), learn)
         form = "[CLS] $A [SEP]" if task == "mlm" else "<s> $A"
         marks = [(mark, fast.token_to_id(mark)) for mark in form.split() if mark != "$A"]
@@ -104,22 +113,39 @@ def make(folder: Path) -> None:
             rows = [{"text": text} for text in texts(zip(words, counts, strict=True), size)]
             inputs._write(folder / f"time-{task}-{split}.jsonl", rows)
         fast.post_processor = processors.TemplateProcessing(single=form, special_tokens=marks)
-        names = ["input_ids", "token_type_ids", "attention_mask"] if task == "mlm" else ["input_ids", "attention_mask"]
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, model_input_names=names, **special)
-        shared = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **inputs.MINI}
+        names = (
+            ["input_ids", "token_type_ids", "attention_mask"]
+            if task == "mlm"
+            else ["input_ids", "attention_mask"]
+        )
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=fast, model_input_names=names, **special
+        )
+        shared = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            **inputs.MINI,
+        }
         if task == "mlm":
             config = transformers.BertConfig(intermediate_size=1024, **shared)
         else:
             ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": None}
             config = transformers.LlamaConfig(**inputs.LLAMA, **shared, **ends)
-        inputs.save(folder / f"time-{task}", "BertForMaskedLM" if task == "mlm" else "LlamaForCausalLM", config, tokenizer)
+        inputs.save(
+            folder / f"time-{task}",
+            "BertForMaskedLM" if task == "mlm" else "LlamaForCausalLM",
+            config,
+            tokenizer,
+        )
 
 
 def recipe_of(task: str, place: speed.Place, *, evaluations: int = 0) -> dict[str, Any]:
     """lmkit's recipe of so many steps, with the rate and the batch of the speed bench."""
     recipe = speed.recipe_of(task, place)
     recipe["model"] = {"base": str(place.inputs / f"time-{task}")}
-    files = {split: str(place.inputs / f"time-{task}-{split}.jsonl") for split in ("train", "validation")}
+    files = {
+        split: str(place.inputs / f"time-{task}-{split}.jsonl") for split in ("train", "validation")
+    }
     recipe["data"] = {"max_length": speed.BENCHES[task].length, "train": files["train"]}
     if evaluations:
         recipe["data"]["validation"] = files["validation"]
@@ -133,13 +159,21 @@ def run_lmkit(task: str, place: speed.Place, *, evaluations: int = 0) -> list[di
     out, recipe = place.root / f"time-{task}-lmkit", place.root / f"time-{task}.yaml"
     shutil.rmtree(out, ignore_errors=True)
     recipe.write_text(json.dumps(recipe_of(task, place, evaluations=evaluations)))
-    speed.timed(["-m", "lmkit", "pretrain", str(recipe), "-o", str(out)], place, place.root / f"time-{task}-lmkit.log")
+    speed.timed(
+        ["-m", "lmkit", "pretrain", str(recipe), "-o", str(out)],
+        place,
+        place.root / f"time-{task}-lmkit.log",
+    )
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def run_peer(task: str, place: speed.Place, *, save: Path | None = None) -> dict[str, Any]:
     """Seconds of the first to the last step, and of one step once it is warm."""
-    bench, recipe, out = speed.BENCHES[task], recipe_of(task, place), place.root / f"time-{task}-peer.json"
+    bench, recipe, out = (
+        speed.BENCHES[task],
+        recipe_of(task, place),
+        place.root / f"time-{task}-peer.json",
+    )
     spec = {
         "bench": task, "side": "best", "inputs": str(place.inputs), "model": recipe["model"]["base"], "out": str(out),
         "data": recipe["data"]["train"], "rows": None, "batch": bench.batch, "length": bench.length, "steps": place.steps,
@@ -147,7 +181,11 @@ def run_peer(task: str, place: speed.Place, *, save: Path | None = None) -> dict
     }  # fmt: skip
     spec |= {"save": str(save)} if save else {}
     (place.root / "spec.json").write_text(json.dumps(spec))
-    speed.timed([str(speed.HERE / "peer.py"), str(place.root / "spec.json")], place, place.root / f"time-{task}-peer.log")
+    speed.timed(
+        [str(speed.HERE / "peer.py"), str(place.root / "spec.json")],
+        place,
+        place.root / f"time-{task}-peer.log",
+    )
     found = json.loads(out.read_text())
     times = found["times"]
     step = (times[-1] - times[speed.WARM_UP - 1]) / (len(times) - speed.WARM_UP)
@@ -157,7 +195,12 @@ def run_peer(task: str, place: speed.Place, *, save: Path | None = None) -> dict
 def loss_of(task: str, model: Path, place: speed.Place) -> float:
     """The validation loss of a model that was saved, by ``lmkit eval``."""
     recipe, out = recipe_of(task, place, evaluations=1), place.root / f"time-{task}-eval"
-    recipe = {"task": task, "model": {"base": str(model)}, "data": recipe["data"], "eval": recipe["eval"]}
+    recipe = {
+        "task": task,
+        "model": {"base": str(model)},
+        "data": recipe["data"],
+        "eval": recipe["eval"],
+    }
     del recipe["data"]["train"]
     shutil.rmtree(out, ignore_errors=True)
     (place.root / f"time-{task}-eval.yaml").write_text(json.dumps(recipe))
@@ -167,13 +210,18 @@ def loss_of(task: str, model: Path, place: speed.Place) -> float:
     return float(json.loads(metrics.read_text())["loss"])
 
 
-def measure(task: str, place: speed.Place, *, minutes: float, machine: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    task: str, place: speed.Place, *, minutes: float, machine: dict[str, Any]
+) -> dict[str, Any]:
     few = replace(place, steps=speed.WARM_UP + 5)
     steps = max(few.steps, round(minutes * 60 / run_peer(task, few)["step"]))
     saved = place.root / f"time-{task}-peer"
     peer = run_peer(task, replace(place, steps=steps), save=saved)
     peer |= {"steps": steps, "loss": loss_of(task, saved, place)}
-    print(f"{task}: the peer's loss is {peer['loss']:.4f} after {steps} steps, {peer['seconds']:.0f} s", file=sys.stderr)
+    print(
+        f"{task}: the peer's loss is {peer['loss']:.4f} after {steps} steps, {peer['seconds']:.0f} s",
+        file=sys.stderr,
+    )
     lines = run_lmkit(task, few)
     warm = [line["seconds"] for line in lines if "tokens" in line]
     step = (warm[-1] - warm[speed.WARM_UP - 1]) / (len(warm) - speed.WARM_UP)
@@ -183,16 +231,29 @@ def measure(task: str, place: speed.Place, *, minutes: float, machine: dict[str,
         points = curve(run_lmkit(task, replace(place, steps=ours), evaluations=EVALUATIONS))
         seconds = reached(points, peer["loss"])
         tried.append({"share": share, "steps": ours, "curve": points, "seconds": seconds})
-        print(f"{task}: lmkit's loss is {points[-1][1]:.4f} after {ours} steps, {points[-1][0]:.0f} s", file=sys.stderr)
+        print(
+            f"{task}: lmkit's loss is {points[-1][1]:.4f} after {ours} steps, {points[-1][0]:.0f} s",
+            file=sys.stderr,
+        )
         if seconds is not None:
             break
     ratio = None if seconds is None else seconds / peer["seconds"]
-    return {"name": f"time-{task}", "what": WHAT[task], "machine": machine, "peer": peer, "tried": tried, "ratio": ratio}
+    return {
+        "name": f"time-{task}",
+        "what": WHAT[task],
+        "machine": machine,
+        "peer": peer,
+        "tried": tried,
+        "ratio": ratio,
+    }
 
 
 def section(found: Sequence[dict[str, Any]]) -> str:
     """The text of the page."""
-    on = {bench["name"]: "{cores} cores ({cpu}), {date}".format_map(bench["machine"]) for bench in found}
+    on = {
+        bench["name"]: "{cores} cores ({cpu}), {date}".format_map(bench["machine"])
+        for bench in found
+    }
     lines = [
         "| work | the peer's loss | its time | lmkit's time to it | share | target | lmkit's last loss, time |",
         "|---|---|---|---|---|---|---|",
@@ -222,7 +283,11 @@ def main() -> None:
     parser.add_argument("--only", default="mlm,clm")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the peer's training")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--docs", action="store_true", help="write the page from what was measured, and measure nothing")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write the page from what was measured, and measure nothing",
+    )
     given = parser.parse_args()
     place = speed.Place(given.out.resolve())
     if not given.docs:
@@ -232,7 +297,11 @@ def main() -> None:
         for task in given.only.split(","):
             found = measure(task, place, minutes=given.minutes, machine=machine)
             (place.root / f"time-{task}.json").write_text(json.dumps(found, indent=1) + "\n")
-    done = [json.loads(path.read_text()) for task in WHAT if (path := place.root / f"time-{task}.json").is_file()]
+    done = [
+        json.loads(path.read_text())
+        for task in WHAT
+        if (path := place.root / f"time-{task}.json").is_file()
+    ]
     if done:
         publish("time", section(done), docs=given.docs)
 

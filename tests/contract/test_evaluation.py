@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
+from lmkit.batch import IGNORE, MODEL_INPUTS
 from lmkit.evaluation.evaluate import evaluate_split, mean_loss, measure, predict_records
-from lmkit.tasks.base import IGNORE, MODEL_INPUTS
 from lmkit.tasks.registry import TASKS
 
 ROWS = 16
@@ -71,7 +71,9 @@ def subject(tiny: Any) -> Any:
             encoded = prepared.encoded["validation"]
             budgets = {rows: rows * max(encoded.pieces.column("length")) for rows in (1, 4, 16)}
             records = {
-                rows: list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=budget))
+                rows: list(
+                    predict_records(model, prepared.task, encoded, tiny.accelerator, budget=budget)
+                )
                 for rows, budget in budgets.items()
             }
             made[task] = Subject(model, prepared.task, encoded, budgets, records)
@@ -83,7 +85,11 @@ def subject(tiny: Any) -> Any:
 @pytest.mark.parametrize("task", KINDS)
 def test_records_come_once_in_file_order_whatever_the_batches(subject: Any, task: str) -> None:
     found = subject(task)
-    inputs = [field.name for field in found.task.fields_of(found.task.recipe, found.task.facts, None) if not field.gold]
+    inputs = [
+        field.name
+        for field in found.task.fields_of(found.task.recipe, found.task.facts, None)
+        if not field.gold
+    ]
     for records in found.records.values():
         assert [record["id"] for record in records] == list(range(ROWS))
         for record, row in zip(records, found.encoded.rows, strict=True):
@@ -105,10 +111,12 @@ def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str
     found = subject(task)
     expected = one_by_one(found.model, found.task, found.encoded)
     for rows, budget in found.budgets.items():
-        assert mean_loss(found.model, found.task, found.encoded, tiny.accelerator, budget=budget) == pytest.approx(
+        assert mean_loss(
+            found.model, found.task, found.encoded, tiny.accelerator, budget=budget
+        ) == pytest.approx(expected, rel=1e-6)
+        assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(
             expected, rel=1e-6
         )
-        assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(expected, rel=1e-6)
 
 
 def one_by_one(model: Any, task: Any, encoded: Any) -> float:
@@ -125,11 +133,21 @@ def one_by_one(model: Any, task: Any, encoded: Any) -> float:
                 logits = model(**inputs).logits.flatten(0, -2).double()
             labels = batch["labels"]
             if getattr(task, "kind", None) == "multi_label":
-                total += weight * binary_cross_entropy_with_logits(logits, labels.double(), reduction="sum").item()
+                total += (
+                    weight
+                    * binary_cross_entropy_with_logits(
+                        logits, labels.double(), reduction="sum"
+                    ).item()
+                )
             elif getattr(task, "kind", None) == "regression":
                 total += weight * mse_loss(logits, labels.double(), reduction="sum").item()
             else:
-                total += weight * cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum").item()
+                total += (
+                    weight
+                    * cross_entropy(
+                        logits, labels.flatten(), ignore_index=IGNORE, reduction="sum"
+                    ).item()
+                )
             items += weight * int((labels != IGNORE).sum())
     return total / items
 
@@ -139,7 +157,9 @@ def test_perplexity_and_bits_per_byte_follow_from_the_loss(subject: Any, task: s
     found = subject(task)
     loss = one_by_one(found.model, found.task, found.encoded)
     texts = [row["text"] for row in found.encoded.rows]
-    tokens = sum(len(found.task.tokenizer(text)["input_ids"]) + 1 for text in texts)  # the end mark is predicted too
+    tokens = sum(
+        len(found.task.tokenizer(text)["input_ids"]) + 1 for text in texts
+    )  # the end mark is predicted too
     for records in found.records.values():
         values = measure(records, found.task, seconds=0).statistics.values()
         assert math.log(values["perplexity"]) == pytest.approx(loss, abs=1e-6)
@@ -149,7 +169,9 @@ def test_perplexity_and_bits_per_byte_follow_from_the_loss(subject: Any, task: s
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_what_is_written_is_what_the_contract_says(tiny: Any, subject: Any, task: str, tmp_path: Path) -> None:
+def test_what_is_written_is_what_the_contract_says(
+    tiny: Any, subject: Any, task: str, tmp_path: Path
+) -> None:
     of = subject(task)
     its_task, options = of.task, of.task.recipe.eval
     found = evaluate_split(
@@ -190,12 +212,20 @@ def test_rows_without_gold_are_read_and_answered(subject: Any, task: str) -> Non
     """The same encoding and prediction in evaluation and in ``lmkit predict``."""
     found = subject(task)
     gold = {field.name for field in found.task.fields if field.gold}
-    rows = [{name: value for name, value in row.items() if name not in gold} for row in found.encoded.rows[:3]]
+    rows = [
+        {name: value for name, value in row.items() if name not in gold}
+        for row in found.encoded.rows[:3]
+    ]
     columns = found.task.encode(rows)
     assert {len(values) for values in columns.values()} == {len(columns["row"])}
-    pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+    pieces = [
+        {name: values[i] for name, values in columns.items()} | {"piece": i}
+        for i in range(len(columns["row"]))
+    ]
     with torch.inference_mode():
-        parts = found.task.predict(found.model, found.task.collate([[piece] for piece in pieces]), pieces)
+        parts = found.task.predict(
+            found.model, found.task.collate([[piece] for piece in pieces]), pieces
+        )
     by_row: list[list[dict[str, Any]]] = [[] for _ in rows]
     for piece, part in zip(pieces, parts, strict=True):
         by_row[piece["row"]].append(part)
@@ -219,6 +249,10 @@ def test_a_batch_is_what_its_pieces_are(tiny: Any, task: str) -> None:
             alone = its_task.collate([[piece]], epoch=3)
             for key, value in alone.items():
                 mine = together[key][row]
-                assert mine[: value[0].numel()].tolist() == value[0].tolist() if value[0].ndim else mine == value[0]
+                assert (
+                    mine[: value[0].numel()].tolist() == value[0].tolist()
+                    if value[0].ndim
+                    else mine == value[0]
+                )
             row += 1
     assert row == len(together["labels"])

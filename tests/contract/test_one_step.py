@@ -12,15 +12,21 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.batch import IGNORE, MODEL_INPUTS
 from lmkit.data.plan import Plan
-from lmkit.models.unpadding import choose_packing
-from lmkit.tasks.base import IGNORE, MODEL_INPUTS
+from lmkit.fast.unpadding import choose_packing
 from lmkit.tasks.registry import TASKS, task_class
 from lmkit.train.loop import Step, StepBatches, train_steps
 
 # the rows of the table in docs/correctness.md
-FAMILIES: dict[str, tuple[str, ...]] = run_path(str(Path(__file__).parents[2] / "docs" / "make_correctness.py"))["FAMILIES"]
-CASES = [(task, architecture) for task in TASKS for architecture in FAMILIES.get(task, (task_class(task).family,))]
+FAMILIES: dict[str, tuple[str, ...]] = run_path(
+    str(Path(__file__).parents[2] / "docs" / "make_correctness.py")
+)["FAMILIES"]
+CASES = [
+    (task, architecture)
+    for task in TASKS
+    for architecture in FAMILIES.get(task, (task_class(task).family,))
+]
 CASES += [(kind, "bert") for kind in ("multi_label", "pairs", "regression")]
 BATCH = 3  # the last step of the epoch takes what is left
 ALL_AT_ONCE = 10**6
@@ -30,15 +36,24 @@ class Recorder(torch.optim.SGD):
     """Keeps the gradients and changes nothing."""
 
     def step(self, closure: Any = None) -> None:
-        self.gradients = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.gradients = [
+            p.grad.clone()
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
 
 
-def steps_of(tiny: Any, recipe: Any, model: Any, *, budget: int, packing: Any = None) -> list[tuple[Step, list[torch.Tensor]]]:
+def steps_of(
+    tiny: Any, recipe: Any, model: Any, *, budget: int, packing: Any = None
+) -> list[tuple[Step, list[torch.Tensor]]]:
     """The steps of an epoch with their gradients, through the training loop."""
     prepared = tiny.prepared(recipe)
     encoded = prepared.encoded["train"]
     plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(encoded, plan, prepared.task, rank=0, ranks=1, budget=budget, packed=packing is not None)
+    batches = StepBatches(
+        encoded, plan, prepared.task, rank=0, ranks=1, budget=budget, packed=packing is not None
+    )
     accelerator = tiny.accelerator
     model, optimizer = accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
     steps = train_steps(
@@ -57,7 +72,9 @@ def steps_of(tiny: Any, recipe: Any, model: Any, *, budget: int, packing: Any = 
     return [(step, optimizer.optimizer.gradients) for step in steps]
 
 
-def assert_same(left: list[tuple[Step, list[torch.Tensor]]], right: list[tuple[Step, list[torch.Tensor]]]) -> None:
+def assert_same(
+    left: list[tuple[Step, list[torch.Tensor]]], right: list[tuple[Step, list[torch.Tensor]]]
+) -> None:
     for (one, its_gradients), (other, other_gradients) in zip(left, right, strict=True):
         assert one.items == other.items
         torch.testing.assert_close(one.loss, other.loss, atol=1e-5, rtol=1e-5)
@@ -93,18 +110,28 @@ def whole(tiny: Any) -> Any:
     """The steps of an epoch, each as one micro-batch, with the model they leave unchanged."""
     made: dict[tuple[str, str], Any] = {}
 
-    def find(task: str, architecture: str) -> tuple[Any, Any, list[tuple[Step, list[torch.Tensor]]]]:
+    def find(
+        task: str, architecture: str
+    ) -> tuple[Any, Any, list[tuple[Step, list[torch.Tensor]]]]:
         if (task, architecture) not in made:
-            recipe = tiny.recipe(task, architecture, train={"batch_size": BATCH, "max_grad_norm": 1e9})
+            recipe = tiny.recipe(
+                task, architecture, train={"batch_size": BATCH, "max_grad_norm": 1e9}
+            )
             model = tiny.model(recipe)
-            made[task, architecture] = recipe, model, steps_of(tiny, recipe, model, budget=ALL_AT_ONCE)
+            made[task, architecture] = (
+                recipe,
+                model,
+                steps_of(tiny, recipe, model, budget=ALL_AT_ONCE),
+            )
         return made[task, architecture]  # type: ignore[no-any-return]
 
     return find
 
 
 @pytest.mark.parametrize(("task", "architecture"), CASES)
-def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(tiny: Any, whole: Any, task: str, architecture: str) -> None:
+def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(
+    tiny: Any, whole: Any, task: str, architecture: str
+) -> None:
     recipe, model, steps = whole(task, architecture)
     assert len(steps) > 1
     assert_same(steps_of(tiny, recipe, model, budget=1), steps)
@@ -114,30 +141,45 @@ def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(tiny: Any, who
 
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "distilbert"])
-def test_what_is_left_between_two_splits_is_rounding(tiny: Any, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_between_two_splits_is_rounding(
+    tiny: Any, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In float64 it is 1e-14 of the gradients of its own step, however much of these cancels out."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # losses are computed in no less than fp32
-    recipe = tiny.recipe("classification", architecture, train={"batch_size": BATCH, "max_grad_norm": 1e9})
+    monkeypatch.setattr(
+        torch.Tensor, "float", torch.Tensor.double
+    )  # losses are computed in no less than fp32
+    recipe = tiny.recipe(
+        "classification", architecture, train={"batch_size": BATCH, "max_grad_norm": 1e9}
+    )
     model = tiny.model(recipe).double()
     splits = (steps_of(tiny, recipe, model, budget=budget) for budget in (ALL_AT_ONCE, 1))
     for (_, gradients), (_, others) in zip(*splits, strict=True):
         largest = max(gradient.abs().max() for gradient in gradients)
-        assert all((mine - its).abs().max() < 1e-11 * largest for mine, its in zip(gradients, others, strict=True))
+        assert all(
+            (mine - its).abs().max() < 1e-11 * largest
+            for mine, its in zip(gradients, others, strict=True)
+        )
 
 
 @pytest.mark.parametrize(("task", "architecture"), CASES)
-def test_loss_and_gradients_are_those_of_hugging_face(tiny: Any, whole: Any, task: str, architecture: str) -> None:
+def test_loss_and_gradients_are_those_of_hugging_face(
+    tiny: Any, whole: Any, task: str, architecture: str
+) -> None:
     recipe, model, steps = whole(task, architecture)
     prepared = tiny.prepared(recipe)
     plan = Plan(len(prepared.encoded["train"]), BATCH, recipe.seed)
     for number, (step, gradients) in enumerate(steps):
-        batch = prepared.task.collate([prepared.encoded["train"].example(int(i)) for i in plan.examples(number)], epoch=0)
+        batch = prepared.task.collate(
+            [prepared.encoded["train"].example(int(i)) for i in plan.examples(number)], epoch=0
+        )
         model.zero_grad()
         if (weights := batch.pop("weight", None)) is None:
             loss = hugging_face_loss(model, batch, task)
         else:  # of the windows of a long text, which together count as one
             each = [
-                hugging_face_loss(model, {key: value[i : i + 1] for key, value in batch.items()}, task)
+                hugging_face_loss(
+                    model, {key: value[i : i + 1] for key, value in batch.items()}, task
+                )
                 for i in range(len(weights))
             ]
             loss = (torch.stack(each) * weights).sum() / weights.sum()

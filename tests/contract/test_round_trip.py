@@ -18,7 +18,12 @@ from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import TASKS
 
-BASES = {"mlm": "mlm", "clm": "clm", "denoise": "denoise", "translation": "translation"}  # the others start from an mlm
+BASES = {
+    "mlm": "mlm",
+    "clm": "clm",
+    "denoise": "denoise",
+    "translation": "translation",
+}  # the others start from an mlm
 ENCODERS = ("bert", "modernbert", "roberta", "distilbert", "electra", "deberta-v2")
 ADAPTED = [
     *(("classification", architecture) for architecture in (*ENCODERS, "gpt2")),
@@ -54,15 +59,21 @@ def logits(model: Any, task: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_a_model_that_was_trained_whole_loads_as_it_was(tiny: Any, task: str, tmp_path: Path) -> None:
+def test_a_model_that_was_trained_whole_loads_as_it_was(
+    tiny: Any, task: str, tmp_path: Path
+) -> None:
     built, its_task, batch = trained(tiny, tiny.recipe(task))
     save_model(built.model, its_task, tmp_path)
     fresh = load_trained(find_model(str(tmp_path)), its_task)
-    torch.testing.assert_close(logits(fresh, its_task, batch), logits(built.model, its_task, batch), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        logits(fresh, its_task, batch), logits(built.model, its_task, batch), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("task", "architecture"), ADAPTED)
-def test_an_adapter_loads_with_every_module_that_is_new(tiny: Any, task: str, architecture: str, tmp_path: Path) -> None:
+def test_an_adapter_loads_with_every_module_that_is_new(
+    tiny: Any, task: str, architecture: str, tmp_path: Path
+) -> None:
     stage = "clm" if architecture == "gpt2" else BASES.get(task, "mlm")
     recipe = tiny.recipe(task, base=tiny.base(stage, architecture), lora={"rank": 4})
     built, its_task, batch = trained(tiny, recipe)
@@ -74,7 +85,9 @@ def test_an_adapter_loads_with_every_module_that_is_new(tiny: Any, task: str, ar
     saved = load_file(tmp_path / "adapter_model.safetensors")
     for name in built.new:
         assert [key for key in saved if f"{name}." in key], f"{name} is not in the adapter"
-    assert sum(p.numel() for p in built.model.parameters() if p.requires_grad) == sum(p.numel() for p in saved.values())
+    assert sum(p.numel() for p in built.model.parameters() if p.requires_grad) == sum(
+        p.numel() for p in saved.values()
+    )
     with built.model.disable_adapter():
         assert (logits(built.model, its_task, batch) - expected).abs().max() > 1e-2
 
@@ -101,11 +114,15 @@ def test_fit_fails_where_the_saved_model_computes_something_else(
 
     monkeypatch.setattr(fit, "save_model", careless)
     recipe = tiny.recipe("classification", base=tiny.base("mlm", "bert"), lora=lora)
-    with pytest.raises(ModelError, match="the saved model computes something else than the trained one"):
+    with pytest.raises(
+        ModelError, match="the saved model computes something else than the trained one"
+    ):
         tiny.fit(recipe)
 
 
-@pytest.mark.parametrize(("task", "stage", "architecture"), [("classification", "mlm", "bert"), ("clm", "clm", "llama")])
+@pytest.mark.parametrize(
+    ("task", "stage", "architecture"), [("classification", "mlm", "bert"), ("clm", "clm", "llama")]
+)
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
 def test_added_tokens_survive_saving(
     tiny: Any, task: str, stage: str, architecture: str, lora: dict[str, int] | None, tmp_path: Path
@@ -126,4 +143,6 @@ def test_added_tokens_survive_saving(
     piece = {name: values[0] for name, values in columns.items()} | {"piece": 0}
     assert set(tokenizer.convert_tokens_to_ids(["Ishmael", "Queequeg"])) <= set(piece["input_ids"])
     batch = its_task.collate([[piece]])
-    torch.testing.assert_close(logits(fresh, its_task, batch), logits(built.model, its_task, batch), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        logits(fresh, its_task, batch), logits(built.model, its_task, batch), atol=1e-6, rtol=0
+    )

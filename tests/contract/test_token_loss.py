@@ -10,12 +10,15 @@ import pytest
 import torch
 import transformers
 
-from lmkit.models import token_loss
+from lmkit.batch import IGNORE
+from lmkit.fast import token_loss
 from lmkit.models.heads import unwrap
-from lmkit.tasks.base import IGNORE
 
 FUSED = [
-    *(("mlm", name) for name in ("bert", "roberta", "modernbert", "distilbert", "deberta-v2", "electra")),
+    *(
+        ("mlm", name)
+        for name in ("bert", "roberta", "modernbert", "distilbert", "deberta-v2", "electra")
+    ),
     *(("clm", name) for name in ("gpt2", "llama", "qwen3", "granite", "cohere")),
     *(("denoise", name) for name in ("t5", "bart")),
     *(("translation", name) for name in ("t5", "marian", "bart", "mbart")),
@@ -34,7 +37,12 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
                 model.train().zero_grad()
                 loss = task.loss(model, batch)
                 (loss / task.items(batch)).backward()
-                ways.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+                ways.append(
+                    (
+                        loss.detach(),
+                        {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+                    )
+                )
                 assert bool(logits) is (not fused or bool(len(ways) - 1))
         return ways[0], ways[1]
 
@@ -57,7 +65,9 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
 
 def batch_of(tiny: Any, recipe: Any, number: int = 3) -> tuple[Any, Any]:
     prepared = tiny.prepared(recipe)
-    return prepared.task, prepared.task.collate([prepared.encoded["train"].example(i) for i in range(number)])
+    return prepared.task, prepared.task.collate(
+        [prepared.encoded["train"].example(i) for i in range(number)]
+    )
 
 
 def assert_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
@@ -67,7 +77,9 @@ def assert_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize(("task", "architecture"), FUSED)
 @pytest.mark.parametrize("way", ["all weights", "lora", "checkpointing", "smoothing"])
-def test_loss_and_gradients_are_those_of_the_logits(tiny: Any, losses: Any, task: str, architecture: str, way: str) -> None:
+def test_loss_and_gradients_are_those_of_the_logits(
+    tiny: Any, losses: Any, task: str, architecture: str, way: str
+) -> None:
     sections: dict[str, Any] = {
         "lora": {"lora": {"rank": 4, "dropout": 0.0}},
         "checkpointing": {"hardware": {"gradient_checkpointing": True}},
@@ -82,16 +94,21 @@ def test_loss_and_gradients_are_those_of_the_logits(tiny: Any, losses: Any, task
                 buffer.normal_()  # as a trained Marian has it
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.1)  # one half of an adapter begins at zero; steep models differ by rounding
+                parameter.normal_(
+                    std=0.1
+                )  # one half of an adapter begins at zero; steep models differ by rounding
     learned, batch = batch_of(tiny, recipe)
     assert (batch["labels"] == IGNORE).any()
     assert_same(*losses(learned, model, batch))
 
 
 @pytest.mark.parametrize(
-    ("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")]
+    ("task", "architecture"),
+    [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")],
 )
-def test_evaluation_has_the_loss_of_the_logits(tiny: Any, monkeypatch: Any, task: str, architecture: str) -> None:
+def test_evaluation_has_the_loss_of_the_logits(
+    tiny: Any, monkeypatch: Any, task: str, architecture: str
+) -> None:
     recipe = tiny.recipe(task, architecture, train={"label_smoothing": 0.1})
     model = tiny.model(recipe)
     learned, batch = batch_of(tiny, recipe)
@@ -100,25 +117,36 @@ def test_evaluation_has_the_loss_of_the_logits(tiny: Any, monkeypatch: Any, task
         monkeypatch.setattr(token_loss, "token_loss", lambda *arguments, **options: None)
         torch.testing.assert_close(without, learned.loss(model, batch), atol=1e-5, rtol=1e-5)
     monkeypatch.undo()
-    learned.loss(model.train(), batch).backward()  # the trial was made in inference mode, and training goes on
+    learned.loss(
+        model.train(), batch
+    ).backward()  # the trial was made in inference mode, and training goes on
 
 
 @pytest.mark.parametrize(
-    ("task", "architecture"), [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")]
+    ("task", "architecture"),
+    [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")],
 )
-def test_a_batch_without_a_label_that_counts_has_no_loss(tiny: Any, task: str, architecture: str) -> None:
+def test_a_batch_without_a_label_that_counts_has_no_loss(
+    tiny: Any, task: str, architecture: str
+) -> None:
     recipe = tiny.recipe(task, architecture)
     model = tiny.model(recipe)
     learned, batch = batch_of(tiny, recipe)
     inputs = learned.inputs(model, batch)
-    loss = token_loss.token_loss(model.train(), inputs, torch.full_like(batch["labels"], IGNORE), label_smoothing=0.0)
+    loss = token_loss.token_loss(
+        model.train(), inputs, torch.full_like(batch["labels"], IGNORE), label_smoothing=0.0
+    )
     assert loss is not None
     assert loss.item() == 0
     loss.backward()
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    assert all(
+        parameter.grad is None or not parameter.grad.any() for parameter in model.parameters()
+    )
 
 
-def test_a_soft_cap_keeps_the_plain_way_also_where_logits_are_too_small_to_show_it(tiny: Any, losses: Any) -> None:
+def test_a_soft_cap_keeps_the_plain_way_also_where_logits_are_too_small_to_show_it(
+    tiny: Any, losses: Any
+) -> None:
     recipe = tiny.recipe("clm", "gemma2")
     model = tiny.model(recipe)
     assert model.config.final_logit_softcapping
@@ -145,7 +173,9 @@ def test_an_adapter_on_the_head_keeps_the_plain_way(tiny: Any, losses: Any) -> N
     task, batch = batch_of(tiny, recipe)
     model = tiny.model(recipe)
     assert task.loss(model, batch).item() > 0  # tried, and found exact
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["lm_head", "q_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    )
     one, other = losses(task, adapted, batch, fused=False)
     assert_same(one, other)
     assert any("lm_head.lora" in name for name in one[1])
@@ -175,7 +205,9 @@ def test_under_autocast_the_products_alone_are_rounded(tiny: Any, losses: Any) -
     assert not torch.equal(one[0], task.loss(tiny.model(recipe), batch).detach())
 
 
-def test_a_new_head_under_an_adapter_needs_no_logits_either(tiny: Any, losses: Any, tmp_path: Any) -> None:
+def test_a_new_head_under_an_adapter_needs_no_logits_either(
+    tiny: Any, losses: Any, tmp_path: Any
+) -> None:
     base = tiny.base("clm", "llama", model={"config": {"tie_word_embeddings": False}})
     transformers.AutoModel.from_pretrained(base).save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)

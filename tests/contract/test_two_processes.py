@@ -38,7 +38,9 @@ def recipe_of(tiny: Any, kind: str, *, processes: int) -> Any:
         "data": {"max_rows": 7},  # the third step of an epoch has one
     }
     if kind == "classification by LoRA":
-        return tiny.recipe("classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.0}, **sections)
+        return tiny.recipe(
+            "classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.0}, **sections
+        )
     if kind == "ner with a CRF":
         return tiny.recipe("ner", tagging={"crf": True}, **sections)
     return tiny.recipe(kind, **sections)
@@ -63,17 +65,26 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
 def test_two_processes_follow_the_curve_of_one(runs: dict[str, tuple[Run, Run]], kind: str) -> None:
     one, two = runs[kind]
     assert (one.manifest["hardware"]["processes"], two.manifest["hardware"]["processes"]) == (1, 2)
-    exact, rounded = ("step", "epoch", "learning_rate", "tokens"), ("loss", "grad_norm", "validation_loss")
+    exact, rounded = (
+        ("step", "epoch", "learning_rate", "tokens"),
+        ("loss", "grad_norm", "validation_loss"),
+    )
     assert [line["step"] for line in one.log_lines() if "loss" in line] == list(range(1, STEPS + 1))
     for mine, theirs in zip(one.log_lines(), two.log_lines(), strict=True):
         assert [mine.get(key) for key in exact] == [theirs.get(key) for key in exact]
-        assert [mine.get(key, 0) for key in rounded] == pytest.approx([theirs.get(key, 0) for key in rounded], abs=1e-5)
+        assert [mine.get(key, 0) for key in rounded] == pytest.approx(
+            [theirs.get(key, 0) for key in rounded], abs=1e-5
+        )
     assert one.manifest["tokens_seen"] == two.manifest["tokens_seen"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_end_with_the_weights_of_one(runs: dict[str, tuple[Run, Run]], kind: str) -> None:
-    mine, theirs = (load_file(run.checkpoints / f"step-{STEPS:08d}" / "model.safetensors") for run in runs[kind])
+def test_two_processes_end_with_the_weights_of_one(
+    runs: dict[str, tuple[Run, Run]], kind: str
+) -> None:
+    mine, theirs = (
+        load_file(run.checkpoints / f"step-{STEPS:08d}" / "model.safetensors") for run in runs[kind]
+    )
     assert mine.keys() == theirs.keys()
     for name, weight in mine.items():
         torch.testing.assert_close(weight, theirs[name], atol=1e-5, rtol=0, msg=name)
@@ -82,21 +93,29 @@ def test_two_processes_end_with_the_weights_of_one(runs: dict[str, tuple[Run, Ru
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_evaluate_every_row_once_in_file_order(runs: dict[str, tuple[Run, Run]], kind: str) -> None:
+def test_two_processes_evaluate_every_row_once_in_file_order(
+    runs: dict[str, tuple[Run, Run]], kind: str
+) -> None:
     mine, theirs = (
         [
             json.loads(line)
-            for line in (run.eval_folder("validation") / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            for line in (run.eval_folder("validation") / "predictions.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
         ]
         for run in runs[kind]
     )
-    assert [record["id"] for record in mine] == [record["id"] for record in theirs] == list(range(7))
+    assert (
+        [record["id"] for record in mine] == [record["id"] for record in theirs] == list(range(7))
+    )
     for one, two in zip(mine, theirs, strict=True):
-        assert [one.get(key) for key in ("text", "source", "tokens", "gold", "prediction", "items")] == [
-            two.get(key) for key in ("text", "source", "tokens", "gold", "prediction", "items")
-        ]
+        assert [
+            one.get(key) for key in ("text", "source", "tokens", "gold", "prediction", "items")
+        ] == [two.get(key) for key in ("text", "source", "tokens", "gold", "prediction", "items")]
         assert one["nll"] == pytest.approx(two["nll"], abs=1e-4)
-    assert runs[kind][0].metrics("validation")["loss"] == pytest.approx(runs[kind][1].metrics("validation")["loss"], abs=1e-5)
+    assert runs[kind][0].metrics("validation")["loss"] == pytest.approx(
+        runs[kind][1].metrics("validation")["loss"], abs=1e-5
+    )
 
 
 def test_the_status_of_a_process_that_fails_is_passed_on_and_signals_mean_what_they_did() -> None:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from lmkit import cli
 from lmkit.commands.train import train
 from lmkit.errors import DataError
-from lmkit.tasks.classification import Classification
+from lmkit.tasks.classification.task import Classification
 from lmkit.train import checkpoint, session, writer
 
 
@@ -71,7 +71,9 @@ def no_room(*_: Any) -> None:
 
 
 if __name__ == "__main__":
-    {"memory": limit_memory, "failure": fail, "disk": fill_disk, "none": lambda: None}[sys.argv[1]]()
+    {"memory": limit_memory, "failure": fail, "disk": fill_disk, "none": lambda: None}[
+        sys.argv[1]
+    ]()
     Accelerator.end_training = lambda self: None  # the process group serves the next recipe too
     for argument in sys.argv[2:]:
         stage, _, recipe = argument.partition("=")

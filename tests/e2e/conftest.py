@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
-GOOD, BAD = ["good", "great", "lovely", "nice", "fine", "happy"], ["bad", "awful", "poor", "sad", "ugly", "mean"]
+GOOD, BAD = (
+    ["good", "great", "lovely", "nice", "fine", "happy"],
+    ["bad", "awful", "poor", "sad", "ugly", "mean"],
+)
 OTHERS = ["😀 très bien", "很好 喜歡", "مرحبا بالعالم", 'said "so", twice', "tab\tin it"]
 
 
@@ -44,7 +47,9 @@ Command = Callable[..., Ended]
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Start the command line in a process (and a process group) of its own; an env value of None unsets."""
 
-    def run(*arguments: str, cwd: Path, env: Mapping[str, str | None] = {}) -> subprocess.Popen[str]:
+    def run(
+        *arguments: str, cwd: Path, env: Mapping[str, str | None] = {}
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "lmkit", *arguments],
             cwd=cwd,
@@ -64,7 +69,9 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 def process(start: Callable[..., subprocess.Popen[str]]) -> Command:
     """Run the command line in a process of its own."""
 
-    def run(*arguments: str, cwd: Path, stdin: str = "", env: Mapping[str, str | None] = {}) -> Ended:
+    def run(
+        *arguments: str, cwd: Path, stdin: str = "", env: Mapping[str, str | None] = {}
+    ) -> Ended:
         running = start(*arguments, cwd=cwd, env=env)
         out, err = running.communicate(stdin, timeout=300)
         return Ended(running.returncode, out, err)
@@ -73,7 +80,9 @@ def process(start: Callable[..., subprocess.Popen[str]]) -> Command:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
     """Run the command line in this process: the same code, without the seconds that starting torch takes."""
     from lmkit import cli, console
 
@@ -90,7 +99,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def opinions(count: int, *, first: int = 0) -> list[dict[str, Any]]:
@@ -99,7 +110,12 @@ def opinions(count: int, *, first: int = 0) -> list[dict[str, Any]]:
     for i in range(first, first + count):
         words = (GOOD, BAD)[i % 2]
         text = " ".join(words[(i * step) % len(words)] for step in (1, 2, 3, 5)) + f" {i}"
-        rows.append({"text": text + (f" {OTHERS[i % 5]}" if i % 7 == 0 else ""), "label": ("pos", "neg")[i % 2]})
+        rows.append(
+            {
+                "text": text + (f" {OTHERS[i % 5]}" if i % 7 == 0 else ""),
+                "label": ("pos", "neg")[i % 2],
+            }
+        )
     return rows
 
 
@@ -107,9 +123,14 @@ def opinions(count: int, *, first: int = 0) -> list[dict[str, Any]]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a user has it: raw text, labelled rows, and a recipe for each of the two stages."""
     folder = tmp_path_factory.mktemp("project")
-    sentences = [f"the {ship} sailed {i} days and saw a whale" for i in range(60) for ship in ("ship", "boat")]
+    sentences = [
+        f"the {ship} sailed {i} days and saw a whale"
+        for i in range(60)
+        for ship in ("ship", "boat")
+    ]
     (folder / "raw.txt").write_text(
-        "\n".join([*sentences, *OTHERS, *(row["text"] for row in opinions(40))]) + "\n", encoding="utf-8"
+        "\n".join([*sentences, *OTHERS, *(row["text"] for row in opinions(40))]) + "\n",
+        encoding="utf-8",
     )
     write_jsonl(folder / "train.jsonl", opinions(80))
     write_jsonl(folder / "validation.jsonl", opinions(20, first=80))

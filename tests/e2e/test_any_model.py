@@ -27,7 +27,10 @@ def run(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "task": "classification",
         "model": {"preset": "bert-nano"},
         "tokenizer": {"train": {"algorithm": "wordpiece", "vocab_size": 300}},
-        "data": {**{split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}, "max_length": 32},
+        "data": {
+            **{split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")},
+            "max_length": 32,
+        },
         "train": {"max_steps": 4, "batch_size": 8},
         "hardware": {"precision": "fp32"},
         "eval": {"resamples": 20},
@@ -42,8 +45,12 @@ def analysis(folder: Path, split: str = "test") -> dict[str, Any]:
     return found
 
 
-def test_rows_seen_in_training_are_counted_and_the_clean_score_stands_beside(run: Path, command: Command, tmp_path: Path) -> None:
-    ended = command("eval", str(run), "eval.temperature=true", "-o", str(tmp_path / "out"), cwd=tmp_path)
+def test_rows_seen_in_training_are_counted_and_the_clean_score_stands_beside(
+    run: Path, command: Command, tmp_path: Path
+) -> None:
+    ended = command(
+        "eval", str(run), "eval.temperature=true", "-o", str(tmp_path / "out"), cwd=tmp_path
+    )
     assert ended.status == 0, ended.err
     found = analysis(tmp_path / "out")
     overlap = found["suspicions"]["overlap"]
@@ -57,14 +64,20 @@ def test_rows_seen_in_training_are_counted_and_the_clean_score_stands_beside(run
     )
 
 
-def test_a_temperature_is_not_fitted_on_what_it_is_measured_on(run: Path, command: Command, tmp_path: Path) -> None:
+def test_a_temperature_is_not_fitted_on_what_it_is_measured_on(
+    run: Path, command: Command, tmp_path: Path
+) -> None:
     ended = command("eval", str(run), "data.test=null", "eval.temperature=true", cwd=tmp_path)
     assert ended.status == 2
     assert "eval.temperature" in ended.err
 
 
-def test_training_data_that_are_gone_stop_nothing(run: Path, command: Command, tmp_path: Path) -> None:
-    ended = command("eval", str(run), "data.train=gone.jsonl", "-o", str(tmp_path / "out"), cwd=tmp_path)
+def test_training_data_that_are_gone_stop_nothing(
+    run: Path, command: Command, tmp_path: Path
+) -> None:
+    ended = command(
+        "eval", str(run), "data.train=gone.jsonl", "-o", str(tmp_path / "out"), cwd=tmp_path
+    )
     assert ended.status == 0, ended.err
     assert "not looked for" in ended.err
     overlap = analysis(tmp_path / "out")["suspicions"]["overlap"]
@@ -81,11 +94,20 @@ def test_a_model_that_lmkit_did_not_make_is_evaluated_with_its_task_and_data(
     shutil.copytree(run / "model", tmp_path / "model", ignore=shutil.ignore_patterns("lmkit.json"))
     if kind == "adapter":
         base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-        get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+        get_peft_model(
+            base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+        ).save_pretrained(tmp_path / "adapter")
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copy(run / "model" / name, tmp_path / "adapter" / name)
-    settings = ["task=classification", f"data.test={run.parent / 'test.jsonl'}", "data.max_length=32", "eval.resamples=20"]
-    ended = command("eval", str(tmp_path / kind), *settings, "-o", str(tmp_path / "out"), "--json", cwd=tmp_path)
+    settings = [
+        "task=classification",
+        f"data.test={run.parent / 'test.jsonl'}",
+        "data.max_length=32",
+        "eval.resamples=20",
+    ]
+    ended = command(
+        "eval", str(tmp_path / kind), *settings, "-o", str(tmp_path / "out"), "--json", cwd=tmp_path
+    )
     assert ended.status == 0, ended.err
     theirs = command("eval", str(run), "-o", str(tmp_path / "own"), "--json", cwd=tmp_path)
     # LoRA begins as no change, so both are the run's own model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmkit.commands import proof
-from lmkit.tasks.mlm import MaskedLanguageModeling
+from lmkit.tasks.mlm.task import MaskedLanguageModeling
 
 
 def test_the_proofs_hold_on_a_recipe(project: Path, command: Any) -> None:
@@ -32,7 +32,9 @@ def test_the_proofs_hold_on_a_recipe(project: Path, command: Any) -> None:
     assert proofs["processes: 2"]["gradients"] > 0
 
 
-def test_a_proof_that_fails_is_said_and_ends_with_1(project: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proof_that_fails_is_said_and_ends_with_1(
+    project: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loss that is averaged within the micro-batch, as in transformers#34191."""
     summed = MaskedLanguageModeling.loss
 
@@ -40,7 +42,9 @@ def test_a_proof_that_fails_is_said_and_ends_with_1(project: Path, command: Any,
         return summed(task, model, batch) / task.items(batch)
 
     monkeypatch.setattr(MaskedLanguageModeling, "loss", averaged)
-    monkeypatch.setattr(proof, "_two_processes", lambda *_: proof.Verdict("processes: 2", None, None, "skipped"))
+    monkeypatch.setattr(
+        proof, "_two_processes", lambda *_: proof.Verdict("processes: 2", None, None, "skipped")
+    )
     ended = command("doctor", "language.yaml", cwd=project)
     assert ended.status == 1
     assert "a proof failed" in ended.err
@@ -49,14 +53,18 @@ def test_a_proof_that_fails_is_said_and_ends_with_1(project: Path, command: Any,
     assert "Traceback" not in ended.err
 
 
-def test_the_machine_is_described_with_the_kernels_that_are_installed(project: Path, command: Any) -> None:
+def test_the_machine_is_described_with_the_kernels_that_are_installed(
+    project: Path, command: Any
+) -> None:
     ended = command("doctor", "--json", cwd=project)
     assert ended.json["kernels"].keys() == {"flash-attn", "liger-kernel"}
 
 
 @pytest.mark.slow
 def test_resuming_is_proven_on_a_recipe(project: Path, command: Any) -> None:
-    ended = command("doctor", "language.yaml", "--resume", "--kills", "2", "--seed", "3", "--json", cwd=project)
+    ended = command(
+        "doctor", "language.yaml", "--resume", "--kills", "2", "--seed", "3", "--json", cwd=project
+    )
     assert (ended.status, ended.json["ok"], ended.json["seed"]) == (0, True, 3)
 
 

@@ -42,7 +42,9 @@ class Story:
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
     found = []
-    for line in (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").is_file() else []:
+    for line in (
+        (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").is_file() else []
+    ):
         try:
             found.append(json.loads(line))
         except ValueError:  # just being written
@@ -50,7 +52,9 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def signal_after(running: subprocess.Popen[str], run: Path, step: int, number: signal.Signals) -> None:
+def signal_after(
+    running: subprocess.Popen[str], run: Path, step: int, number: signal.Signals
+) -> None:
     """Wait until a step is logged, then send the signal."""
     deadline = time.monotonic() + 120
     while running.poll() is None and time.monotonic() < deadline:
@@ -86,18 +90,25 @@ def test_killed_and_resumed_run_has_the_same_weights_bit_for_bit(story: Story) -
 
 def test_resumed_run_logs_the_same_losses_once(story: Story) -> None:
     times = {"tokens_per_second", "seconds", "data_wait"}
-    logs = [[{k: v for k, v in line.items() if k not in times} for line in lines_of(run)] for run in (story.whole, story.broken)]
+    logs = [
+        [{k: v for k, v in line.items() if k not in times} for line in lines_of(run)]
+        for run in (story.whole, story.broken)
+    ]
     assert logs[0] == logs[1]
     assert [line["step"] for line in logs[1] if "loss" in line] == list(range(1, STEPS + 1))
 
 
 def test_resumed_run_counts_all_its_tokens(story: Story) -> None:
-    manifests = [json.loads((run / "manifest.json").read_text()) for run in (story.whole, story.broken)]
+    manifests = [
+        json.loads((run / "manifest.json").read_text()) for run in (story.whole, story.broken)
+    ]
     assert manifests[0]["tokens_seen"] == manifests[1]["tokens_seen"]
     assert manifests[0]["best_step"] == manifests[1]["best_step"]
 
 
-def test_interrupted_run_ends_with_130_after_a_checkpoint_and_says_how_to_go_on(story: Story) -> None:
+def test_interrupted_run_ends_with_130_after_a_checkpoint_and_says_how_to_go_on(
+    story: Story,
+) -> None:
     name, status, err = story.ends[1]
     assert (name, status) == ("SIGINT", 130)
     assert "--resume" in err
@@ -105,19 +116,29 @@ def test_interrupted_run_ends_with_130_after_a_checkpoint_and_says_how_to_go_on(
 
 
 def test_no_checkpoint_is_left_half_written(story: Story) -> None:
-    names = {path.name for path in (story.broken / "checkpoints").iterdir() if not path.name.startswith(".")}
+    names = {
+        path.name
+        for path in (story.broken / "checkpoints").iterdir()
+        if not path.name.startswith(".")
+    }
     for name in names:
         files = {path.name for path in (story.broken / "checkpoints" / name).iterdir()}
         assert files == {"SHA256SUMS", "model.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def test_old_checkpoints_are_dropped(story: Story) -> None:
-    steps = sorted(int(path.name[5:]) for path in (story.broken / "checkpoints").iterdir() if not path.name.startswith("."))
+    steps = sorted(
+        int(path.name[5:])
+        for path in (story.broken / "checkpoints").iterdir()
+        if not path.name.startswith(".")
+    )
     best = json.loads((story.broken / "manifest.json").read_text())["best_step"]
     assert steps == sorted({best, STEPS - 2, STEPS})
 
 
-def test_terminated_run_ends_with_143(project: Path, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminated_run_ends_with_143(
+    project: Path, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lmkit.run import Run
 
     original = Run.append_log
@@ -128,8 +149,13 @@ def test_terminated_run_ends_with_143(project: Path, command: Any, tmp_path: Pat
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Run, "append_log", append_then_terminate)
-    ended = command("pretrain", "language.yaml", "-o", str(tmp_path / "run"), "logging.every=1", cwd=project)
-    assert (ended.status, [path.name for path in (tmp_path / "run/checkpoints").iterdir()]) == (143, ["step-00000002"])
+    ended = command(
+        "pretrain", "language.yaml", "-o", str(tmp_path / "run"), "logging.every=1", cwd=project
+    )
+    assert (ended.status, [path.name for path in (tmp_path / "run/checkpoints").iterdir()]) == (
+        143,
+        ["step-00000002"],
+    )
     assert not (tmp_path / "run/model").exists()
     monkeypatch.setattr(Run, "append_log", original)
     unfinished = command("predict", str(tmp_path / "run"), "the [MASK]", cwd=project)
@@ -137,32 +163,58 @@ def test_terminated_run_ends_with_143(project: Path, command: Any, tmp_path: Pat
     assert "this run has no model: it did not finish" in unfinished.err
 
 
-def test_resume_with_a_changed_recipe_is_refused_and_says_what_changed(project: Path, command: Any, tmp_path: Path) -> None:
+def test_resume_with_a_changed_recipe_is_refused_and_says_what_changed(
+    project: Path, command: Any, tmp_path: Path
+) -> None:
     options = ["-o", str(tmp_path / "run"), "-q"]
     assert command("pretrain", "language.yaml", *options, cwd=project).status == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    ended = command("pretrain", "language.yaml", *options, "--resume", "train.learning_rate=1e-4", "seed=4", cwd=project)
+    ended = command(
+        "pretrain",
+        "language.yaml",
+        *options,
+        "--resume",
+        "train.learning_rate=1e-4",
+        "seed=4",
+        cwd=project,
+    )
     assert ended.status == 2
     assert "started with other seed, train.learning_rate" in ended.err
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == before
 
 
-def test_resume_with_other_hardware_or_more_steps_goes_on(project: Path, command: Any, tmp_path: Path) -> None:
+def test_resume_with_other_hardware_or_more_steps_goes_on(
+    project: Path, command: Any, tmp_path: Path
+) -> None:
     options = ["-o", str(tmp_path / "run"), "--json"]
     assert command("pretrain", "language.yaml", *options, cwd=project).status == 0
     more = ["train.max_steps=8", "hardware.micro_batch_tokens=64", "logging.every=1"]
     ended = command("pretrain", "language.yaml", *options, "--resume", *more, cwd=project)
     assert (ended.status, ended.json["steps"]) == (0, 8)
-    assert "max_steps: 8" in (tmp_path / "run/recipe.yaml").read_text()  # running it again repeats the run
+    assert (
+        "max_steps: 8" in (tmp_path / "run/recipe.yaml").read_text()
+    )  # running it again repeats the run
 
 
 def test_resume_where_nothing_was_begun_starts(project: Path, command: Any, tmp_path: Path) -> None:
-    ended = command("pretrain", "language.yaml", "-o", str(tmp_path / "run"), "--resume", "train.max_steps=1", cwd=project)
+    ended = command(
+        "pretrain",
+        "language.yaml",
+        "-o",
+        str(tmp_path / "run"),
+        "--resume",
+        "train.max_steps=1",
+        cwd=project,
+    )
     assert ended.status == 0
     assert "starting at step 0" in ended.out
 
 
-def test_resume_leaves_a_folder_that_is_no_run_alone(project: Path, command: Any, tmp_path: Path) -> None:
+def test_resume_leaves_a_folder_that_is_no_run_alone(
+    project: Path, command: Any, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for flag in ("--resume", "--overwrite"):
         ended = command("pretrain", "language.yaml", "-o", str(tmp_path), flag, cwd=project)

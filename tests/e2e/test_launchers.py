@@ -18,14 +18,28 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CPU, FSDP, ZERO = (ROOT / f"recipes/accelerate/{name}.yaml" for name in ("cpu", "fsdp", "deepspeed"))
+CPU, FSDP, ZERO = (
+    ROOT / f"recipes/accelerate/{name}.yaml" for name in ("cpu", "fsdp", "deepspeed")
+)
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PORT = ["--main_process_port", "0"]
 ACCELERATE = ["accelerate.commands.launch", "--config_file", str(CPU), *PORT]
 HALF = 4
 # accuracy is a whole number of rows, so rounding decides nothing; a large epsilon does not blow rounding up
-OPTIONS = ["train.select_best=accuracy", "train.early_stopping=2", "train.eval_every=2", "train.dropout=0", "train.epsilon=1e-4"]
-OPTIONS += ["train.schedule=constant", "train.warmup=0", "train.learning_rate=3e-3", "train.batch_size=7", "logging.every=1"]
+OPTIONS = [
+    "train.select_best=accuracy",
+    "train.early_stopping=2",
+    "train.eval_every=2",
+    "train.dropout=0",
+    "train.epsilon=1e-4",
+]
+OPTIONS += [
+    "train.schedule=constant",
+    "train.warmup=0",
+    "train.learning_rate=3e-3",
+    "train.batch_size=7",
+    "logging.every=1",
+]
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,21 +50,35 @@ def launched() -> Launch:
 
     def run(launcher: list[str], *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", *launcher, *arguments], cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=180
+            [sys.executable, "-m", *launcher, *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=180,
         )
 
     return run
 
 
 @pytest.fixture(scope="module")
-def stories(project: Path, process: Any, launched: Launch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def stories(
+    project: Path, process: Any, launched: Launch, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """The run by one process; from one to two by torchrun; from two by ``accelerate launch`` to one."""
     folder = tmp_path_factory.mktemp("runs")
     base = str(folder / "language")
     assert process("pretrain", "language.yaml", "-o", base, "-q", cwd=project).status == 0
 
     def finetune(name: str, steps: int, launcher: list[str] | None = None) -> None:
-        command = ["finetune", "opinion.yaml", f"model.base={base}", *OPTIONS, f"train.max_steps={steps}", "--resume"]
+        command = [
+            "finetune",
+            "opinion.yaml",
+            f"model.base={base}",
+            *OPTIONS,
+            f"train.max_steps={steps}",
+            "--resume",
+        ]
         command += ["-o", str(folder / name), "-q"]
         if launcher is None:
             ended = process(*command, cwd=project)
@@ -63,12 +91,31 @@ def stories(project: Path, process: Any, launched: Launch, tmp_path_factory: pyt
     finetune("one to two", HALF)
     finetune("one to two", 40, TORCHRUN)
     finetune("two to one", HALF, ACCELERATE)
-    assert json.loads((folder / "two to one/manifest.json").read_text())["hardware"]["processes"] == 2
+    assert (
+        json.loads((folder / "two to one/manifest.json").read_text())["hardware"]["processes"] == 2
+    )
     finetune("two to one", 40)
-    finetune("sharded", HALF, ["accelerate.commands.launch", "--config_file", str(FSDP), "--num_processes", "2", *PORT])
-    assert json.loads((folder / "one to two/manifest.json").read_text())["hardware"]["processes"] == 2
+    finetune(
+        "sharded",
+        HALF,
+        ["accelerate.commands.launch", "--config_file", str(FSDP), "--num_processes", "2", *PORT],
+    )
+    assert (
+        json.loads((folder / "one to two/manifest.json").read_text())["hardware"]["processes"] == 2
+    )
     if importlib.util.find_spec("deepspeed") is not None:
-        finetune("zero", HALF, ["accelerate.commands.launch", "--config_file", str(ZERO), "--num_processes", "2", *PORT])
+        finetune(
+            "zero",
+            HALF,
+            [
+                "accelerate.commands.launch",
+                "--config_file",
+                str(ZERO),
+                "--num_processes",
+                "2",
+                *PORT,
+            ],
+        )
     return {name: folder / name for name in ("one", "one to two", "two to one", "sharded", "zero")}
 
 
@@ -77,32 +124,52 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["one to two", "two to one"])
-def test_resumed_by_another_number_of_processes_the_run_goes_on_as_it_would_have(stories: dict[str, Path], name: str) -> None:
+def test_resumed_by_another_number_of_processes_the_run_goes_on_as_it_would_have(
+    stories: dict[str, Path], name: str
+) -> None:
     mine, theirs = lines(stories["one"]), lines(stories[name])
-    exact, rounded = ("step", "epoch", "tokens", "learning_rate", "validation_accuracy"), ("loss", "grad_norm")
-    assert [[line.get(key) for key in exact] for line in mine] == [[line.get(key) for key in exact] for line in theirs]
+    exact, rounded = (
+        ("step", "epoch", "tokens", "learning_rate", "validation_accuracy"),
+        ("loss", "grad_norm"),
+    )
+    assert [[line.get(key) for key in exact] for line in mine] == [
+        [line.get(key) for key in exact] for line in theirs
+    ]
     for one, other in zip(mine, theirs, strict=True):
-        assert [one.get(key, 0) for key in rounded] == pytest.approx([other.get(key, 0) for key in rounded], abs=1e-5)
+        assert [one.get(key, 0) for key in rounded] == pytest.approx(
+            [other.get(key, 0) for key in rounded], abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["one to two", "two to one"])
-def test_patience_ends_at_the_same_step_and_the_same_model_is_kept(stories: dict[str, Path], name: str) -> None:
+def test_patience_ends_at_the_same_step_and_the_same_model_is_kept(
+    stories: dict[str, Path], name: str
+) -> None:
     from safetensors.torch import load_file
 
-    one, other = (json.loads((stories[each] / "manifest.json").read_text()) for each in ("one", name))
+    one, other = (
+        json.loads((stories[each] / "manifest.json").read_text()) for each in ("one", name)
+    )
     assert HALF < one["steps"] < 40
     assert [one[key] for key in ("steps", "best_step", "tokens_seen")] == [
         other[key] for key in ("steps", "best_step", "tokens_seen")
     ]
-    weights, found = (load_file(stories[each] / "model/model.safetensors") for each in ("one", name))
+    weights, found = (
+        load_file(stories[each] / "model/model.safetensors") for each in ("one", name)
+    )
     assert max(float((weight - found[key]).abs().max()) for key, weight in weights.items()) < 1e-5
-    one, other = (json.loads((stories[each] / "eval/validation/metrics.json").read_text()) for each in ("one", name))
+    one, other = (
+        json.loads((stories[each] / "eval/validation/metrics.json").read_text())
+        for each in ("one", name)
+    )
     assert one["metrics"]["accuracy"] == other["metrics"]["accuracy"]
     assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sharded", "zero"])
-def test_the_configuration_that_shards_does_and_learns_the_same(stories: dict[str, Path], name: str) -> None:
+def test_the_configuration_that_shards_does_and_learns_the_same(
+    stories: dict[str, Path], name: str
+) -> None:
     if name == "zero":
         pytest.importorskip("deepspeed")
     hardware = json.loads((stories[name] / "manifest.json").read_text())["hardware"]
@@ -111,8 +178,11 @@ def test_the_configuration_that_shards_does_and_learns_the_same(stories: dict[st
     )
     mine, theirs = (lines(stories[each]) for each in ("one", name))
     for one, other in zip(mine, theirs, strict=False):
-        assert [one.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")] == pytest.approx(
-            [other.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")], abs=1e-5
+        assert [
+            one.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")
+        ] == pytest.approx(
+            [other.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")],
+            abs=1e-5,
         )
     assert theirs[-1]["step"] == HALF
     files = {path.name for path in (stories[name] / f"checkpoints/step-{HALF:08d}").iterdir()}
@@ -120,9 +190,19 @@ def test_the_configuration_that_shards_does_and_learns_the_same(stories: dict[st
     assert (parts if name == "sharded" else {"model.safetensors", "optimizer.safetensors"}) < files
 
 
-def test_another_number_of_processes_than_the_recipe_wants_is_refused(project: Path, launched: Launch, tmp_path: Path) -> None:
+def test_another_number_of_processes_than_the_recipe_wants_is_refused(
+    project: Path, launched: Launch, tmp_path: Path
+) -> None:
     run = launched(
-        TORCHRUN, "-m", "lmkit", "pretrain", "language.yaml", "-o", str(tmp_path / "run"), "hardware.processes=3", cwd=project
+        TORCHRUN,
+        "-m",
+        "lmkit",
+        "pretrain",
+        "language.yaml",
+        "-o",
+        str(tmp_path / "run"),
+        "hardware.processes=3",
+        cwd=project,
     )
     assert run.returncode != 0
     assert "hardware.processes: 2 processes run, not 3" in run.stderr
@@ -130,8 +210,17 @@ def test_another_number_of_processes_than_the_recipe_wants_is_refused(project: P
 
 
 @pytest.mark.slow
-def test_one_process_behind_accelerate_launch_trains(project: Path, launched: Launch, tmp_path: Path) -> None:
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+def test_one_process_behind_accelerate_launch_trains(
+    project: Path, launched: Launch, tmp_path: Path
+) -> None:
+    launcher = [
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
     options = ["-o", str(tmp_path / "run"), "train.max_steps=1", "hardware.processes=1", "--json"]
     run = launched(launcher, "-m", "lmkit", "pretrain", "language.yaml", *options, cwd=project)
     assert run.returncode == 0, run.stderr
@@ -139,10 +228,14 @@ def test_one_process_behind_accelerate_launch_trains(project: Path, launched: La
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_under_torchrun_ends_all_with_its_own_message(tiny: Any, launched: Launch, tmp_path: Path) -> None:
+def test_a_rank_that_fails_under_torchrun_ends_all_with_its_own_message(
+    tiny: Any, launched: Launch, tmp_path: Path
+) -> None:
     from lmkit.recipe.load import dump_recipe
 
-    recipe = tiny.recipe("classification", train={"max_steps": 9, "batch_size": 5}, hardware={"processes": 2})
+    recipe = tiny.recipe(
+        "classification", train={"max_steps": 9, "batch_size": 5}, hardware={"processes": 2}
+    )
     (tmp_path / "r.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     script = ROOT / "tests/contract/with_trouble_on_one_rank.py"
     begun = time.monotonic()

@@ -38,13 +38,18 @@ PEAK = "import resource, sys; from lmkit.cli import _status; sys.exit(_status() 
 
 
 @pytest.mark.slow
-def test_two_hundred_thousand_rows_take_hardly_more_memory_than_two_thousand(tmp_path: Path) -> None:
+def test_two_hundred_thousand_rows_take_hardly_more_memory_than_two_thousand(
+    tmp_path: Path,
+) -> None:
     draw = random.Random(1)
     for rows in (2_000, 200_000):
         with (tmp_path / f"{rows}.jsonl").open("w", encoding="utf-8") as out:
             for number in range(rows):
                 text = " ".join(draw.choice(WORDS) for _ in range(5))
-                out.write(json.dumps({"text": f"{text} {number}", "label": draw.choice(["good", "bad"])}) + "\n")
+                out.write(
+                    json.dumps({"text": f"{text} {number}", "label": draw.choice(["good", "bad"])})
+                    + "\n"
+                )
     recipe = {
         "task": "classification",
         "model": {"preset": "bert-nano"},
@@ -58,13 +63,23 @@ def test_two_hundred_thousand_rows_take_hardly_more_memory_than_two_thousand(tmp
 
     def run(*arguments: str) -> int:
         done = subprocess.run(
-            [sys.executable, "-c", PEAK, *arguments, "-q"], capture_output=True, text=True, env=os.environ, check=True
+            [sys.executable, "-c", PEAK, *arguments, "-q"],
+            capture_output=True,
+            text=True,
+            env=os.environ,
+            check=True,
         )
         return int(done.stdout.split()[-1])
 
     run("finetune", str(tmp_path / "recipe.yaml"))
     few, many = (
-        run("eval", str(tmp_path / "run"), f"data.test={tmp_path / f'{rows}.jsonl'}", "-o", str(tmp_path / f"eval-{rows}"))
+        run(
+            "eval",
+            str(tmp_path / "run"),
+            f"data.test={tmp_path / f'{rows}.jsonl'}",
+            "-o",
+            str(tmp_path / f"eval-{rows}"),
+        )
         for rows in (2_000, 200_000)
     )
     assert many <= 1.3 * few

@@ -74,17 +74,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (found / "train.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n')
     for name, base in (("adapter", str(found / "whole")), ("gone", "/no/such/base")):
         (found / name).mkdir()
-        (found / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "task_type": "SEQ_CLS"}))
+        (found / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": base, "task_type": "SEQ_CLS"})
+        )
     (found / "whole").mkdir()
     (found / "whole" / "config.json").write_text("{}")
     return found
 
 
 @pytest.fixture(scope="module")
-def drive(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[tuple[Any, str, str]]]:
+def drive(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[tuple[Any, str, str]]]:
     """Run commands in one process in which importing some modules fails."""
 
-    def run(commands: Sequence[Sequence[str]], *, without: Sequence[str]) -> list[tuple[Any, str, str]]:
+    def run(
+        commands: Sequence[Sequence[str]], *, without: Sequence[str]
+    ) -> list[tuple[Any, str, str]]:
         stubs = tmp_path_factory.mktemp("stubs")
         for name in without:
             (stubs / f"{name}.py").write_text(f"raise AssertionError('{name} was imported')\n")
@@ -105,7 +111,9 @@ def drive(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 
 def test_help_of_every_command_needs_nothing_heavy(drive: Any) -> None:
     commands = [["--help"], ["--version"], *([*command.split(), "--help"] for command in COMMANDS)]
-    for command, (status, out, err) in zip(commands, drive(commands, without=HEAVY + DATA + SLOW), strict=True):
+    for command, (status, out, err) in zip(
+        commands, drive(commands, without=HEAVY + DATA + SLOW), strict=True
+    ):
         assert (status, err) == (0, ""), command
         assert "Usage" in out or "lmkit 0." in out
 
@@ -183,9 +191,13 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("cases", [ARGUMENTS, RECIPES], ids=["arguments", "recipes"])
-def test_mistake_is_answered_with_2_and_its_remedy_before_anything_is_loaded(cases: dict[str, str], drive: Any) -> None:
+def test_mistake_is_answered_with_2_and_its_remedy_before_anything_is_loaded(
+    cases: dict[str, str], drive: Any
+) -> None:
     commands = [split(line) for line in cases]
-    for (line, expected), (status, out, err) in zip(cases.items(), drive(commands, without=HEAVY + DATA + SLOW), strict=True):
+    for (line, expected), (status, out, err) in zip(
+        cases.items(), drive(commands, without=HEAVY + DATA + SLOW), strict=True
+    ):
         assert (line, status, out) == (line, 2, ""), err
         assert expected in err, line
         assert err.startswith("lmkit: ")
@@ -200,14 +212,26 @@ def split(line: str) -> list[str]:
 DATA_MISTAKES = {
     "trian.jsonl": ("", "no such file: trian.jsonl; did you mean train.jsonl?"),
     "empty.jsonl": ("", "empty.jsonl: no rows in this file"),
-    "columns.jsonl": ('{"headline": "a", "topic": "b"}\n', "no column for 'text'; there are: headline, topic"),
-    "broken.jsonl": ('{"text": "a", "label": "x"}\n{"text": \n', "broken.jsonl:2: not JSON at column"),
+    "columns.jsonl": (
+        '{"headline": "a", "topic": "b"}\n',
+        "no column for 'text'; there are: headline, topic",
+    ),
+    "broken.jsonl": (
+        '{"text": "a", "label": "x"}\n{"text": \n',
+        "broken.jsonl:2: not JSON at column",
+    ),
     "null.jsonl": (
         '{"text": "a", "label": "x"}\n{"text": null, "label": "x"}\n',
         "null.jsonl:2: 'text' is null; text is expected",
     ),
-    "number.jsonl": ('{"text": "a", "label": "x"}\n{"text": 3, "label": "x"}\n', "number.jsonl:2: 'text' is a number"),
-    "one.jsonl": ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', "data.train: all rows have one label: 'x'"),
+    "number.jsonl": (
+        '{"text": "a", "label": "x"}\n{"text": 3, "label": "x"}\n',
+        "number.jsonl:2: 'text' is a number",
+    ),
+    "one.jsonl": (
+        '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n',
+        "data.train: all rows have one label: 'x'",
+    ),
     "cells.csv": ("text,label\na,x\nb,c,y\n", "cells.csv:3: 3 cells where the first line has 2"),
     "semicolon.csv": ("text;label\na;x\n", "the cells seem to be parted by ';'"),
     "open.csv": ('text,label\n"a,x\n', "open.csv:2: a quoted cell that begins here never ends"),
@@ -218,37 +242,76 @@ DATA_MISTAKES = {
 }
 
 
-def test_mistake_in_the_data_is_answered_with_its_line_before_torch(folder: Path, drive: Any) -> None:
+def test_mistake_in_the_data_is_answered_with_its_line_before_torch(
+    folder: Path, drive: Any
+) -> None:
     for name, (content, _) in DATA_MISTAKES.items():
         if name != "trian.jsonl":
             (folder / name).write_text(content)
     (folder / "latin.csv").write_bytes("text,label\ncafé,x\n".encode("latin-1"))
-    (folder / "validation.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "a", "label": "why"}\n')
+    (folder / "validation.jsonl").write_text(
+        '{"text": "a", "label": "x"}\n{"text": "a", "label": "why"}\n'
+    )
     (folder / "tags.conll").write_text("a B-PER\nb O\n\nc O\nd I-PER\n")
     (folder / "ragged.conll").write_text("a B-PER\nb\n")
-    cases = [(["finetune", "good.yaml", f"data.train={name}"], expected) for name, (_, expected) in DATA_MISTAKES.items()]
+    cases = [
+        (["finetune", "good.yaml", f"data.train={name}"], expected)
+        for name, (_, expected) in DATA_MISTAKES.items()
+    ]
     ner = ["finetune", "good.yaml", "task=ner"]
     cases += [
         (["finetune", "good.yaml", "data.train=latin.csv"], "latin.csv:2: not UTF-8: byte 0xe9"),
         (["finetune", "good.yaml", "data.train=*.nope"], "no file matches *.nope"),
         (["finetune", "good.yaml", "data.train=null"], "data.train: no data to learn from"),
-        (["finetune", "good.yaml", "data.columns.text=txt"], "no column for 'text' ('txt', says data.columns)"),
+        (
+            ["finetune", "good.yaml", "data.columns.text=txt"],
+            "no column for 'text' ('txt', says data.columns)",
+        ),
         (["finetune", "good.yaml", "data.columns.txt=text"], "this task has no column 'txt'"),
         (
             ["finetune", "good.yaml", "data.validation=validation.jsonl"],
             "validation.jsonl:2: the label 'why' does not occur in training",
         ),
-        (["finetune", "good.yaml", "data.validation=validation.jsonl", "data.validation_fraction=0.5"], "keep one of the two"),
-        (["finetune", "good.yaml", "train.select_best=accuracy"], "there is no validation data to choose by"),
-        (["finetune", "good.yaml", "train.select_best=f1", "data.validation=train.jsonl"], "classification has no metric 'f1'"),
-        ([*ner, "data.train=tags.conll"], "tags.conll:5: I-PER follows O; an entity begins with B-"),
+        (
+            [
+                "finetune",
+                "good.yaml",
+                "data.validation=validation.jsonl",
+                "data.validation_fraction=0.5",
+            ],
+            "keep one of the two",
+        ),
+        (
+            ["finetune", "good.yaml", "train.select_best=accuracy"],
+            "there is no validation data to choose by",
+        ),
+        (
+            ["finetune", "good.yaml", "train.select_best=f1", "data.validation=train.jsonl"],
+            "classification has no metric 'f1'",
+        ),
+        (
+            [*ner, "data.train=tags.conll"],
+            "tags.conll:5: I-PER follows O; an entity begins with B-",
+        ),
         ([*ner, "data.train=ragged.conll"], "ragged.conll:2: a single column, 'b'"),
-        (["recipe", "check", "good.yaml", "data.train=broken.jsonl"], "broken.jsonl:2: not JSON at column"),
-        (["finetune", "good.yaml", "data.train=broken.jsonl", "--smoke"], "broken.jsonl:2: not JSON at column"),
-        (["finetune", "good.yaml", "data.train=broken.jsonl", "--dry-run"], "broken.jsonl:2: not JSON at column"),
+        (
+            ["recipe", "check", "good.yaml", "data.train=broken.jsonl"],
+            "broken.jsonl:2: not JSON at column",
+        ),
+        (
+            ["finetune", "good.yaml", "data.train=broken.jsonl", "--smoke"],
+            "broken.jsonl:2: not JSON at column",
+        ),
+        (
+            ["finetune", "good.yaml", "data.train=broken.jsonl", "--dry-run"],
+            "broken.jsonl:2: not JSON at column",
+        ),
     ]
     before = sorted(path.name for path in folder.iterdir())
-    ends = drive([command for command, _ in cases], without=("torch", "transformers", "datasets", "accelerate", "peft"))
+    ends = drive(
+        [command for command, _ in cases],
+        without=("torch", "transformers", "datasets", "accelerate", "peft"),
+    )
     for (command, expected), (status, out, err) in zip(cases, ends, strict=True):
         assert (command, status, out) == (command, 2, ""), err
         assert expected in err, command
@@ -285,7 +348,9 @@ def test_help_and_errors_import_little_beside_typer_and_yaml(folder: Path) -> No
 
     def imported(program: str, *arguments: str) -> set[str]:
         program = f"import io, sys; out, sys.stdout = sys.stdout, io.StringIO(); {program}; print(*sys.modules, file=out)"
-        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True
+        )
         return set(done.stdout.split())
 
     def of_lmkit(*arguments: str) -> set[str]:
@@ -298,4 +363,6 @@ def test_help_and_errors_import_little_beside_typer_and_yaml(folder: Path) -> No
     assert of_lmkit("--help") == {"cli", "console", "errors"}
     rooms = {name.partition(".")[0] for name in of_lmkit("finetune", "good.yaml", "train.lr=1")}
     assert rooms == {"cli", "console", "errors", "commands", "recipe", "run", "models", "tasks"}
-    assert not {"data.rows", "data.labels"} & of_lmkit("finetune", "good.yaml", "data.train=trian.jsonl")
+    assert not {"data.rows", "data.labels"} & of_lmkit(
+        "finetune", "good.yaml", "data.train=trian.jsonl"
+    )

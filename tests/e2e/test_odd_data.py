@@ -23,11 +23,17 @@ NAMES = ("a", "b")
 
 
 def rows(
-    labels: tuple[Any, Any] = NAMES, texts: tuple[str, str] = ("good", "bad"), columns: tuple[str, str] = ("text", "label")
+    labels: tuple[Any, Any] = NAMES,
+    texts: tuple[str, str] = ("good", "bad"),
+    columns: tuple[str, str] = ("text", "label"),
 ) -> str:
     """JSON lines of few rows: fewer than a batch holds."""
     return "".join(
-        json.dumps({columns[0]: f"{texts[i % 2]} {i}", columns[1]: labels[i % 2]}, ensure_ascii=False) + "\n" for i in range(12)
+        json.dumps(
+            {columns[0]: f"{texts[i % 2]} {i}", columns[1]: labels[i % 2]}, ensure_ascii=False
+        )
+        + "\n"
+        for i in range(12)
     )
 
 
@@ -51,7 +57,15 @@ def test_odd_data_trains_evaluates_and_predicts(case: str, tmp_path: Path, comma
     name, content, options, labels = CASES[case]
     (tmp_path / "odd recipe.yaml").write_text(RECIPE)
     (tmp_path / name).write_bytes(content)
-    trained = command("finetune", "odd recipe.yaml", f"data.train={name}", f"data.test={name}", *options, "--json", cwd=tmp_path)
+    trained = command(
+        "finetune",
+        "odd recipe.yaml",
+        f"data.train={name}",
+        f"data.test={name}",
+        *options,
+        "--json",
+        cwd=tmp_path,
+    )
     assert trained.status == 0, trained.err
     assert trained.json["run"] == "runs/odd recipe"
     evaluated = command("eval", "runs/odd recipe", "--json", cwd=tmp_path)
@@ -70,11 +84,17 @@ def test_bad_rows_that_are_skipped_are_counted_and_kept(tmp_path: Path, command:
     (tmp_path / "x.jsonl").write_text(rows() + bad)
     refused = command("finetune", "odd.yaml", "data.train=x.jsonl", cwd=tmp_path)
     assert (refused.status, refused.err.split(": ")[1]) == (2, "x.jsonl:13")
-    ended = command("finetune", "odd.yaml", "data.train=x.jsonl", "data.on_bad_row=skip", cwd=tmp_path)
+    ended = command(
+        "finetune", "odd.yaml", "data.train=x.jsonl", "data.on_bad_row=skip", cwd=tmp_path
+    )
     assert ended.status == 0
     assert "data.train: 4 rows left out, the first at x.jsonl:13: 'text' is null" in ended.err
-    rejects = [json.loads(line) for line in (tmp_path / "runs/odd/rejects.jsonl").read_text().splitlines()]
-    assert [(entry["split"], entry["place"]) for entry in rejects] == [("train", f"x.jsonl:{line}") for line in (13, 14, 15, 16)]
+    rejects = [
+        json.loads(line) for line in (tmp_path / "runs/odd/rejects.jsonl").read_text().splitlines()
+    ]
+    assert [(entry["split"], entry["place"]) for entry in rejects] == [
+        ("train", f"x.jsonl:{line}") for line in (13, 14, 15, 16)
+    ]
     assert rejects[2]["row"] == "{broken"
     manifest = json.loads((tmp_path / "runs/odd/manifest.json").read_text())
     assert (manifest["rejected_rows"], manifest["examples"]["train"]) == (4, 12)
@@ -83,7 +103,9 @@ def test_bad_rows_that_are_skipped_are_counted_and_kept(tmp_path: Path, command:
 def test_words_of_a_text_file_and_of_a_tagged_file_are_tagged(tmp_path: Path, command: Any) -> None:
     (tmp_path / "ner.yaml").write_text(RECIPE.replace("classification", "ner"))
     sentence = "Ada B-PER\nLovelace I-PER\nlived O\nin O\n{} B-LOC\n\n"
-    (tmp_path / "x.conll").write_text("".join(sentence.format(city) for city in ("London", "巴黎", "القاهرة")))
+    (tmp_path / "x.conll").write_text(
+        "".join(sentence.format(city) for city in ("London", "巴黎", "القاهرة"))
+    )
     (tmp_path / "x.txt").write_text("Ada lived in London.\n")
     (tmp_path / "x.en").write_text("\nAda lived in London.\n")  # one of two parallel files
     assert command("finetune", "ner.yaml", "data.train=x.conll", "-q", cwd=tmp_path).status == 0
@@ -125,25 +147,43 @@ def test_mistakes_with_a_trained_run_are_answered_with_2(tmp_path: Path, command
     (tmp_path / "x.jsonl").write_text(rows())
     (tmp_path / "bad.jsonl").write_text('{"text": "x", "label": "c"}\n')
     (tmp_path / "topics.jsonl").write_text('{"headline": "x", "topic": "c"}\n')
-    assert command("finetune", "odd.yaml", "data.train=x.jsonl", "data.test=x.jsonl", "-q", cwd=tmp_path).status == 0
+    assert (
+        command(
+            "finetune", "odd.yaml", "data.train=x.jsonl", "data.test=x.jsonl", "-q", cwd=tmp_path
+        ).status
+        == 0
+    )
     for line, said in MISTAKES.items():
-        arguments = ["" if part == "<empty>" else part for part in re.findall(r"(?:[^\s{]|\{[^}]*\})+", line)]
+        arguments = [
+            "" if part == "<empty>" else part for part in re.findall(r"(?:[^\s{]|\{[^}]*\})+", line)
+        ]
         extra = ["data.train=x.jsonl"] if arguments[0] == "finetune" else []
         ended = command(*arguments, *extra, cwd=tmp_path)
         assert (line, ended.status, "Traceback" in ended.err) == (line, 2, False)
         assert said in ended.err, line
 
 
-@pytest.mark.parametrize("wrong", ["hardware.precision=fp16", "logging.to=[nothing]", "model.config={num_attention_heads: 3}"])
-def test_recipe_error_leaves_no_half_begun_run_behind(wrong: str, tmp_path: Path, command: Any) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    ["hardware.precision=fp16", "logging.to=[nothing]", "model.config={num_attention_heads: 3}"],
+)
+def test_recipe_error_leaves_no_half_begun_run_behind(
+    wrong: str, tmp_path: Path, command: Any
+) -> None:
     (tmp_path / "odd.yaml").write_text(RECIPE)
     (tmp_path / "x.jsonl").write_text(rows())
     assert command("finetune", "odd.yaml", "data.train=x.jsonl", wrong, cwd=tmp_path).status == 2
     assert command("finetune", "odd.yaml", "data.train=x.jsonl", "-q", cwd=tmp_path).status == 0
 
 
-def test_masking_that_hides_nothing_in_a_few_texts_does_not_end_the_run(tmp_path: Path, command: Any) -> None:
-    (tmp_path / "odd.yaml").write_text(RECIPE.replace("classification", "mlm").replace("bpe", "wordpiece"))
+def test_masking_that_hides_nothing_in_a_few_texts_does_not_end_the_run(
+    tmp_path: Path, command: Any
+) -> None:
+    (tmp_path / "odd.yaml").write_text(
+        RECIPE.replace("classification", "mlm").replace("bpe", "wordpiece")
+    )
     (tmp_path / "x.jsonl").write_text(rows())
-    ended = command("pretrain", "odd.yaml", "data.train=x.jsonl", "masking.share=0.001", "-q", cwd=tmp_path)
+    ended = command(
+        "pretrain", "odd.yaml", "data.train=x.jsonl", "masking.share=0.001", "-q", cwd=tmp_path
+    )
     assert (ended.status, ended.err) == (0, "")

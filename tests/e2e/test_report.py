@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here (apt-get install chromium): the report is not rendered"
+    CHROMIUM is None,
+    reason="no Chromium here (apt-get install chromium): the report is not rendered",
 )
 EVIL = "<script>document.title='broken'</script>"
 # measured in the page, and left where --dump-dom shows it
@@ -37,8 +41,20 @@ CATCH = "<script>window.problems = []; addEventListener('error', (e) => window.p
 
 def browse(folder: Path, page: Path, *options: str, fragment: str = "") -> str:
     assert CHROMIUM is not None
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    quiet += ["--disable-component-update", "--disable-sync", "--virtual-time-budget=2000", f"--user-data-dir={folder}/profile"]
+    quiet = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
+    quiet += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--virtual-time-budget=2000",
+        f"--user-data-dir={folder}/profile",
+    ]
     env = {**os.environ, "HOME": str(folder)}
     done = subprocess.run(
         [CHROMIUM, *quiet, *options, f"{page.as_uri()}{fragment}"],
@@ -51,18 +67,24 @@ def browse(folder: Path, page: Path, *options: str, fragment: str = "") -> str:
     return done.stdout
 
 
-def probed(folder: Path, page: Path, *options: str, fragment: str = "", phone: bool = False) -> dict[str, Any]:
+def probed(
+    folder: Path, page: Path, *options: str, fragment: str = "", phone: bool = False
+) -> dict[str, Any]:
     """What the page is after loading. Its policy forbids any other script, so the copy that is probed has none.
 
     A window is never narrower than 500 pixels, so a phone is a frame in it.
     """
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', CATCH, page.read_text(encoding="utf-8"))
+    html = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', CATCH, page.read_text(encoding="utf-8")
+    )
     copy = folder / "probed.html"
     copy.write_text(html.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     if phone:
         script = PROBE.partition('addEventListener("load"')[0] + "</script>"
         copy = folder / "phone.html"
-        copy.write_text(f'{script}<iframe src="probed.html" width="390" height="844" style="border: 0"></iframe>')
+        copy.write_text(
+            f'{script}<iframe src="probed.html" width="390" height="844" style="border: 0"></iframe>'
+        )
     dumped = browse(folder, copy, "--dump-dom", *options, fragment=fragment)
     found = re.search(r'<pre id="probe">(.*?)</pre>', dumped, re.DOTALL)
     assert found, dumped[-2000:]
@@ -75,7 +97,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
     """The report of a small run whose data try to break it."""
     folder = tmp_path_factory.mktemp("report")
     rows = [
-        {"text": f"a good day {i} {EVIL}" if i % 2 else f"bad {i} " + "w" * 300, "label": ["neg", EVIL][i % 2]} for i in range(60)
+        {
+            "text": f"a good day {i} {EVIL}" if i % 2 else f"bad {i} " + "w" * 300,
+            "label": ["neg", EVIL][i % 2],
+        }
+        for i in range(60)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
@@ -106,16 +132,27 @@ def test_the_report_opens_without_error_and_shows_its_rows(evaluated: Path, tmp_
     assert found["errors"] == []
     assert found["title"] == "opinions: validation"
     assert 0 < found["rows"] == min(50, found["total"])
-    assert any(EVIL in text for text in found["texts"]) or EVIL in evaluated.with_name("predictions.jsonl").read_text()
+    assert (
+        any(EVIL in text for text in found["texts"])
+        or EVIL in evaluated.with_name("predictions.jsonl").read_text()
+    )
 
 
 @pytest.mark.parametrize("fragment", ["#q=bad+3", "#gold=neg", "#q=nothing+like+this"])
-def test_the_table_can_be_searched_from_a_link(evaluated: Path, tmp_path: Path, fragment: str) -> None:
+def test_the_table_can_be_searched_from_a_link(
+    evaluated: Path, tmp_path: Path, fragment: str
+) -> None:
     found = probed(tmp_path, evaluated, fragment=fragment)
-    records = [json.loads(line) for line in evaluated.with_name("predictions.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in evaluated.with_name("predictions.jsonl").read_text().splitlines()
+    ]
     wrong = [record for record in records if record["gold"] != record["prediction"]]
     matching = {
-        "#q=bad+3": lambda r: all(word in f"row {r['id']} {r['text']} {r['gold']} {r['prediction']}" for word in ("bad", "3")),
+        "#q=bad+3": lambda r: all(
+            word in f"row {r['id']} {r['text']} {r['gold']} {r['prediction']}"
+            for word in ("bad", "3")
+        ),
         "#gold=neg": lambda r: r["gold"] == "neg",
         "#q=nothing+like+this": lambda r: False,
     }[fragment]

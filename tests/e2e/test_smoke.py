@@ -12,7 +12,9 @@ from lmkit.tasks.registry import task_class
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipe_passes_smoke(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_recipe_passes_smoke(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lmkit.commands.train import train
 
     monkeypatch.chdir(tmp_path)  # a user's folder: nothing but what ships is there
@@ -27,12 +29,17 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmkit.commands.train import train
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunError, match="--smoke: one process is enough for it\\n  the same command without the launcher"):
+    with pytest.raises(
+        RunError,
+        match="--smoke: one process is enough for it\\n  the same command without the launcher",
+    ):
         train("pretrain", shipped_pretraining(), smoke=True)
 
 
 def shipped_pretraining() -> str:
-    return next(name for name in shipped_recipes() if task_class(load_recipe(name).task).stage == "pretrain")
+    return next(
+        name for name in shipped_recipes() if task_class(load_recipe(name).task).stage == "pretrain"
+    )
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

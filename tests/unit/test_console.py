@@ -55,7 +55,9 @@ def test_quiet_json_still_prints_its_object(capsys: Outputs) -> None:
     assert capsys.readouterr() == ('{"a": "é"}\n', "warning: warned\nlmkit: failed\n")
 
 
-def test_other_processes_say_nothing_but_their_errors(capsys: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_say_nothing_but_their_errors(
+    capsys: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     console.configure(as_json=True)
     everything()

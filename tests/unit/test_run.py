@@ -48,7 +48,9 @@ def test_empty_directory_is_taken(tmp_path: Path) -> None:
 
 
 def test_directory_with_something_in_it_is_refused_and_both_flags_are_named(run: Run) -> None:
-    with pytest.raises(RunError, match=r"run: the output directory is not empty\n.*--resume.*--overwrite.*-o"):
+    with pytest.raises(
+        RunError, match=r"run: the output directory is not empty\n.*--resume.*--overwrite.*-o"
+    ):
         run.start(resume=False, overwrite=False)
 
 
@@ -62,15 +64,21 @@ def test_overwrite_empties_the_run(run: Run) -> None:
     assert list(run.path.iterdir()) == []
 
 
-def test_whenever_removing_a_run_is_broken_off_it_is_a_run_without_checkpoints(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whenever_removing_a_run_is_broken_off_it_is_a_run_without_checkpoints(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in (run.checkpoints, run.model):
         folder.mkdir()
         (folder / "part").touch()
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda _: seen.append({path.name for path in run.path.iterdir()}))
+        patch.setattr(
+            shutil, "rmtree", lambda _: seen.append({path.name for path in run.path.iterdir()})
+        )
         run.start(resume=False, overwrite=True)
-    assert [("recipe.yaml" in names, "checkpoints" in names, "model" in names) for names in seen] == [
+    assert [
+        ("recipe.yaml" in names, "checkpoints" in names, "model" in names) for names in seen
+    ] == [
         (True, False, True),
         (True, False, False),
     ]
@@ -110,7 +118,9 @@ def test_broken_link_is_no_place_for_a_run(tmp_path: Path) -> None:
         Run(tmp_path / "link").start(resume=False, overwrite=False)
 
 
-def test_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_place_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(RunError, match="no permission to write in"):
         Run(tmp_path / "run").check_place()
@@ -139,7 +149,9 @@ def test_directory_appears_whole(tmp_path: Path) -> None:
     assert (tmp_path / "model/config.json").read_text() == "{}"
 
 
-def test_every_file_is_on_the_disk_before_the_directory_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_file_is_on_the_disk_before_the_directory_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or a rename that survives a power cut would have empty files in it."""
     done: list[int | str] = []
     sync, rename = os.fsync, os.rename
@@ -149,7 +161,9 @@ def test_every_file_is_on_the_disk_before_the_directory_appears(tmp_path: Path, 
         (folder / "deep").mkdir()
         (folder / "deep/config.json").write_text("{}")
     at = done.index("renamed")
-    assert {path.stat().st_ino for path in (tmp_path / "model", *(tmp_path / "model").rglob("*"))} <= set(done[:at])
+    assert {
+        path.stat().st_ino for path in (tmp_path / "model", *(tmp_path / "model").rglob("*"))
+    } <= set(done[:at])
     assert tmp_path.stat().st_ino in done[at:]
 
 
@@ -220,7 +234,9 @@ def test_log_of_which_nothing_stays_is_empty(run: Run) -> None:
     assert run.log_file.read_bytes() == b""
 
 
-def test_cutting_reads_no_more_of_a_log_than_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutting_reads_no_more_of_a_log_than_is_dropped(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Going on costs the same at step 100 and at step 100,000 (promise 5)."""
     read = []
 
@@ -241,12 +257,17 @@ def test_cutting_reads_no_more_of_a_log_than_is_dropped(run: Run, monkeypatch: p
 
 @pytest.mark.parametrize("block", [1, 2, 7, 100])
 @pytest.mark.parametrize("content", ["", "\n", "a", "a\n", "ab\n\nc", "\n\nlong enough\nä\n"])
-def test_lines_from_the_end_are_the_lines_however_they_are_read(tmp_path: Path, content: str, block: int) -> None:
+def test_lines_from_the_end_are_the_lines_however_they_are_read(
+    tmp_path: Path, content: str, block: int
+) -> None:
     (tmp_path / "file").write_text(content)
     with (tmp_path / "file").open("rb", buffering=0) as file:
         found = list(_lines_from_the_end(file, block))[::-1]
     assert [line for _, line in found] == content.encode().splitlines(keepends=True)
-    assert b"".join(content.encode()[start : start + len(line)] for start, line in found) == content.encode()
+    assert (
+        b"".join(content.encode()[start : start + len(line)] for start, line in found)
+        == content.encode()
+    )
 
 
 def test_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
@@ -265,20 +286,33 @@ def test_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
         (["my_script.py", "3"], ["my_script.py", "3"]),
     ],
 )
-def test_command_line_is_what_the_user_typed(monkeypatch: pytest.MonkeyPatch, argv: list[str], expected: list[str]) -> None:
+def test_command_line_is_what_the_user_typed(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], expected: list[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", argv)
     assert command_line() == expected
 
 
-def test_command_line_of_a_process_that_lmkit_started_is_that_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_of_a_process_that_lmkit_started_is_that_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(STARTED_AS, '["lmkit", "finetune", "mine.yaml"]')
     assert command_line() == ["lmkit", "finetune", "mine.yaml"]
 
 
 def test_versions_name_what_decides_the_numbers() -> None:
-    assert versions().keys() >= {"python", "lmkit", "torch", "transformers", "tokenizers", "accelerate"}
+    assert versions().keys() >= {
+        "python",
+        "lmkit",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+    }
 
 
-def test_commit_is_none_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_none_outside_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert git_commit() is None

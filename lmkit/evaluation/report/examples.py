@@ -19,7 +19,9 @@ MOST = 500  # rows in the page
 AROUND = 12  # words that stay on both sides of a wrong one
 
 
-def chosen(records: Sequence[Record], kind: Kind, *, first: Container[Any] = ()) -> tuple[int, list[Record]]:
+def chosen(
+    records: Sequence[Record], kind: Kind, *, first: Container[Any] = ()
+) -> tuple[int, list[Record]]:
     """How many rows there are to look at, and those with the highest loss, at most ``MOST``, worst first.
 
     They are those that are wrong, or where that cannot be said all.
@@ -41,7 +43,9 @@ def chosen(records: Sequence[Record], kind: Kind, *, first: Container[Any] = ())
     return len(bad), [records[-number] for *_, number in kept]
 
 
-def row(record: Record, kind: Kind, marks: Sequence[str], hues: dict[str, int]) -> tuple[str, list[str]]:
+def row(
+    record: Record, kind: Kind, marks: Sequence[str], hues: dict[str, int]
+) -> tuple[str, list[str]]:
     """One row of the table as HTML, and the kinds it can be filtered by.
 
     Args:
@@ -52,14 +56,21 @@ def row(record: Record, kind: Kind, marks: Sequence[str], hues: dict[str, int]) 
     if kind == "entities":
         matches = [match for match in matches_of(record) if match.kind != "correct"]
         kinds += sorted({match.kind for match in matches})
-        pairs = [[m.gold[2] if m.gold else NOTHING, m.predicted[2] if m.predicted else NOTHING] for m in matches]
+        pairs = [
+            [m.gold[2] if m.gold else NOTHING, m.predicted[2] if m.predicted else NOTHING]
+            for m in matches
+        ]
         wrong = {span for match in matches for span in (match.gold, match.predicted) if span}
         said = _who("gold", _entities(record, "gold", wrong, hues)) + _who(
             "predicted", _entities(record, "prediction", wrong, hues)
         )
     elif kind == "tags":
         said = _tags(record)
-        pairs = [[gold, tag] for gold, tag in zip(record["gold"], record["prediction"], strict=True) if gold != tag]
+        pairs = [
+            [gold, tag]
+            for gold, tag in zip(record["gold"], record["prediction"], strict=True)
+            if gold != tag
+        ]
     elif kind == "label":
         pairs = [[record["gold"], record["prediction"]]]
         about = f'<span class="g">{escape(record["gold"])}</span> taken for <span class="p">{escape(record["prediction"])}</span>'
@@ -69,17 +80,26 @@ def row(record: Record, kind: Kind, marks: Sequence[str], hues: dict[str, int]) 
         gold, predicted = set(record["gold"]), set(record["prediction"])
         parts = [f'<span class="p">+ {escape(name)}</span>' for name in sorted(predicted - gold)]
         parts += [f'<span class="g">− {escape(name)}</span>' for name in sorted(gold - predicted)]
-        about, said = "<br>".join(parts + [escape(name) for name in sorted(gold & predicted)]), escape(excerpt(text_of(record)))
+        about, said = (
+            "<br>".join(parts + [escape(name) for name in sorted(gold & predicted)]),
+            escape(excerpt(text_of(record))),
+        )
     elif kind == "number":
         about = f"gold {number(record['gold'])}, predicted {number(record['prediction'])}"
         said = escape(excerpt(text_of(record)))
     elif kind == "translation":
         reference, output = differences(excerpt(record["gold"]), excerpt(record["prediction"]))
-        said = _who("source", escape(excerpt(record["source"]))) + _who("reference", reference) + _who("output", output)
+        said = (
+            _who("source", escape(excerpt(record["source"])))
+            + _who("reference", reference)
+            + _who("output", output)
+        )
     else:
         said = escape(excerpt(text_of(record), 400))
     loss = loss_of(record)
-    shown = f"<b>row {escape(str(record['id']))}</b>" + ("" if math.isnan(loss) else f" · loss {number(loss, 2)}")
+    shown = f"<b>row {escape(str(record['id']))}</b>" + (
+        "" if math.isnan(loss) else f" · loss {number(loss, 2)}"
+    )
     tags = "".join(f'<span class="tag">{escape(name)}</span>' for name in kinds)
     head = "<br>".join(filter(None, [shown, about, tags]))
     keys = escape(" ".join(name.replace(" ", "-") for name in kinds))
@@ -119,7 +139,12 @@ def _entities(record: Record, side: str, wrong: set[Span], hues: dict[str, int])
 
 def _tags(record: Record) -> str:
     triples = list(zip(record["tokens"], record["gold"], record["prediction"], strict=True))
-    near = {n + d for n, (_, gold, tag) in enumerate(triples) if gold != tag for d in range(-AROUND, AROUND + 1)}
+    near = {
+        n + d
+        for n, (_, gold, tag) in enumerate(triples)
+        if gold != tag
+        for d in range(-AROUND, AROUND + 1)
+    }
     parts: list[str] = []
     for position, (word, gold, tag) in enumerate(triples):
         if position not in near:
@@ -142,7 +167,9 @@ def differences(reference: str, output: str) -> tuple[str, str]:
         left, right = list(reference), list(output)
     space = "" if left == list(reference) else " "
     parts: tuple[list[str], list[str]] = ([], [])
-    for what, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+    for what, a, b, c, d in difflib.SequenceMatcher(
+        None, left, right, autojunk=False
+    ).get_opcodes():
         for side, words, mark in ((parts[0], left[a:b], "ins"), (parts[1], right[c:d], "del")):
             text = escape(space.join(words))
             if text:

@@ -46,4 +46,8 @@ def _metrics(run: Run) -> dict[str, dict[str, Any]]:
             found[split] = run.metrics(split)
         except (OSError, ValueError):
             continue
-    return {split: metrics for split, metrics in found.items() if isinstance(metrics.get("metrics"), dict) and metrics["metrics"]}
+    return {
+        split: metrics
+        for split, metrics in found.items()
+        if isinstance(metrics.get("metrics"), dict) and metrics["metrics"]
+    }

@@ -27,7 +27,11 @@ LABELS_SHOWN = 400
 
 
 def report(
-    found: Mapping[str, Any], analysis: Mapping[str, Any], records: Sequence[Record], task: Task, background: Background
+    found: Mapping[str, Any],
+    analysis: Mapping[str, Any],
+    records: Sequence[Record],
+    task: Task,
+    background: Background,
 ) -> str:
     """One HTML page that asks nothing of the network: styles, figures and script are in it, and its policy forbids the rest.
 
@@ -64,7 +68,12 @@ def report(
 
 def json_in_html(value: Any) -> str:
     """JSON for a script element: no ``<``, so no ``</script>`` in a label can end it."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return (
+        json.dumps(value, ensure_ascii=False)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
 
 
 def _interval(entry: Mapping[str, float | None]) -> str:
@@ -88,7 +97,9 @@ def _result(found: Mapping[str, Any], metric: str) -> str:
     )
 
 
-def _beside(found: Mapping[str, Any], metric: str, parents: Sequence[lineage.Parent], task: str) -> str:
+def _beside(
+    found: Mapping[str, Any], metric: str, parents: Sequence[lineage.Parent], task: str
+) -> str:
     """The result on one scale with the baselines, and the parent where it was measured by the same metric and split."""
     others = [
         (name, entry["metrics"][metric], str(entry.get("verdict") or ""))
@@ -133,7 +144,9 @@ def _suspicions(found: Mapping[str, Any], metrics: Mapping[str, Any], metric: st
             f'<div class="callout"><b>Always predicted:</b> <code>{escape(answer)}</code>, though the gold differs.</div>'
         )
     if names := found["never_predicted"]:
-        shown = ", ".join(f"<code>{escape(name)}</code>" for name in names[:40]) + (" …" if len(names) > 40 else "")
+        shown = ", ".join(f"<code>{escape(name)}</code>" for name in names[:40]) + (
+            " …" if len(names) > 40 else ""
+        )
         notes.append(f'<div class="callout"><b>Never predicted:</b> {shown}</div>')
     if count := found["gold"]["count"]:
         what = "words" if "word" in found["gold"]["rows"][0] else "rows"
@@ -148,24 +161,36 @@ def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
     doubtful = {entry["id"] for entry in suspicions["gold"]["rows"]}
     seen = set(suspicions["overlap"].get("ids", ()))
     count, shown = chosen(records, kind, first=doubtful)
-    hues = hues_of(list(analysis.get("confusion", {}).get("labels", ()))) if kind == "entities" else {}
+    hues = (
+        hues_of(list(analysis.get("confusion", {}).get("labels", ()))) if kind == "entities" else {}
+    )
     rows = [
         row(
             record,
             kind,
-            [name for name, ids in (("doubtful gold", doubtful), ("seen in training", seen)) if record["id"] in ids],
+            [
+                name
+                for name, ids in (("doubtful gold", doubtful), ("seen in training", seen))
+                if record["id"] in ids
+            ],
             hues,
         )
         for record in shown
     ]
-    title = {"language": "Documents", "number": "Predictions", "translation": "Sentences"}.get(kind, "Errors")
+    title = {"language": "Documents", "number": "Predictions", "translation": "Sentences"}.get(
+        kind, "Errors"
+    )
     if not rows:
         return f"<h2>{title}</h2><p>None.</p>"
     options = "".join(
         f'<option value="{escape(name.replace(" ", "-"))}">{escape(name)} ({number_of})</option>'
         for name, number_of in kinds_in(rows).items()
     )
-    select = f'<select aria-label="kind"><option value="">all kinds</option>{options}</select>' if options else ""
+    select = (
+        f'<select aria-label="kind"><option value="">all kinds</option>{options}</select>'
+        if options
+        else ""
+    )
     order = "farthest from the gold" if kind == "number" else "highest loss"
     left_out = count - len(rows)
     rest = f" {left_out:,} more are in predictions.jsonl." if left_out else ""
@@ -180,12 +205,16 @@ def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
 
 def _learning(run: Any) -> str:
     lines = run.log_lines() if run is not None else []
-    losses = [(line["step"], line["loss"]) for line in lines if isinstance(line.get("loss"), (int, float))]
+    losses = [
+        (line["step"], line["loss"]) for line in lines if isinstance(line.get("loss"), (int, float))
+    ]
     validation: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         for key, value in line.items():
             if key.startswith("validation_") and isinstance(value, (int, float)):
-                validation.setdefault(key.removeprefix("validation_"), []).append((line["step"], value))
+                validation.setdefault(key.removeprefix("validation_"), []).append(
+                    (line["step"], value)
+                )
     if len(losses) < 2:
         return ""
     lines_of_loss = [losses] + ([validation["loss"]] if "loss" in validation else [])
@@ -195,15 +224,23 @@ def _learning(run: Any) -> str:
     ]
     for name, points in validation.items():
         if name != "loss" and len(points) > 1:
-            figure = plots.curves([points], x_label="step", y_label=name, title=f"validation {name}")
+            figure = plots.curves(
+                [points], x_label="step", y_label=name, title=f"validation {name}"
+            )
             figures.append(f"{figure}<figcaption>{escape(name)} on validation rows</figcaption>")
     return f'<h2>Learning</h2><div class="grid">{"".join(f"<figure>{figure}</figure>" for figure in figures)}</div>'
 
 
-def _data(found: Mapping[str, Any], records: Sequence[Record], task: Task, background: Background) -> str:
+def _data(
+    found: Mapping[str, Any], records: Sequence[Record], task: Task, background: Background
+) -> str:
     files = [{"split": found["split"], **entry} for entry in background.data]
     known = {entry["sha256"] for entry in files}
-    files += [entry for entry in lineage.manifest_of(background.run).get("data", ()) if entry["sha256"] not in known]
+    files += [
+        entry
+        for entry in lineage.manifest_of(background.run).get("data", ())
+        if entry["sha256"] not in known
+    ]
     rows = "".join(
         f'<tr><td>{escape(str(entry["split"]))}</td><td>{escape(str(entry["path"]))}</td><td class="n">{entry["rows"]:,}</td>'
         f"<td><code>{escape(str(entry['sha256'])[:16])}</code></td></tr>"
@@ -212,9 +249,13 @@ def _data(found: Mapping[str, Any], records: Sequence[Record], task: Task, backg
     parts = ["<h2>Data</h2>"]
     if rows:
         head = '<tr><th>split</th><th>file</th><th class="n">rows</th><th>sha256</th></tr>'
-        parts.append(f'<div class="scroll"><table class="wide"><thead>{head}</thead><tbody>{rows}</tbody></table></div>')
+        parts.append(
+            f'<div class="scroll"><table class="wide"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+        )
     if labels := task.facts.get("labels"):
-        shown = ", ".join(f"<code>{escape(excerpt(str(label), 60))}</code>" for label in labels[:LABELS_SHOWN])
+        shown = ", ".join(
+            f"<code>{escape(excerpt(str(label), 60))}</code>" for label in labels[:LABELS_SHOWN]
+        )
         more = f" and {len(labels) - LABELS_SHOWN:,} more" if len(labels) > LABELS_SHOWN else ""
         parts.append(f'<p class="note">{len(labels)} labels: {shown}{more}</p>')
     return "".join(parts)
@@ -222,7 +263,10 @@ def _data(found: Mapping[str, Any], records: Sequence[Record], task: Task, backg
 
 def _made(found: Mapping[str, Any], background: Background) -> str:
     """The run's ancestors, the command that repeats it, and how the numbers were made."""
-    parts = ["<h2>How it was made</h2>", f"<p>This evaluation:</p><pre>{escape(shlex.join(command_line()))}</pre>"]
+    parts = [
+        "<h2>How it was made</h2>",
+        f"<p>This evaluation:</p><pre>{escape(shlex.join(command_line()))}</pre>",
+    ]
     manifest = lineage.manifest_of(background.run)
     if command := manifest.get("command"):
         parts.append(f"<p>The model:</p><pre>{escape(shlex.join(map(str, command)))}</pre>")
@@ -234,15 +278,25 @@ def _made(found: Mapping[str, Any], background: Background) -> str:
             ("parameters", _parameters(manifest)),
             ("seed", manifest.get("seed")),
             ("commit", manifest.get("git_commit")),
-            ("versions", ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())),
+            (
+                "versions",
+                ", ".join(
+                    f"{name} {version}" for name, version in manifest.get("versions", {}).items()
+                ),
+            ),
             ("how the numbers were made", found.get("signature")),
         )
         if value not in (None, "")
     ]
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in facts)
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in facts
+    )
     parts.append(f'<div class="scroll"><table class="wide">{rows}</table></div>')
     if ancestors := lineage.parents(background.run):
-        entries = "".join(f"<li>{escape(parent.name)} ({escape(parent.task)}){_headline(parent)}</li>" for parent in ancestors)
+        entries = "".join(
+            f"<li>{escape(parent.name)} ({escape(parent.task)}){_headline(parent)}</li>"
+            for parent in ancestors
+        )
         parts.append(f"<h3>Its parents, the nearest first</h3><ol>{entries}</ol>")
     return "".join(parts)
 

@@ -46,19 +46,26 @@ class Frame:
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], *, height: int = HEIGHT):
         self.height = height
-        self.x, self.y = ((low, high) if high > low else (low - 0.5, low + 0.5) for low, high in (x, y))
+        self.x, self.y = (
+            (low, high) if high > low else (low - 0.5, low + 0.5) for low, high in (x, y)
+        )
 
     def at(self, point: Point) -> Point:
         across = (point[0] - self.x[0]) / (self.x[1] - self.x[0])
         up = (point[1] - self.y[0]) / (self.y[1] - self.y[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), self.height - BOTTOM - up * (self.height - TOP - BOTTOM)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), self.height - BOTTOM - up * (
+            self.height - TOP - BOTTOM
+        )
 
     def line(self, points: Sequence[Point], style: str) -> str:
         places = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.at, points))
         return f'<polyline class="{style}" points="{places}"/>'
 
     def dots(self, points: Sequence[Point], style: str, radius: float = 3) -> str:
-        return "".join(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in map(self.at, points))
+        return "".join(
+            f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
+            for x, y in map(self.at, points)
+        )
 
     def bar(self, low: float, high: float, value: float) -> str:
         (left, top), (right, bottom) = self.at((low, value)), self.at((high, self.y[0]))
@@ -68,15 +75,25 @@ class Frame:
     def drawn(self, content: str, *, x_label: str, y_label: str, title: str) -> str:
         """The whole figure; ``title`` is for those who do not see it."""
         bottom = self.height - BOTTOM
-        parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>']
+        parts = [
+            f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
+        ]
         for value in ticks(*self.x):
             x, _ = self.at((value, self.y[0]))
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{_tick(value)}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{_tick(value)}</text>'
+            )
         for value in ticks(*self.y):
             _, y = self.at((self.x[0], value))
-            parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>')
-        parts.append(f'<text x="{WIDTH - RIGHT}" y="{self.height - 4}" text-anchor="end">{escape(x_label)}</text>')
+            parts.append(
+                f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+            parts.append(
+                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
+            )
+        parts.append(
+            f'<text x="{WIDTH - RIGHT}" y="{self.height - 4}" text-anchor="end">{escape(x_label)}</text>'
+        )
         parts.append(f'<text x="{LEFT}" y="{self.height - 4}">↑ {escape(y_label)}</text>')
         return f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(title)}">{"".join(parts)}{content}</svg>'
 
@@ -96,7 +113,9 @@ def curves(lines: Sequence[Sequence[Point]], *, x_label: str, y_label: str, titl
     """One or two lines; the second of few points is drawn with dots."""
     points = [point for line in lines for point in line]
     ys = [y for _, y in points]
-    frame = Frame((min(x for x, _ in points), max(x for x, _ in points)), (min(ys), max(ys)), height=210)
+    frame = Frame(
+        (min(x for x, _ in points), max(x for x, _ in points)), (min(ys), max(ys)), height=210
+    )
     content = ""
     for style, line in zip(("", " second"), lines, strict=False):
         content += frame.line(thin(line), f"curve{style}")
@@ -108,12 +127,21 @@ def reliability_plot(bins: Sequence[dict[str, Any]], after: Sequence[dict[str, A
     """Accuracy by confidence with the diagonal; behind it how many items each bin holds."""
     frame = Frame((0, 1), (0, 1), height=300)
     most = max(part["count"] for part in bins)
-    content = "".join(frame.bar(part["low"], max(part["high"], part["low"]), 0.25 * part["count"] / most) for part in bins)
+    content = "".join(
+        frame.bar(part["low"], max(part["high"], part["low"]), 0.25 * part["count"] / most)
+        for part in bins
+    )
     content += frame.line([(0, 0), (1, 1)], "ideal")
     for style, curve in (("", bins), (" second", after)):
         points = [(part["confidence"], part["accuracy"]) for part in curve]
-        content += frame.line(points, f"curve{style}") + frame.dots(points, f"dot{style}") if points else ""
-    return frame.drawn(content, x_label="confidence", y_label="share that is right", title="reliability curve")
+        content += (
+            frame.line(points, f"curve{style}") + frame.dots(points, f"dot{style}")
+            if points
+            else ""
+        )
+    return frame.drawn(
+        content, x_label="confidence", y_label="share that is right", title="reliability curve"
+    )
 
 
 def scatter(points: Sequence[Point]) -> str:
@@ -121,8 +149,12 @@ def scatter(points: Sequence[Point]) -> str:
     both = [value for point in points for value in point]
     low, high = min(both), max(both)
     frame = Frame((low, high), (low, high), height=320)
-    content = frame.line([(low, low), (high, high)], "ideal") + frame.dots(thin(sorted(points)), "haze", 2.5)
-    return frame.drawn(content, x_label="gold", y_label="predicted", title="predicted over gold numbers")
+    content = frame.line([(low, low), (high, high)], "ideal") + frame.dots(
+        thin(sorted(points)), "haze", 2.5
+    )
+    return frame.drawn(
+        content, x_label="gold", y_label="predicted", title="predicted over gold numbers"
+    )
 
 
 def histogram(values: Sequence[float], *, x_label: str, bins: int = 30) -> str:
@@ -133,8 +165,14 @@ def histogram(values: Sequence[float], *, x_label: str, bins: int = 30) -> str:
     for value in values:
         counts[min(bins - 1, int((value - low) / width))] += 1
     frame = Frame((low, low + bins * width), (0, max(counts)), height=200)
-    content = "".join(frame.bar(low + i * width, low + (i + 1) * width, count) for i, count in enumerate(counts) if count)
-    return frame.drawn(content, x_label=x_label, y_label="how many", title=f"distribution of {x_label}")
+    content = "".join(
+        frame.bar(low + i * width, low + (i + 1) * width, count)
+        for i, count in enumerate(counts)
+        if count
+    )
+    return frame.drawn(
+        content, x_label=x_label, y_label="how many", title=f"distribution of {x_label}"
+    )
 
 
 def scale_of(entries: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
@@ -146,7 +184,9 @@ def scale_of(entries: Sequence[Mapping[str, float | None]]) -> tuple[float, floa
     return low - room, high + room
 
 
-def interval_bar(entry: Mapping[str, float | None], scale: tuple[float, float], *, second: bool = False) -> str:
+def interval_bar(
+    entry: Mapping[str, float | None], scale: tuple[float, float], *, second: bool = False
+) -> str:
     """A point with its interval on a common scale, as wide as there is room."""
     low, high = scale
 
@@ -155,9 +195,13 @@ def interval_bar(entry: Mapping[str, float | None], scale: tuple[float, float], 
 
     parts = ['<line class="rule" x1="0" x2="100%" y1="8" y2="8"/>']
     if entry["low"] is not None and entry["high"] is not None:
-        parts.append(f'<line class="range" x1="{place(entry["low"])}" x2="{place(entry["high"])}" y1="8" y2="8"/>')
+        parts.append(
+            f'<line class="range" x1="{place(entry["low"])}" x2="{place(entry["high"])}" y1="8" y2="8"/>'
+        )
     if entry["value"] is not None:
-        parts.append(f'<circle class="dot{" second" if second else ""}" cx="{place(entry["value"])}" cy="8" r="4"/>')
+        parts.append(
+            f'<circle class="dot{" second" if second else ""}" cx="{place(entry["value"])}" cy="8" r="4"/>'
+        )
     return f'<svg aria-hidden="true">{"".join(parts)}</svg>'
 
 
@@ -167,8 +211,8 @@ def stacked_bar(parts: Sequence[tuple[str, int]], most: int) -> str:
     for style, count in parts:
         width = 100 * count / most if most else 0.0
         title = f"<title>{escape(style)}: {count}</title>"
-        drawn.append(f'<rect class="k-{escape(style)}" x="{x:.2f}%" width="{width:.2f}%" y="2" height="12">{title}</rect>')
+        drawn.append(
+            f'<rect class="k-{escape(style)}" x="{x:.2f}%" width="{width:.2f}%" y="2" height="12">{title}</rect>'
+        )
         x += width
-    return (
-        f'<svg role="img" aria-label="{escape(", ".join(f"{style} {count}" for style, count in parts))}">{"".join(drawn)}</svg>'
-    )
+    return f'<svg role="img" aria-label="{escape(", ".join(f"{style} {count}" for style, count in parts))}">{"".join(drawn)}</svg>'

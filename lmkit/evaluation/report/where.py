@@ -17,9 +17,14 @@ MOST_LABELS = 24  # of a confusion matrix
 MOST_ROWS = 200
 
 
-def where(found: Mapping[str, Any], analysis: Mapping[str, Any], records: Sequence[Record], metric: str) -> str:
+def where(
+    found: Mapping[str, Any], analysis: Mapping[str, Any], records: Sequence[Record], metric: str
+) -> str:
     """The section with all figures that the task has."""
-    parts = [_by_label(found), *(_slices(name, slices, metric) for name, slices in analysis["slices"].items())]
+    parts = [
+        _by_label(found),
+        *(_slices(name, slices, metric) for name, slices in analysis["slices"].items()),
+    ]
     parts.append(_entity_errors(analysis.get("entity_errors")))
     parts.append(_calibration(analysis.get("calibration")))
     if analysis["kind"] == "number":
@@ -29,7 +34,9 @@ def where(found: Mapping[str, Any], analysis: Mapping[str, Any], records: Sequen
         losses = [loss for record in records if not math.isnan(loss := loss_of(record))]
         if losses:
             what = "document" if analysis["kind"] == "language" else "sentence"
-            parts.append(_figure(plots.histogram(losses, x_label="loss"), f"Loss by {what}, nats a token"))
+            parts.append(
+                _figure(plots.histogram(losses, x_label="loss"), f"Loss by {what}, nats a token")
+            )
     return f'<h2>Where it fails</h2><div class="grid">{"".join(filter(None, parts))}</div>{_confusion(analysis.get("confusion"))}'
 
 
@@ -47,7 +54,11 @@ def _slices(name: str, slices: Sequence[Mapping[str, Any]], metric: str) -> str:
         f'<td class="plot">{plots.interval_bar(entry, scale)}</td><td class="n">{number(entry["value"])}</td></tr>'
         for part, entry in zip(slices, entries, strict=True)
     )
-    what = {"length": "length in words", "unknown": "share of unknown tokens", "fragmentation": "share of fragmented words"}
+    what = {
+        "length": "length in words",
+        "unknown": "share of unknown tokens",
+        "fragmentation": "share of fragmented words",
+    }
     title = f"{escape(metric)} by {escape(what.get(name, name))}"
     return f'<figure><h3>{title}</h3><table class="wide">{rows}</table></figure>'
 
@@ -72,7 +83,9 @@ def _entity_errors(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     kinds = ("correct", *ERROR_KINDS)
-    by_type = sorted(found["by_type"].items(), key=lambda item: -sum(item[1].values()))[:MOST_LABELS]
+    by_type = sorted(found["by_type"].items(), key=lambda item: -sum(item[1].values()))[
+        :MOST_LABELS
+    ]
     most = max(sum(counts.values()) for _, counts in by_type) if by_type else 0
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="plot">{plots.stacked_bar([(kind, counts[kind]) for kind in kinds if counts[kind]], most)}</td></tr>'
@@ -114,14 +127,20 @@ def _confusion(found: Mapping[str, Any] | None) -> str:
         + "</tr>"
         for i in kept
     )
-    note = f" The {len(kept)} of {len(labels)} labels that are most often confused." if len(kept) < len(labels) else ""
+    note = (
+        f" The {len(kept)} of {len(labels)} labels that are most often confused."
+        if len(kept) < len(labels)
+        else ""
+    )
     return (
         f'<h3>Confusion</h3><p class="note">Rows: gold. Columns: predicted. A number leads to its errors.{note}</p>'
         f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
-def _cell(labels: Sequence[str], counts: Sequence[Sequence[int]], i: int, j: int, total: int) -> str:
+def _cell(
+    labels: Sequence[str], counts: Sequence[Sequence[int]], i: int, j: int, total: int
+) -> str:
     count = counts[i][j]
     style = f'style="--v:{count / total if total else 0:.3f}"'
     if i == j or not count:

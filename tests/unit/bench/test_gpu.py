@@ -47,7 +47,10 @@ def test_summary_takes_ratios_pair_by_pair_and_shares_of_the_peak() -> None:
     size = {"encoder": 100, "decoder": 0, "layers": 2, "width": 4, "vocabulary": 10}
     pairs = [(2.0, 1.0), (3.0, 2.0), (4.0, 1.0)]
     rounds = [
-        {side: {"tokens": 10.0 * rate, "seconds": 10.0, "memory": 1e9} for side, rate in zip(gpu.SIDES, pair, strict=True)}
+        {
+            side: {"tokens": 10.0 * rate, "seconds": 10.0, "memory": 1e9}
+            for side, rate in zip(gpu.SIDES, pair, strict=True)
+        }
         for pair in pairs
     ]
     found = gpu.summary("gpu-clm", rounds, size, length=300, peak=1e6)
@@ -55,4 +58,6 @@ def test_summary_takes_ratios_pair_by_pair_and_shares_of_the_peak() -> None:
     flops = speed.useful_flops(size, "clm", tokens=3.0, length=300, training=True)
     assert found["lmkit"]["share_of_peak"] == pytest.approx(flops / 1e6)
     machine = {"gpu": "a GPU", "date": "2026-11-25", "torch": "2", "peak": 1e12}
-    assert "| 2.00x (1.50 ... 4.00) | 1.3x | 3 tokens/s | 1 tokens/s |" in gpu.section([found | {"machine": machine}])
+    assert "| 2.00x (1.50 ... 4.00) | 1.3x | 3 tokens/s | 1 tokens/s |" in gpu.section(
+        [found | {"machine": machine}]
+    )

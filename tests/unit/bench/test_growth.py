@@ -9,15 +9,32 @@ import growth
 import pytest
 
 
-def line(at: Any, seconds: float, work: float, memory: float = 1e8, what: str = "mlm") -> dict[str, Any]:
-    return {"what": what, "at": at, "seconds": seconds, "work": work, "memory": memory, "weights": work}
+def line(
+    at: Any, seconds: float, work: float, memory: float = 1e8, what: str = "mlm"
+) -> dict[str, Any]:
+    return {
+        "what": what,
+        "at": at,
+        "seconds": seconds,
+        "work": work,
+        "memory": memory,
+        "weights": work,
+    }
 
 
 FOUND = {
-    "machines": {part: {"cores": 2, "cpu": "a chip", "date": "2026-11-25"} for part in ("rows", "model", "length")},
+    "machines": {
+        part: {"cores": 2, "cpu": "a chip", "date": "2026-11-25"}
+        for part in ("rows", "model", "length")
+    },
     "rows": [line(5000, 1.0, 5000), line(20000, 4.0, 20000), line(80000, 8.0, 80000, 1e8 + 3e6)],
     "model": [line("nano", 0.1, 1e6), line("mini", 2.0, 1e7)],
-    "length": [line(64, 1.0, 10, what="clm"), line(1024, 2.0, 20, what="clm"), line(64, 1.0, 10), line(1024, 2.0, 40)],
+    "length": [
+        line(64, 1.0, 10, what="clm"),
+        line(1024, 2.0, 20, what="clm"),
+        line(64, 1.0, 10),
+        line(1024, 2.0, 40),
+    ],
 }
 
 
@@ -34,8 +51,16 @@ def test_a_start_that_all_lines_have_hides_no_growth() -> None:
 
 def test_of_steps_without_more_work_or_seconds_nothing_is_said() -> None:
     assert growth.slopes([line(1, 1.0, 10)]) == [None]
-    assert growth.slopes([line(1, 1.0, 10), line(2, 2.0, 20), line(3, 2.0, 20)]) == [None, 1.0, None]
-    assert growth.slopes([line(1, 2.0, 10), line(2, 1.0, 20), line(3, 2.0, 30)]) == [None, None, None]
+    assert growth.slopes([line(1, 1.0, 10), line(2, 2.0, 20), line(3, 2.0, 20)]) == [
+        None,
+        1.0,
+        None,
+    ]
+    assert growth.slopes([line(1, 2.0, 10), line(2, 1.0, 20), line(3, 2.0, 30)]) == [
+        None,
+        None,
+        None,
+    ]
 
 
 def test_a_row_more_takes_the_difference_of_the_ends() -> None:
@@ -61,4 +86,7 @@ def test_parts_of_several_machines_say_which_is_whose() -> None:
     later = {"cores": 4, "cpu": "another", "date": "2026-11-26"}
     found = FOUND | {"machine": FOUND["machines"]["rows"], "machines": {"length": later}}
     said = growth.section(found)
-    assert "on 2 cores (a chip), 2026-11-25 (rows, model) and 4 cores (another), 2026-11-26 (length);" in said
+    assert (
+        "on 2 cores (a chip), 2026-11-25 (rows, model) and 4 cores (another), 2026-11-26 (length);"
+        in said
+    )

@@ -19,22 +19,30 @@ SIZE = {"encoder": 100, "decoder": 0, "layers": 2, "width": 4, "vocabulary": 10}
     ],
 )
 def test_useful_flops_of_training_ten_tokens(task: str, flops: float) -> None:
-    assert speed.useful_flops(SIZE, task, tokens=10, length=5, training=True) == pytest.approx(flops)
+    assert speed.useful_flops(SIZE, task, tokens=10, length=5, training=True) == pytest.approx(
+        flops
+    )
 
 
 def test_evaluation_is_a_third_of_training() -> None:
     training, evaluation = (
-        speed.useful_flops(SIZE, "ner", tokens=7, length=3, training=is_training) for is_training in (True, False)
+        speed.useful_flops(SIZE, "ner", tokens=7, length=3, training=is_training)
+        for is_training in (True, False)
     )
     assert training == pytest.approx(3 * evaluation)
 
 
 def test_each_side_of_a_translator_reads_half_of_the_tokens() -> None:
     both = SIZE | {"encoder": 30, "decoder": 70}
-    assert speed.useful_flops(both | {"width": 0}, "translation", tokens=10, length=5, training=True) == 6 * (30 + 70) * 5
+    assert (
+        speed.useful_flops(both | {"width": 0}, "translation", tokens=10, length=5, training=True)
+        == 6 * (30 + 70) * 5
+    )
 
 
-def test_what_is_measured_anew_takes_the_place_of_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_measured_anew_takes_the_place_of_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speed, "RESULTS", tmp_path / "speed.json")
     assert speed.remembered([]) == []
     assert not speed.RESULTS.exists()
@@ -45,15 +53,25 @@ def test_what_is_measured_anew_takes_the_place_of_what_was_kept(tmp_path: Path, 
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:
-    rounds = [{"lmkit": {"rate": a}, "best": {"rate": b}} for a, b in ((20.0, 2.0), (6.0, 3.0), (9.0, 3.0))]
+    rounds = [
+        {"lmkit": {"rate": a}, "best": {"rate": b}}
+        for a, b in ((20.0, 2.0), (6.0, 3.0), (9.0, 3.0))
+    ]
     assert speed.ratios(rounds, "best") == (3.0, 2.0, 10.0)
 
 
 def test_the_table_shows_ratio_target_and_what_was_not_measured() -> None:
     side = {"ratio": [2.0, 1.9, 2.1], "rate": 1000.0, "seconds": 3.0}
-    found = {"what": "NER", "unit": "rows", "targets": {"script": 4.0, "best": 1.6}, "lmkit": {"rate": 2000.0, "padding": 0.05}}
+    found = {
+        "what": "NER",
+        "unit": "rows",
+        "targets": {"script": 4.0, "best": 1.6},
+        "lmkit": {"rate": 2000.0, "padding": 0.05},
+    }
     line = speed.table([found | {"script": side, "best": side}]).splitlines()[-1]
-    assert line.startswith("| NER | 2.00x (1.90 ... 2.10) | 4.00x | 2.00x (1.90 ... 2.10) | 1.60x | 2,000 rows/s |")
+    assert line.startswith(
+        "| NER | 2.00x (1.90 ... 2.10) | 4.00x | 2.00x (1.90 ... 2.10) | 1.60x | 2,000 rows/s |"
+    )
     assert "| 5% / - / - |" in line
 
 
@@ -73,10 +91,24 @@ def test_a_token_sees_the_text_or_part_of_a_text_that_it_stands_in() -> None:
 
 
 def test_the_page_says_what_was_measured_where() -> None:
-    machine = {"cores": 2, "cpu": "a chip", "has": ["avx2"], "date": "2026-11-25", "versions": {"torch": "2"}}
+    machine = {
+        "cores": 2,
+        "cpu": "a chip",
+        "has": ["avx2"],
+        "date": "2026-11-25",
+        "versions": {"torch": "2"},
+    }
     machine["peak"] = {"fp32": 1e9, "bf16": 2e9}
     side = {"ratio": [2.0, 1.9, 2.1], "rate": 1000.0, "seconds": 3.0}
-    bench = {"name": "ner", "what": "NER", "unit": "rows", "targets": {}, "lmkit": {"rate": 2.0}, "script": side, "best": side}
+    bench = {
+        "name": "ner",
+        "what": "NER",
+        "unit": "rows",
+        "targets": {},
+        "lmkit": {"rate": 2.0},
+        "script": side,
+        "best": side,
+    }
     bench["machine"] = machine
     place = "2 cores (a chip; avx2), 2026-11-25, torch 2, matrix products 1 GFLOP/s in fp32, 2 GFLOP/s in bf16"
     assert f"`make bench` on {place}.\n" in speed.section([bench, bench | {"name": "clm"}])

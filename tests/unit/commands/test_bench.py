@@ -88,7 +88,9 @@ def test_what_is_faster_is_tried_together_with_the_best_value_of_each_key() -> N
 def test_the_line_to_copy_is_the_fastest_that_was_measured() -> None:
     together = {"hardware.workers": 1, "hardware.packing": "off"}
     found = rows(
-        ({"hardware.workers": 1}, 1.2, "faster"), ({"hardware.packing": "off"}, 1.3, "faster"), (together, 1.25, "faster")
+        ({"hardware.workers": 1}, 1.2, "faster"),
+        ({"hardware.packing": "off"}, 1.3, "faster"),
+        (together, 1.25, "faster"),
     )
     assert fastest(found) == {"hardware.packing": "off"}
     assert fastest(rows((together, 2.0, "no difference"))) == {}
@@ -107,7 +109,9 @@ def test_only_keys_that_leave_what_is_learned_alone_are_tried() -> None:
     assert bench._hardware_keys(recipe(), "hardware.workers=2") == {"hardware.workers": 2}
     with pytest.raises(RecipeError, match=r"--try train\.batch_size: changes what is learned"):
         bench._hardware_keys(recipe(), "train.batch_size=2")
-    with pytest.raises(RecipeError, match=r"--try hardware\.processes: is no part of what is measured"):
+    with pytest.raises(
+        RecipeError, match=r"--try hardware\.processes: is no part of what is measured"
+    ):
         bench._hardware_keys(recipe(), "hardware.processes=2")
     with pytest.raises(RecipeError, match="micro_batch_tokens"):
         bench._hardware_keys(recipe(), "hardware.micro_batch_token=2")
@@ -151,4 +155,7 @@ def test_the_tables_end_with_the_keys_to_copy() -> None:
     assert shown.splitlines()[-1] == "hardware.workers=1 hardware.packing=off"
     assert "1,234 (1,200 ... 1,300)" in shown
     assert "0.80 (0.70 ... 0.90)" in shown
-    assert tables(found | {"faster": []}).splitlines()[-1] == "nothing that was tried is clearly faster"
+    assert (
+        tables(found | {"faster": []}).splitlines()[-1]
+        == "nothing that was tried is clearly faster"
+    )

@@ -19,13 +19,19 @@ def recipe(tmp_path: Path) -> str:
     for name, rows in (("train", ROWS), ("test", [("a house", "land"), ("the road", "land")])):
         lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    (tmp_path / "mine.yaml").write_text("task: classification\ndata: {train: train.jsonl, test: test.jsonl}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "task: classification\ndata: {train: train.jsonl, test: test.jsonl}\n"
+    )
     return str(tmp_path / "mine.yaml")
 
 
 def test_rows_lengths_labels_and_repetitions_are_told(recipe: str) -> None:
     found = look(recipe)
-    assert (found["recipe"], found["task"], list(found["splits"])) == ("mine", "classification", ["train", "test"])
+    assert (found["recipe"], found["task"], list(found["splits"])) == (
+        "mine",
+        "classification",
+        ["train", "test"],
+    )
     train, test = found["splits"].values()
     assert (train["rows"], train["left_out"], train["repeated"]) == (4, 0, 1)
     assert train["characters"] == {"shortest": 7, "median": 7, "longest": 15, "in_all": 36}
@@ -53,7 +59,9 @@ def test_tags_are_counted_by_entity_and_numbers_are_not(tmp_path: Path) -> None:
 def test_classes_that_look_like_tags_are_counted_as_they_are(tmp_path: Path) -> None:
     labels = ["I-beam", "B-cell", "T-cell", "cell", "I-beam"]
     (tmp_path / "a.jsonl").write_text(
-        "".join(f'{{"text": "{number}", "label": "{label}"}}\n' for number, label in enumerate(labels))
+        "".join(
+            f'{{"text": "{number}", "label": "{label}"}}\n' for number, label in enumerate(labels)
+        )
     )
     found = look({"task": "classification", "data": {"train": str(tmp_path / "a.jsonl")}})
     assert found["splits"]["train"]["labels"] == {"I-beam": 2, "B-cell": 1, "T-cell": 1, "cell": 1}

@@ -17,7 +17,10 @@ HEAD = "was left out at 16 tokens (data.long_text=head)\n"
 
 
 def write(path: Path, texts: list[str | None]) -> str:
-    lines = [json.dumps({"text": text, "label": ("negative", "positive")[i % 2]}) + "\n" for i, text in enumerate(texts)]
+    lines = [
+        json.dumps({"text": text, "label": ("negative", "positive")[i % 2]}) + "\n"
+        for i, text in enumerate(texts)
+    ]
     path.write_text("".join(lines), encoding="utf-8")
     return str(path)
 
@@ -36,7 +39,13 @@ def run(tiny: Any, folder: Path) -> Run:
     data = {split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
     recipe = tiny.recipe(
         "classification",
-        data=data | {"columns": {"label": "label"}, "max_length": 16, "long_text": "head", "on_bad_row": "skip"},
+        data=data
+        | {
+            "columns": {"label": "label"},
+            "max_length": 16,
+            "long_text": "head",
+            "on_bad_row": "skip",
+        },
         train={"max_steps": 1},
     )
     found: Run = tiny.fit(recipe)
@@ -53,10 +62,15 @@ def test_training_counts_what_was_cut_and_left_out(run: Run) -> None:
     assert manifest["cut_rows"] == {"train": 1, "validation": 2}
     assert manifest["rejected_rows"] == 1
     (rejected,) = lines_of(run.rejects_file)
-    assert (rejected["split"], rejected["problem"]) == ("validation", "'text' is null; text is expected")
+    assert (rejected["split"], rejected["problem"]) == (
+        "validation",
+        "'text' is null; text is expected",
+    )
 
 
-def test_training_says_what_was_cut_and_left_out(tiny: Any, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_says_what_was_cut_and_left_out(
+    tiny: Any, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     from lmkit.recipe import load_recipe
     from lmkit.train.prepare import prepare
 
@@ -68,7 +82,9 @@ def test_training_says_what_was_cut_and_left_out(tiny: Any, run: Run, capsys: py
     assert "warning: data.validation: 1 rows left out, the first at " in said
 
 
-def test_evaluating_says_and_keeps_what_was_cut_and_left_out(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluating_says_and_keeps_what_was_cut_and_left_out(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = evaluate(str(run.path))
     out, err = capsys.readouterr()
     assert f"warning: data.test: the end of 3 of 5 rows {HEAD}" in err
@@ -77,7 +93,11 @@ def test_evaluating_says_and_keeps_what_was_cut_and_left_out(run: Run, capsys: p
     assert (found["examples"], found["cut_rows"], found["rejected_rows"]) == (5, 3, 1)
     assert run.metrics("test") == found
     (rejected,) = lines_of(run.eval_folder("test") / "rejects.jsonl")
-    assert (rejected["split"], rejected["id"], rejected["problem"]) == ("test", 2, "'text' is null; text is expected")
+    assert (rejected["split"], rejected["id"], rejected["problem"]) == (
+        "test",
+        2,
+        "'text' is null; text is expected",
+    )
 
 
 def test_rows_that_are_too_long_are_not_among_those_said_to_be_evaluated(
@@ -91,14 +111,18 @@ def test_rows_that_are_too_long_are_not_among_those_said_to_be_evaluated(
     assert [row["id"] for row in lines_of(tmp_path / "out/eval/test/rejects.jsonl")] == [2, 1, 4, 5]
 
 
-def test_what_a_temperature_is_fitted_on_is_cut_aloud_too(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_temperature_is_fitted_on_is_cut_aloud_too(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluate(str(run.path), ["eval.temperature=true"], output=str(tmp_path / "out"))
     said = capsys.readouterr().err
     assert f"warning: data.validation: the end of 2 of 3 rows {HEAD}" in said
     assert f"warning: data.test: the end of 3 of 5 rows {HEAD}" in said
 
 
-def test_where_nothing_was_cut_or_left_out_nothing_is_said(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_was_cut_or_left_out_nothing_is_said(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     test = write(tmp_path / "test.jsonl", ["one", "two"])
     found = evaluate(str(run.path), [f"data.test={test}"], output=str(tmp_path / "out"))
     assert not found.keys() & {"cut_rows", "rejected_rows"}
@@ -124,6 +148,8 @@ def test_predicting_says_what_was_cut_beside_the_answers(
     assert capsys.readouterr().err == f"warning: {file}: the end of 1 of 2 rows {HEAD}"
 
 
-def test_texts_that_are_read_in_windows_are_not_cut(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_that_are_read_in_windows_are_not_cut(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     Predictor(run.path, ["data.long_text=windows"]).predict([LONG])
     assert capsys.readouterr().err == ""

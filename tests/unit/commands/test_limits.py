@@ -11,7 +11,10 @@ from lmkit.errors import LmkitError
 
 FOUND: dict[str, Any] = {
     "loss": 0.3,
-    "metrics": {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, "ter": {"value": 50.0, "low": 45.0, "high": 55.0}},
+    "metrics": {
+        "f1": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "ter": {"value": 50.0, "low": 45.0, "high": 55.0},
+    },
 }
 
 
@@ -45,8 +48,12 @@ def test_unknown_metrics_and_missing_intervals_are_refused() -> None:
     assert thresholds(["f1=0.42", "ter=60"]) == {"f1": 0.42, "ter": 60.0}
 
 
-def test_an_unknown_metric_is_refused_before_anything_is_evaluated(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_metric_is_refused_before_anything_is_evaluated(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tiny.recipe("mlm", base=tiny.base("mlm"))
-    monkeypatch.setattr("lmkit.models.build.load_trained", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "lmkit.models.build.load_trained", lambda *_: pytest.fail("a model was loaded")
+    )
     with pytest.raises(LmkitError, match=r"--fail-under: no metric 'pseudo_perplexity'"):
         evaluate(recipe, limited=["loss", "perplexity", "accuracy", "pseudo_perplexity"])

@@ -10,7 +10,10 @@ import torch
 from lmkit.commands.predict import Predictor
 
 SHORT = "a word"
-LONG = ["good morning to all of you " * 12 + "and now something sad and quite bad " * 12, "so many words " * 40 + "!?! " * 40]
+LONG = [
+    "good morning to all of you " * 12 + "and now something sad and quite bad " * 12,
+    "so many words " * 40 + "!?! " * 40,
+]
 
 
 @pytest.mark.parametrize("kind", ["classification", "multi_label", "regression"])
@@ -18,7 +21,10 @@ def test_the_answer_to_a_long_text_is_the_mean_over_all_its_windows(tiny: Any, k
     predictor = Predictor(tiny.base(kind), ["hardware.precision=fp32"])
     task, model = predictor.task, predictor.model
     torch.manual_seed(0)
-    for weight in (*model.base_model.parameters(), model.classifier.weight):  # else windows differ too little to tell
+    for weight in (
+        *model.base_model.parameters(),
+        model.classifier.weight,
+    ):  # else windows differ too little to tell
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.3)
     predictor.budget = 1  # a window a pass
@@ -31,8 +37,16 @@ def test_the_answer_to_a_long_text_is_the_mean_over_all_its_windows(tiny: Any, k
         assert (len(windows) > 2) == (text != SHORT)
         with torch.inference_mode():
             logits = torch.cat([model(torch.tensor([ids])).logits for ids in windows]).double()
-        each = {"classification": logits.softmax(-1), "multi_label": logits.sigmoid(), "regression": logits}[kind]
-        found = [answer["prediction"]] if kind == "regression" else list(answer["probabilities"].values())
+        each = {
+            "classification": logits.softmax(-1),
+            "multi_label": logits.sigmoid(),
+            "regression": logits,
+        }[kind]
+        found = (
+            [answer["prediction"]]
+            if kind == "regression"
+            else list(answer["probabilities"].values())
+        )
         assert found == pytest.approx(each.mean(0).tolist(), abs=1e-5)
         if text != SHORT:  # neither the first window alone says so nor the last
             assert (each[[0, -1]] - each.mean(0)).abs().amax(-1).min() > 1e-2

@@ -52,8 +52,15 @@ def test_seeds_are_runs_of_their_own_with_mean_and_spread(run: Any) -> None:
     folder = Path(recipe.output)
     assert {path.name for path in folder.iterdir()} == {"seed-13", "seed-14", "summary.json"}
     assert summary == json.loads((folder / "summary.json").read_text())
-    assert (summary["over"], summary["split"], summary["task"]) == ("seeds", "test", "classification")
-    assert [(entry["run"], entry["seed"]) for entry in summary["runs"]] == [("seed-13", 13), ("seed-14", 14)]
+    assert (summary["over"], summary["split"], summary["task"]) == (
+        "seeds",
+        "test",
+        "classification",
+    )
+    assert [(entry["run"], entry["seed"]) for entry in summary["runs"]] == [
+        ("seed-13", 13),
+        ("seed-14", 14),
+    ]
     values = [Run(folder / name).metrics("test")["loss"] for name in ("seed-13", "seed-14")]
     assert values[0] != values[1]
     assert summary["metrics"]["loss"]["mean"] == pytest.approx(statistics.mean(values))
@@ -67,19 +74,27 @@ def test_run_of_a_seed_is_the_run_of_that_seed_alone(run: Any, tiny: Any) -> Non
     alone = tiny.merged(recipe, seeds=1, seed=14, output=f"{recipe.output}-alone")
     train("finetune", alone)
     stored = Run(f"{recipe.output}/seed-14")
-    assert stored.stored_recipe() | {"name": "", "output": ""} == Run(alone.output).stored_recipe() | {"name": "", "output": ""}
-    assert (stored.model / "model.safetensors").read_bytes() == (Run(alone.output).model / "model.safetensors").read_bytes()
+    assert stored.stored_recipe() | {"name": "", "output": ""} == Run(
+        alone.output
+    ).stored_recipe() | {"name": "", "output": ""}
+    assert (stored.model / "model.safetensors").read_bytes() == (
+        Run(alone.output).model / "model.safetensors"
+    ).read_bytes()
 
 
 def test_resume_trains_the_missing_run_alone(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, summary = run
     trained: list[str] = []
-    monkeypatch.setattr("lmkit.commands.train.train", lambda stage, single, **flags: trained.append(single.output))
+    monkeypatch.setattr(
+        "lmkit.commands.train.train", lambda stage, single, **flags: trained.append(single.output)
+    )
     assert repeating.repeat("finetune", recipe, resume=True) == summary
     assert trained == []
     manifest = Path(recipe.output) / "seed-14" / "manifest.json"
     kept = manifest.read_text()
-    manifest.write_text(json.dumps({key: value for key, value in json.loads(kept).items() if key != "finished"}))
+    manifest.write_text(
+        json.dumps({key: value for key, value in json.loads(kept).items() if key != "finished"})
+    )
     assert repeating.repeat("finetune", recipe, resume=True) == summary
     assert trained == [f"{recipe.output}/seed-14"]
     manifest.write_text(kept)
@@ -87,7 +102,9 @@ def test_resume_trains_the_missing_run_alone(run: Any, monkeypatch: pytest.Monke
 
 def test_finished_runs_of_another_recipe_are_not_summed_up(run: Any, tiny: Any) -> None:
     recipe, _ = run
-    with pytest.raises(RunError, match=r"seed-13: this run was made with other train.learning_rate"):
+    with pytest.raises(
+        RunError, match=r"seed-13: this run was made with other train.learning_rate"
+    ):
         train("finetune", tiny.merged(recipe, train={"learning_rate": 0.5}), resume=True)
     with pytest.raises(RunError, match="not empty"):
         train("finetune", recipe)
@@ -114,7 +131,9 @@ def test_cross_validation_tests_every_row_once(tiny: Any) -> None:
     assert (summary["over"], summary["split"]) == ("folds", "test")
     assert sum(entry["examples"] for entry in summary["runs"]) == 16
     folds = [Run(f"{recipe.output}/fold-{n}") for n in (1, 2)]
-    lines = [(run.eval_folder("test") / "predictions.jsonl").read_text().splitlines() for run in folds]
+    lines = [
+        (run.eval_folder("test") / "predictions.jsonl").read_text().splitlines() for run in folds
+    ]
     assert sorted(json.loads(line)["id"] for each in lines for line in each) == list(range(16))
     assert [run.stored_recipe()["data"]["fold"] for run in folds] == ["1/2", "2/2"]
     assert {run.stored_recipe()["data"]["folds"] for run in folds} == {None}
@@ -123,7 +142,13 @@ def test_cross_validation_tests_every_row_once(tiny: Any) -> None:
 
 def test_folds_share_no_content_and_leave_room_for_validation(tiny: Any) -> None:
     recipe = tiny.recipe(
-        "classification", data={"train": [TEST, TEST], "max_rows": None, "validation": None, "validation_fraction": 0.2}
+        "classification",
+        data={
+            "train": [TEST, TEST],
+            "max_rows": None,
+            "validation": None,
+            "validation_fraction": 0.2,
+        },
     )
     cls, seen = task_class("classification"), []
     for number in range(1, 6):
@@ -132,7 +157,9 @@ def test_folds_share_no_content_and_leave_room_for_validation(tiny: Any) -> None
         content = {split: {row["text"] for row in found} for split, found in rows.items()}
         assert not content["test"] & (content["train"] | content["validation"])
         assert 0.1 < len(rows["validation"]) / (len(rows["validation"]) + len(rows["train"])) < 0.3
-        only_test = load_splits(fold, cls, wanted=("test",), facts={"labels": ["negative", "positive"]}).rows
+        only_test = load_splits(
+            fold, cls, wanted=("test",), facts={"labels": ["negative", "positive"]}
+        ).rows
         assert only_test.keys() == {"test"}
         assert only_test["test"].fingerprint == rows["test"].fingerprint
         seen += [row["id"] for row in rows["test"]]
@@ -150,11 +177,17 @@ def test_rows_of_a_fold_stay_when_others_come(tiny: Any) -> None:
     ("sections", "said"),
     [
         ({"seeds": 2, "data": {"folds": 2, "test": None}}, "seeds: given beside data.folds"),
-        ({"seeds": 1, "data": {"folds": 2, "fold": "1/2", "test": None}}, "data.fold: given beside data.folds"),
+        (
+            {"seeds": 1, "data": {"folds": 2, "fold": "1/2", "test": None}},
+            "data.fold: given beside data.folds",
+        ),
         ({"seeds": 1, "data": {"folds": 2, "test": TEST}}, "data.test: given beside data.folds"),
         ({"seeds": 1, "data": {"fold": "1/2", "test": TEST}}, "data.test: given beside data.fold"),
         ({"seeds": 1, "data": {"fold": "3/2", "test": None}}, "there is no fold 3/2"),
-        ({"seeds": 2, "data": {"validation": None, "test": None}}, "seeds: no data to measure the runs on"),
+        (
+            {"seeds": 2, "data": {"validation": None, "test": None}},
+            "seeds: no data to measure the runs on",
+        ),
     ],
 )
 def test_contradictions_are_refused(tiny: Any, sections: dict[str, Any], said: str) -> None:
@@ -164,7 +197,10 @@ def test_contradictions_are_refused(tiny: Any, sections: dict[str, Any], said: s
 
 def test_a_fold_without_rows_is_refused(tiny: Any) -> None:
     rows = tiny.splits(tiny.recipe("classification")).rows["train"].select(range(3))
-    filled = {int(hash_of({"label": row["label"], "text": row["text"]})[16:32], 16) * 4 >> 64 for row in rows}
+    filled = {
+        int(hash_of({"label": row["label"], "text": row["text"]})[16:32], 16) * 4 >> 64
+        for row in rows
+    }
     empty = min(set(range(4)) - filled)
     with pytest.raises(DataError, match=f"no row of 3 rows falls to fold {empty + 1}/4"):
         split_by_fold(rows, f"{empty + 1}/4")
@@ -172,7 +208,9 @@ def test_a_fold_without_rows_is_refused(tiny: Any) -> None:
 
 def test_several_runs_are_not_evaluated_as_one(tiny: Any) -> None:
     recipe = seeds(tiny)
-    with pytest.raises(LmkitError, match=r"seeds: this recipe stands for several runs(.|\n)*seed-13"):
+    with pytest.raises(
+        LmkitError, match=r"seeds: this recipe stands for several runs(.|\n)*seed-13"
+    ):
         find_subject(recipe, ())
 
 

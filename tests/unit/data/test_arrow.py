@@ -60,6 +60,14 @@ pieces = Pieces(Path(sys.argv[1]))
 print(len(pieces), pieces.take([5, 0]), pieces[-2:] == pieces[1:3], pieces.column("row").tolist())
 print(sorted({"pandas", "datasets"} & set(sys.modules)))
 """
-    told = subprocess.run([sys.executable, "-c", code, tmp_path / "p.arrow"], capture_output=True, text=True, check=True).stdout
-    taken = [{"input_ids": [3], "tags": [], "row": 2, "weight": 0.5}, {"input_ids": [1, 2], "tags": [], "row": 0, "weight": 1.0}]
+    told = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "p.arrow"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    taken = [
+        {"input_ids": [3], "tags": [], "row": 2, "weight": 0.5},
+        {"input_ids": [1, 2], "tags": [], "row": 0, "weight": 1.0},
+    ]
     assert told == f"6 {taken} True [0, 1, 2, 0, 1, 2]\n[]\n"

@@ -18,7 +18,10 @@ from lmkit.data.rows import Rows
 from lmkit.errors import DataError
 from lmkit.tasks.fields import Field
 
-CLASSIFICATION = (Field("text", "text", ("sentence",)), Field("label", "label", ("class",), gold=True))
+CLASSIFICATION = (
+    Field("text", "text", ("sentence",)),
+    Field("label", "label", ("class",), gold=True),
+)
 PAIRS = (Field("source", "text"), Field("target", "text", gold=True))
 NER = (Field("tokens", "words", ("words",)), Field("tags", "tags", ("ner_tags",), gold=True))
 
@@ -28,8 +31,16 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def load(source: str | list[str], fields: tuple[Field, ...] = CLASSIFICATION, **options: Any) -> Rows:
-    defaults: dict[str, Any] = {"key": "data.train", "split": "train", "columns": {}, "on_bad_row": "error", "document": "line"}
+def load(
+    source: str | list[str], fields: tuple[Field, ...] = CLASSIFICATION, **options: Any
+) -> Rows:
+    defaults: dict[str, Any] = {
+        "key": "data.train",
+        "split": "train",
+        "columns": {},
+        "on_bad_row": "error",
+        "document": "line",
+    }
     defaults |= {"max_rows": None, "folders": [Path()], "cache_dir": Path("cache")}
     return load_rows(source, fields=fields, **(defaults | options))
 
@@ -52,7 +63,11 @@ def test_what_was_read_is_not_read_again_until_it_changes(monkeypatch: pytest.Mo
         patch.setattr(formats, "read_rows", None)
         Path("a.jsonl").rename("b.jsonl")
         again = load("b.jsonl")
-        assert (again[:], again.fingerprint, again.place(1)) == (first[:], first.fingerprint, "b.jsonl:2")
+        assert (again[:], again.fingerprint, again.place(1)) == (
+            first[:],
+            first.fingerprint,
+            "b.jsonl:2",
+        )
     assert len(load(jsonl("b.jsonl", *examples(4)))) == 4
     assert not list(Path("cache").glob("*.tmp"))
 
@@ -72,7 +87,10 @@ def test_what_a_machine_that_went_down_left_in_the_cache_is_read_anew(left: byte
 
 
 def examples_with_ids(number: int) -> list[dict[str, Any]]:
-    return [{"id": i, "text": row["text"], "label": str(row["label"])} for i, row in enumerate(examples(number))]
+    return [
+        {"id": i, "text": row["text"], "label": str(row["label"])}
+        for i, row in enumerate(examples(number))
+    ]
 
 
 def test_max_rows_stops_early_and_gold_may_be_absent() -> None:
@@ -89,7 +107,11 @@ def test_columns_are_mapped_by_name_alias_or_position() -> None:
     assert load(name, columns={"label": "sentiment"})[0] == {"id": 0, "text": "b", "label": "x"}
     assert load(name, columns={"label": "sentiment", "text": "sentence"})[0]["text"] == "a"
     Path("a.tsv").write_text("x\t天\n")
-    assert load("a.tsv", columns={"text": "1", "label": "0"})[0] == {"id": 0, "text": "天", "label": "x"}
+    assert load("a.tsv", columns={"text": "1", "label": "0"})[0] == {
+        "id": 0,
+        "text": "天",
+        "label": "x",
+    }
     Path("a.conll").write_text("John NNP X B-PER\n")
     assert load("a.conll", NER, columns={"tags": "1"})[0]["tags"] == ["NNP"]
 
@@ -97,14 +119,41 @@ def test_columns_are_mapped_by_name_alias_or_position() -> None:
 @pytest.mark.parametrize(
     ("columns", "place", "problem", "remedy"),
     [
-        ({}, "a.csv", "no column for 'label'; there are: text, lable", "data.columns={label: lable}"),
-        ({"label": "labl"}, "a.csv", "no column for 'label' ('labl', says data.columns)", "data.columns={label: lable}"),
-        ({"lable": "lable"}, "data.columns", "this task has no column 'lable'", "did you mean 'label'?"),
-        ({"label": "1", "text": "text"}, "data.columns", "some columns are named, others given by position", "positions for all"),
-        ({"label": "2", "text": "0"}, "a.csv", "no column for 'label' ('2', says data.columns); there are: 0, 1", "by position"),
+        (
+            {},
+            "a.csv",
+            "no column for 'label'; there are: text, lable",
+            "data.columns={label: lable}",
+        ),
+        (
+            {"label": "labl"},
+            "a.csv",
+            "no column for 'label' ('labl', says data.columns)",
+            "data.columns={label: lable}",
+        ),
+        (
+            {"lable": "lable"},
+            "data.columns",
+            "this task has no column 'lable'",
+            "did you mean 'label'?",
+        ),
+        (
+            {"label": "1", "text": "text"},
+            "data.columns",
+            "some columns are named, others given by position",
+            "positions for all",
+        ),
+        (
+            {"label": "2", "text": "0"},
+            "a.csv",
+            "no column for 'label' ('2', says data.columns); there are: 0, 1",
+            "by position",
+        ),
     ],
 )
-def test_missing_columns_are_said_with_the_nearest(columns: dict[str, str], place: str, problem: str, remedy: str) -> None:
+def test_missing_columns_are_said_with_the_nearest(
+    columns: dict[str, str], place: str, problem: str, remedy: str
+) -> None:
     Path("a.csv").write_text("text,lable\na,b\n")
     with pytest.raises(DataError) as caught:
         load("a.csv", columns=columns)
@@ -121,14 +170,25 @@ def test_a_dot_leads_into_an_object() -> None:
     feather.write_feather(pa.table({"translation": [pair]}), "a.arrow")
     for name in (jsonl("a.jsonl", {"translation": pair}), "a.parquet", "a.arrow"):
         assert load(name, PAIRS, columns=columns)[:] == expected
-    assert load("a.jsonl", PAIRS, columns=columns | {"source": "translation.x.y"})[0]["source"] == "z"
+    assert (
+        load("a.jsonl", PAIRS, columns=columns | {"source": "translation.x.y"})[0]["source"] == "z"
+    )
     plain = jsonl("b.jsonl", {"translation.en": "plain", "translation": pair})
-    assert load(plain, PAIRS, columns=columns)[:] == [{"id": 0, "source": "plain", "target": "Meer"}]
+    assert load(plain, PAIRS, columns=columns)[:] == [
+        {"id": 0, "source": "plain", "target": "Meer"}
+    ]
 
 
 def test_what_is_wrong_within_an_object_is_said() -> None:
     columns = {"source": "translation.en", "target": "translation.de"}
-    rows = [None, {"en": "a", "de": "b"}, {"en": "a"}, "a", {"en": "a", "de": " "}, {"en": None, "de": "b"}]
+    rows = [
+        None,
+        {"en": "a", "de": "b"},
+        {"en": "a"},
+        "a",
+        {"en": "a", "de": " "},
+        {"en": None, "de": "b"},
+    ]
     name = jsonl("a.jsonl", *({"id": i, "translation": row} for i, row in enumerate(rows)))
     found = load(name, PAIRS, columns=columns, on_bad_row="skip")
     assert found[:] == [{"id": 1, "source": "a", "target": "b"}]
@@ -143,7 +203,9 @@ def test_what_is_wrong_within_an_object_is_said() -> None:
     there = "there are: id, translation.en, translation.de\n"
     with pytest.raises(DataError, match=f"b.jsonl: no column for 'source'; {there}"):
         load("b.jsonl", PAIRS)
-    with pytest.raises(DataError, match=f"says data.columns\\); {there}.*data.columns={{source: translation.en}}"):
+    with pytest.raises(
+        DataError, match=f"says data.columns\\); {there}.*data.columns={{source: translation.en}}"
+    ):
         load("b.jsonl", PAIRS, columns={"source": "translation.eng"})
 
 
@@ -174,7 +236,10 @@ def test_bad_rows_stop_at_their_line_or_are_kept_aside(row: dict[str, Any], prob
     assert caught.value.place == "a.jsonl:2"
     assert "data.on_bad_row=skip" in str(caught.value.remedy)
     rows = load(name, on_bad_row="skip")
-    assert rows[:] == [{"id": 0, "text": "天", "label": "1"}, {"id": 2, "text": "c\0", "label": "x"}]
+    assert rows[:] == [
+        {"id": 0, "text": "天", "label": "1"},
+        {"id": 2, "text": "c\0", "label": "x"},
+    ]
     (rejected,) = rows.rejected
     assert (rejected["place"], rejected["id"], rejected["row"]) == ("a.jsonl:2", 1, row)
     assert problem in rejected["problem"]
@@ -185,7 +250,10 @@ def test_bad_rows_stop_at_their_line_or_are_kept_aside(row: dict[str, Any], prob
     ("row", "problem"),
     [
         ({"tokens": ["a", "b"], "tags": ["O"]}, "2 words but 1 tags"),
-        ({"tokens": "a b", "tags": ["O", "O"]}, "'tokens' is a string; a list of words is expected"),
+        (
+            {"tokens": "a b", "tags": ["O", "O"]},
+            "'tokens' is a string; a list of words is expected",
+        ),
         ({"tokens": [], "tags": []}, "'tokens' is an empty list"),
         ({"tokens": ["a", " "], "tags": ["O", "O"]}, "'tokens[1]' is blank"),
         ({"tokens": ["a", 3], "tags": ["O", "O"]}, "'tokens[1]' is a number; text is expected"),
@@ -203,7 +271,9 @@ def test_unreadable_rows_are_skipped_and_counted() -> None:
     Path("a.csv").write_text("text,label\na,1\nb\nc,3\n")
     rows = load("a.csv", on_bad_row="skip")
     assert [(row["id"], row["text"]) for row in rows] == [(0, "a"), (2, "c")]
-    assert rows.rejected == [{"place": "a.csv:3", "problem": "1 cell where the first line has 2", "id": 1, "row": ["b"]}]
+    assert rows.rejected == [
+        {"place": "a.csv:3", "problem": "1 cell where the first line has 2", "id": 1, "row": ["b"]}
+    ]
 
 
 def test_no_rows_and_only_bad_rows_are_errors() -> None:
@@ -211,7 +281,9 @@ def test_no_rows_and_only_bad_rows_are_errors() -> None:
     with pytest.raises(DataError, match=r"empty.jsonl: no rows in this file"):
         load("empty.jsonl")
     name = jsonl("a.jsonl", {"text": "", "label": 1}, {"text": "", "label": 1})
-    with pytest.raises(DataError, match=r"a.jsonl:1: all 2 rows are bad; the first: 'text' is empty"):
+    with pytest.raises(
+        DataError, match=r"a.jsonl:1: all 2 rows are bad; the first: 'text' is empty"
+    ):
         load(name, on_bad_row="skip")
 
 
@@ -219,5 +291,11 @@ def test_parquet_rows_that_json_cannot_hold_are_kept_all_the_same() -> None:
     pq.write_table(pa.table({"text": ["a", None], "label": [b"x", b"y"]}), "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet:1: 'label' is a bytes"):
         load("a.parquet")
-    pq.write_table(pa.table({"text": ["a", None], "label": ["x", "y"], "raw": [b"x", b"y"]}), "a.parquet")
-    assert load("a.parquet", on_bad_row="skip").rejected[0]["row"] == {"text": None, "label": "y", "raw": "b'y'"}
+    pq.write_table(
+        pa.table({"text": ["a", None], "label": ["x", "y"], "raw": [b"x", b"y"]}), "a.parquet"
+    )
+    assert load("a.parquet", on_bad_row="skip").rejected[0]["row"] == {
+        "text": None,
+        "label": "y",
+        "raw": "b'y'",
+    }

@@ -36,10 +36,21 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def rows_of(tmp_path: Path, task: str, *rows: dict[str, Any]) -> Rows:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options: dict[str, Any] = {"columns": {}, "on_bad_row": "error", "document": "line", "max_rows": None}
+    options: dict[str, Any] = {
+        "columns": {},
+        "on_bad_row": "error",
+        "document": "line",
+        "max_rows": None,
+    }
     fields = task_class(task).fields
     return load_rows(
-        str(file), key="data.train", split="train", fields=fields, folders=[Path()], cache_dir=tmp_path / "cache", **options
+        str(file),
+        key="data.train",
+        split="train",
+        fields=fields,
+        folders=[Path()],
+        cache_dir=tmp_path / "cache",
+        **options,
     )
 
 
@@ -73,13 +84,20 @@ def test_packed_examples_fill_the_length_with_every_piece_once(tiny: Any, tmp_pa
     assert sorted(chain.from_iterable(packed.groups)) == list(range(len(apart.pieces)))
     assert packed.lengths.max() <= 32
     assert packed.tokens == apart.tokens
-    assert any(len({piece["row"] for piece in packed.example(number)}) > 1 for number in range(len(packed)))
+    assert any(
+        len({piece["row"] for piece in packed.example(number)}) > 1 for number in range(len(packed))
+    )
 
 
-def test_an_unpacked_example_takes_a_row_a_piece_as_long_as_its_longest(tiny: Any, tmp_path: Path) -> None:
+def test_an_unpacked_example_takes_a_row_a_piece_as_long_as_its_longest(
+    tiny: Any, tmp_path: Path
+) -> None:
     packed = encode(texts(tmp_path), task_of(tiny, "mlm"), pack=True)
     assert (packed.slots(packed=True) == packed.lengths).all()
-    longest = [len(example) * max(piece["length"] for piece in example) for example in map(packed.example, range(len(packed)))]
+    longest = [
+        len(example) * max(piece["length"] for piece in example)
+        for example in map(packed.example, range(len(packed)))
+    ]
     assert packed.slots(packed=False).tolist() == longest
 
 
@@ -91,17 +109,26 @@ def test_the_sides_of_a_pair_are_its_source_and_its_target(tiny: Any) -> None:
     assert texts.sides().tolist() == [[tokens] for tokens in texts.lengths]
 
 
-def test_what_was_encoded_is_found_again(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_encoded_is_found_again(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = task_of(tiny, "mlm")
     first = encode(texts(tmp_path), task)
     monkeypatch.setattr(type(task), "encode", None)
-    again = encode(texts(tmp_path), task_of(tiny, "mlm", seed=99, train={"batch_size": 9}, masking={"share": 0.5}))
+    again = encode(
+        texts(tmp_path),
+        task_of(tiny, "mlm", seed=99, train={"batch_size": 9}, masking={"share": 0.5}),
+    )
     assert again.pieces[:] == first.pieces[:]
     assert encode(texts(tmp_path), task, pack=True).pieces[:] == first.pieces[:]
 
 
-@pytest.mark.parametrize("change", ["tokenizer", "max_length", "rows", "long_text", "labels", "task"])
-def test_what_decides_the_tokens_makes_them_anew(tiny: Any, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "change", ["tokenizer", "max_length", "rows", "long_text", "labels", "task"]
+)
+def test_what_decides_the_tokens_makes_them_anew(
+    tiny: Any, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stale cache was used with another tokenizer [axolotl#1265]."""
     labelled = [{"text": text, "label": "positive"} for text in TEXTS]
     name = "classification" if change in ("long_text", "labels") else "mlm"
@@ -110,7 +137,9 @@ def test_what_decides_the_tokens_makes_them_anew(tiny: Any, tmp_path: Path, chan
     task, rows = task_of(tiny, name), rows_of(tmp_path, name, *labelled)
     if change == "tokenizer":
         task = task_of(tiny, name)
-        task.tokenizer = tiny.prepared(tiny.recipe(name, tokenizer={"train": {"vocab_size": 100}})).task.tokenizer
+        task.tokenizer = tiny.prepared(
+            tiny.recipe(name, tokenizer={"train": {"vocab_size": 100}})
+        ).task.tokenizer
     elif change == "max_length":
         task = task_of(tiny, name, data={"max_length": 31})
     elif change == "rows":
@@ -122,12 +151,16 @@ def test_what_decides_the_tokens_makes_them_anew(tiny: Any, tmp_path: Path, chan
     else:
         task = task_of(tiny, "clm")
     made = type(task).encode
-    monkeypatch.setattr(type(task), "encode", lambda self, batch: calls.append(len(batch)) or made(self, batch))
+    monkeypatch.setattr(
+        type(task), "encode", lambda self, batch: calls.append(len(batch)) or made(self, batch)
+    )
     encode(rows, task)
     assert calls
 
 
-def test_an_encoding_that_fails_leaves_nothing_behind(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoding_that_fails_leaves_nothing_behind(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, made = task_of(tiny, "mlm"), task_class("mlm").encode
     monkeypatch.setattr(encoding, "BATCH_ROWS", 2)
 
@@ -143,7 +176,9 @@ def test_an_encoding_that_fails_leaves_nothing_behind(tiny: Any, tmp_path: Path,
     assert len(encode(texts(tmp_path), task)) == 4
 
 
-def test_batches_of_rows_change_nothing(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_rows_change_nothing(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = encode(texts(tmp_path), task_of(tiny, "mlm")).pieces[:]
     monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(encoding, "BATCH_ROWS", 2)
@@ -151,7 +186,9 @@ def test_batches_of_rows_change_nothing(tiny: Any, tmp_path: Path, monkeypatch: 
 
 
 def labelled(tmp_path: Path) -> Rows:
-    return rows_of(tmp_path, "classification", *({"text": text, "label": "positive"} for text in TEXTS))
+    return rows_of(
+        tmp_path, "classification", *({"text": text, "label": "positive"} for text in TEXTS)
+    )
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 1000])
@@ -159,7 +196,9 @@ def test_a_row_that_is_too_long_is_refused_at_its_line(
     tiny: Any, tmp_path: Path, batch_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "BATCH_ROWS", batch_rows)
-    with pytest.raises(TooLong, match=r"rows\.jsonl:2: \d+ tokens, more than data\.max_length = 32"):
+    with pytest.raises(
+        TooLong, match=r"rows\.jsonl:2: \d+ tokens, more than data\.max_length = 32"
+    ):
         encode(labelled(tmp_path), task_of(tiny, "classification", data={"long_text": "error"}))
 
 
@@ -182,11 +221,16 @@ def test_a_row_that_is_too_long_is_left_out_and_kept_in_mind(
 def test_no_row_left_is_said(tiny: Any, tmp_path: Path) -> None:
     rows = labelled(tmp_path).select([1])
     with pytest.raises(DataError, match="no row is left: all are too long"):
-        encode(rows, task_of(tiny, "classification", data={"long_text": "error", "on_bad_row": "skip"}))
+        encode(
+            rows, task_of(tiny, "classification", data={"long_text": "error", "on_bad_row": "skip"})
+        )
 
 
 def test_rows_that_are_cut_are_counted(tiny: Any, tmp_path: Path) -> None:
-    assert encode(labelled(tmp_path), task_of(tiny, "classification", data={"long_text": "head"})).cut == 1
+    assert (
+        encode(labelled(tmp_path), task_of(tiny, "classification", data={"long_text": "head"})).cut
+        == 1
+    )
     assert encode(labelled(tmp_path), task_of(tiny, "classification")).cut == 0
 
 
@@ -198,9 +242,12 @@ def test_encoded_data_travels_to_worker_processes(tiny: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("long_text", "part"), [("head", "the end"), ("head_tail", "the middle"), ("windows", "the end of the shorter text")]
+    ("long_text", "part"),
+    [("head", "the end"), ("head_tail", "the middle"), ("windows", "the end of the shorter text")],
 )
-def test_what_of_a_row_was_left_out_is_said(tiny: Any, long_text: str, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_of_a_row_was_left_out_is_said(
+    tiny: Any, long_text: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tiny.recipe("classification", data={"long_text": long_text}).data
     say_cut(0, 9, data, place="data.test")
     assert capsys.readouterr().err == ""

@@ -36,9 +36,18 @@ def failure(path: Path, **options: Any) -> DataError:
 
 def test_text_is_read_by_line_paragraph_or_file() -> None:
     path = write("a.txt", "\ufeff天地\u2028玄黄\r\n\r\n  \n宇宙\x85洪荒\n日月")
-    assert list(read_rows(path)) == [(1, {"text": "天地\u2028玄黄"}), (4, {"text": "宇宙\x85洪荒"}), (5, {"text": "日月"})]
-    assert list(read_rows(path, document="paragraph")) == [(1, {"text": "天地\u2028玄黄"}), (4, {"text": "宇宙\x85洪荒\n日月"})]
-    assert list(read_rows(path, document="file")) == [(1, {"text": "天地\u2028玄黄\n\n  \n宇宙\x85洪荒\n日月"})]
+    assert list(read_rows(path)) == [
+        (1, {"text": "天地\u2028玄黄"}),
+        (4, {"text": "宇宙\x85洪荒"}),
+        (5, {"text": "日月"}),
+    ]
+    assert list(read_rows(path, document="paragraph")) == [
+        (1, {"text": "天地\u2028玄黄"}),
+        (4, {"text": "宇宙\x85洪荒\n日月"}),
+    ]
+    assert list(read_rows(path, document="file")) == [
+        (1, {"text": "天地\u2028玄黄\n\n  \n宇宙\x85洪荒\n日月"})
+    ]
     for document in ("line", "paragraph", "file"):
         assert not list(read_rows(write("blank.txt", "\n \n"), document=document))
 
@@ -46,7 +55,11 @@ def test_text_is_read_by_line_paragraph_or_file() -> None:
 def test_jsonl_keeps_lines_and_compressed_files_read_alike() -> None:
     content = '{"text": "a"}\n\n{"text": "天", "n": NaN}\r\n'.encode()
     pa.output_stream("a.jsonl.zst", compression="zstd").write(content)
-    for path in (write("a.jsonl", content), write("a.jsonl.gz", gzip.compress(content)), Path("a.jsonl.zst")):
+    for path in (
+        write("a.jsonl", content),
+        write("a.jsonl.gz", gzip.compress(content)),
+        Path("a.jsonl.zst"),
+    ):
         rows = list(read_rows(path))
         assert [(n, row["text"]) for n, row in rows] == [(1, "a"), (3, "天")]
 
@@ -60,14 +73,22 @@ def test_json_lists_have_the_lines_of_their_objects() -> None:
 
 def test_csv_cells_may_span_lines_and_tsv_knows_no_quotes() -> None:
     path = write("a.csv", 'text,label\r\n"one, ""two""\r\nthree",x\r\n\r\n四,y\r\n')
-    assert list(read_rows(path)) == [(2, {"text": 'one, "two"\nthree', "label": "x"}), (5, {"text": "四", "label": "y"})]
+    assert list(read_rows(path)) == [
+        (2, {"text": 'one, "two"\nthree', "label": "x"}),
+        (5, {"text": "四", "label": "y"}),
+    ]
     path = write("a.tsv", 'text\tlabel\n"quoted\tx\n')
     assert list(read_rows(path)) == [(2, {"text": '"quoted', "label": "x"})]
 
 
 def test_tables_without_a_header_are_read_by_position() -> None:
-    assert list(read_rows(write("a.tsv", "a\tb\nc\td\n"), header=False)) == [(1, {"0": "a", "1": "b"}), (2, {"0": "c", "1": "d"})]
-    assert list(read_rows(write("a.csv", "0,1\na,b\n"), header=False)) == [(2, {"0": "a", "1": "b"})]
+    assert list(read_rows(write("a.tsv", "a\tb\nc\td\n"), header=False)) == [
+        (1, {"0": "a", "1": "b"}),
+        (2, {"0": "c", "1": "d"}),
+    ]
+    assert list(read_rows(write("a.csv", "0,1\na,b\n"), header=False)) == [
+        (2, {"0": "a", "1": "b"})
+    ]
 
 
 def test_parquet_and_arrow_are_read_with_the_names_of_their_classes() -> None:
@@ -76,7 +97,9 @@ def test_parquet_and_arrow_are_read_with_the_names_of_their_classes() -> None:
         "tags": {"feature": {"names": ["O", "B-X"], "_type": "ClassLabel"}, "_type": "List"},
     }
     table = pa.table({"text": ["a", "b"], "label": [1, -1], "tags": [[0, 1], []]})
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     pq.write_table(table, "a.parquet")
     feather.write_feather(table, "a.feather")
     with pa.OSFile("a.arrow", "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -90,7 +113,10 @@ def test_parquet_and_arrow_are_read_with_the_names_of_their_classes() -> None:
 
 
 def test_conll_tells_comments_from_words_and_keeps_lines() -> None:
-    path = write("a.conll", "# a comment here\n-DOCSTART- -X- O\n\nJohn NNP B-PER\r\n# X O\n \n# id = 1 2 3\n上\xa0海 X B-LOC\n")
+    path = write(
+        "a.conll",
+        "# a comment here\n-DOCSTART- -X- O\n\nJohn NNP B-PER\r\n# X O\n \n# id = 1 2 3\n上\xa0海 X B-LOC\n",
+    )
     (first, row), (second, other) = read_rows(path)
     assert (first, row["tokens"], row["tags"], row["1"], row["_lines"]) == (
         4,
@@ -107,10 +133,18 @@ def test_conll_tells_comments_from_words_and_keeps_lines() -> None:
 @pytest.mark.parametrize("sign", ["\t", " ", "  "])
 @pytest.mark.parametrize("between", [[], ["NNP"], ["NNP", "B-NP"]])
 @pytest.mark.parametrize("tail", ["", " "])
-def test_conll_has_two_to_four_columns_the_tag_last(sign: str, between: list[str], tail: str) -> None:
-    lines = [sign.join([word, *between, tag]) + tail for word, tag in (("Ada", "B-PER"), ("Byron", "I-PER"), (".", "O"))]
+def test_conll_has_two_to_four_columns_the_tag_last(
+    sign: str, between: list[str], tail: str
+) -> None:
+    lines = [
+        sign.join([word, *between, tag]) + tail
+        for word, tag in (("Ada", "B-PER"), ("Byron", "I-PER"), (".", "O"))
+    ]
     docstart = sign.join(["-DOCSTART-", *(["-X-"] * len(between)), "O"])
-    path = write("a.conll", "\n".join(["# id = 1 of 2 or 3", docstart, "", *lines[:2], "", "", *lines[2:], ""]))
+    path = write(
+        "a.conll",
+        "\n".join(["# id = 1 of 2 or 3", docstart, "", *lines[:2], "", "", *lines[2:], ""]),
+    )
     read = [(number, row["tokens"], row["tags"]) for number, row in read_rows(path)]
     assert read == [(4, ["Ada", "Byron"], ["B-PER", "I-PER"]), (8, ["."], ["O"])]
 
@@ -129,7 +163,12 @@ def test_conllu_gives_forms_and_universal_tags() -> None:
         + "\n",
     )
     ((number, row),) = read_rows(path)
-    assert (number, row["tokens"], row["tags"], row["_lines"]) == (3, ["de", "le"], ["ADP", "DET"], [3, 4])
+    assert (number, row["tokens"], row["tags"], row["_lines"]) == (
+        3,
+        ["de", "le"],
+        ["ADP", "DET"],
+        [3, 4],
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +179,12 @@ def test_conllu_gives_forms_and_universal_tags() -> None:
         ("a.json", '[{"a": 1},\n {"a": }]', ":2", "not JSON at column 8"),
         ("a.json", '[{"a": 1},', ":1", "not JSON at column 11"),
         ("a.json", "[\n3]", ":2", "not a JSON object but 3"),
-        ("a.json", '{"a": 1}\n{"a": 2}\n', "", 'neither a list of objects nor an object with a list under "data"'),
+        (
+            "a.json",
+            '{"a": 1}\n{"a": 2}\n',
+            "",
+            'neither a list of objects nor an object with a list under "data"',
+        ),
         ("a.json", "", "", "neither a list"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", ":3", "3 cells where the first line has 2"),
         ("a.csv", 'a,b\n1,2\n"1,2\n3,4\n', ":3", "a quoted cell that begins here never ends"),
@@ -161,7 +205,9 @@ def test_conllu_gives_forms_and_universal_tags() -> None:
         ("a.arrow", b"ARROW1\0\0 broken", "", "broken, or not arrow data"),
     ],
 )
-def test_broken_files_are_said_with_place_and_remedy(name: str, content: str | bytes, place: str, problem: str) -> None:
+def test_broken_files_are_said_with_place_and_remedy(
+    name: str, content: str | bytes, place: str, problem: str
+) -> None:
     error = failure(write(name, content))
     assert problem in error.problem
     assert error.place == name + place

@@ -16,7 +16,7 @@ from lmkit.data.splits import load_splits, provenance
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe import load_recipe
 from lmkit.recipe.load import dump_recipe
-from lmkit.tasks.translation import Translation
+from lmkit.tasks.translation.task import Translation
 
 FIELDS = Translation.fields
 
@@ -27,8 +27,19 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(source: Any, **options: Any) -> Rows:
-    defaults: dict[str, Any] = {"key": "data.train", "split": "train", "columns": {}, "on_bad_row": "error", "document": "line"}
-    defaults |= {"max_rows": None, "folders": [Path()], "cache_dir": Path("cache"), "fields": FIELDS}
+    defaults: dict[str, Any] = {
+        "key": "data.train",
+        "split": "train",
+        "columns": {},
+        "on_bad_row": "error",
+        "document": "line",
+    }
+    defaults |= {
+        "max_rows": None,
+        "folders": [Path()],
+        "cache_dir": Path("cache"),
+        "fields": FIELDS,
+    }
     return load_rows(source, **(defaults | options))
 
 
@@ -43,12 +54,19 @@ def test_real_rows_are_those_of_the_tsv() -> None:
         rows = [line.rstrip("\n").split("\t") for line in file][:200]
     for column, name in enumerate(("train.en.gz", "train.es")):
         text = "".join(row[column] + "\n" for row in rows)
-        Path(name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+        Path(name).write_bytes(
+            gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+        )
     found = load({"source": "train.en.gz", "target": "train.es"})
-    expected = load("sample:tatoeba_en_es/train.tsv.gz", columns={"source": "0", "target": "1"}, max_rows=200)
+    expected = load(
+        "sample:tatoeba_en_es/train.tsv.gz", columns={"source": "0", "target": "1"}, max_rows=200
+    )
     assert found[:] == expected[:]
     assert found.place(7) == "train.en.gz:8"
-    assert [(file.path, file.rows, len(file.sha256)) for file in found.files] == [("train.en.gz", 200, 64), ("train.es", 200, 64)]
+    assert [(file.path, file.rows, len(file.sha256)) for file in found.files] == [
+        ("train.en.gz", 200, 64),
+        ("train.es", 200, 64),
+    ]
 
 
 def test_lists_belong_together_in_their_order() -> None:
@@ -71,10 +89,14 @@ def test_swapped_roles_are_other_rows() -> None:
     assert load({"source": files["target"], "target": files["source"]})[0]["source"] == "eins"
 
 
-@pytest.mark.parametrize(("english", "german", "counts"), [("1\n2\n3\n", "1\n2\n", "3|2"), ("1\n", "1\n2\n\n4", "1|4")])
+@pytest.mark.parametrize(
+    ("english", "german", "counts"), [("1\n2\n3\n", "1\n2\n", "3|2"), ("1\n", "1\n2\n\n4", "1|4")]
+)
 def test_different_numbers_of_lines_are_named(english: str, german: str, counts: str) -> None:
     left, right = counts.split("|")
-    with pytest.raises(DataError, match=rf"unequal numbers of lines: a\.en has {left}, a\.de has {right}"):
+    with pytest.raises(
+        DataError, match=rf"unequal numbers of lines: a\.en has {left}, a\.de has {right}"
+    ):
         load(pair("a", english, german))
 
 
@@ -97,9 +119,14 @@ def test_roles_and_files_are_checked() -> None:
     pair("a", "one\n", "eins\n")
     with pytest.raises(DataError, match="this task has no column 'taget'\n  did you mean 'target'"):
         load({"source": "a.en", "taget": "a.de"})
-    with pytest.raises(DataError, match=r"data\.train: no file for 'target'\n  for example \{source: FILE, target: FILE\}"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.train: no file for 'target'\n  for example \{source: FILE, target: FILE\}",
+    ):
         load({"source": "a.en"})
-    with pytest.raises(DataError, match=r"data\.train\.target: no such file: a\.dee; did you mean a\.de\?"):
+    with pytest.raises(
+        DataError, match=r"data\.train\.target: no such file: a\.dee; did you mean a\.de\?"
+    ):
         load({"source": "a.en", "target": "a.dee"})
     Path("a.jsonl").write_text("{}")
     with pytest.raises(DataError, match=r"data\.train\.target: not a text file: a\.jsonl"):
@@ -109,10 +136,15 @@ def test_roles_and_files_are_checked() -> None:
 
 
 def test_sources_alone_are_read_without_gold() -> None:
-    assert load({"source": pair("a", "one\n", "eins\n")["source"]}, with_gold=False)[:] == [{"id": 0, "source": "one"}]
+    assert load({"source": pair("a", "one\n", "eins\n")["source"]}, with_gold=False)[:] == [
+        {"id": 0, "source": "one"}
+    ]
 
 
-@pytest.mark.parametrize("names", [("train.en", "train.de"), ("train.en.txt", "train.de.txt"), ("train.en.gz", "train.de.gz")])
+@pytest.mark.parametrize(
+    "names",
+    [("train.en", "train.de"), ("train.en.txt", "train.de.txt"), ("train.en.gz", "train.de.gz")],
+)
 def test_one_of_two_files_says_how_both_are_named(names: tuple[str, str]) -> None:
     Path("dev.en.txt").write_text("another pair\n")
     for name in names:
@@ -128,15 +160,22 @@ def test_one_of_two_files_says_how_both_are_named(names: tuple[str, str]) -> Non
 
 
 def recipe_of(source: Any, overrides: tuple[str, ...] = ()) -> Any:
-    return load_recipe({"task": "translation", "model": {"preset": "marian-nano"}, "data": {"train": source}}, overrides)
+    return load_recipe(
+        {"task": "translation", "model": {"preset": "marian-nano"}, "data": {"train": source}},
+        overrides,
+    )
 
 
-def test_a_recipe_keeps_where_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_keeps_where_its_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
     pair("train", "one\n", "eins\n")
-    Path("recipe.yaml").write_text("task: translation\ndata: {train: {source: train.en, target: [train.de]}}\n")
+    Path("recipe.yaml").write_text(
+        "task: translation\ndata: {train: {source: train.en, target: [train.de]}}\n"
+    )
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe("project/recipe.yaml")
     assert recipe.data.train == {"source": "project/train.en", "target": ["project/train.de"]}
@@ -148,7 +187,12 @@ def test_a_recipe_keeps_where_its_files_are(tmp_path: Path, monkeypatch: pytest.
 def test_both_files_are_given_as_key_and_value() -> None:
     pair("a", "one\n", "eins\n")
     recipe = recipe_of(
-        "x.tsv", ("data.train={source: a.en, target: a.de}", "data.validation.source=a.en", "data.validation.target=a.de")
+        "x.tsv",
+        (
+            "data.train={source: a.en, target: a.de}",
+            "data.validation.source=a.en",
+            "data.validation.target=a.de",
+        ),
     )
     splits = load_splits(recipe, Translation, wanted=("train", "validation"))
     assert splits.rows["validation"][0]["target"] == "eins"
@@ -160,5 +204,7 @@ def test_both_files_are_given_as_key_and_value() -> None:
     ]
     with pytest.raises(RecipeError, match=r"data\.columns: has no effect"):
         load_splits(
-            recipe_of({"source": "a.en", "target": "a.de"}, ("data.columns={source: 0}",)), Translation, wanted=("train",)
+            recipe_of({"source": "a.en", "target": "a.de"}, ("data.columns={source: 0}",)),
+            Translation,
+            wanted=("train",),
         )

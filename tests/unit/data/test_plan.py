@@ -16,7 +16,9 @@ LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
-def test_every_example_of_every_epoch_contributes_once(num_examples: int, batch_size: int, epoch: int) -> None:
+def test_every_example_of_every_epoch_contributes_once(
+    num_examples: int, batch_size: int, epoch: int
+) -> None:
     plan = Plan(num_examples, batch_size, seed=13)
     first = epoch * plan.steps_per_epoch
     steps = [plan.examples(step).tolist() for step in range(first, first + plan.steps_per_epoch)]
@@ -33,7 +35,10 @@ def test_the_last_step_of_an_epoch_takes_what_is_left() -> None:
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     plan = Plan(num_examples=20, batch_size=4, seed=13)
-    assert plan.examples(7).tolist() == Plan(num_examples=20, batch_size=4, seed=13).examples(7).tolist()
+    assert (
+        plan.examples(7).tolist()
+        == Plan(num_examples=20, batch_size=4, seed=13).examples(7).tolist()
+    )
     assert plan.order(0).tolist() == Plan(num_examples=20, batch_size=5, seed=13).order(0).tolist()
     assert plan.order(0).tolist() != plan.order(1).tolist()
     assert plan.order(0).tolist() != Plan(num_examples=20, batch_size=4, seed=14).order(0).tolist()
@@ -41,14 +46,21 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 @given(LENGTHS, st.integers(1, 5), st.integers(0, 3))
-def test_steps_of_alike_length_hold_every_example_once(lengths: list[int], batch_size: int, epoch: int) -> None:
+def test_steps_of_alike_length_hold_every_example_once(
+    lengths: list[int], batch_size: int, epoch: int
+) -> None:
     sides = np.array([lengths, lengths[::-1]]).T
     plan = Plan(len(lengths), batch_size, seed=13, lengths=sides)
     assert sorted(plan.order(epoch).tolist()) == list(range(len(lengths)))
-    assert plan.order(epoch).tolist() == Plan(len(lengths), batch_size, seed=13, lengths=sides).order(epoch).tolist()
+    assert (
+        plan.order(epoch).tolist()
+        == Plan(len(lengths), batch_size, seed=13, lengths=sides).order(epoch).tolist()
+    )
 
 
-def test_a_step_of_alike_length_takes_its_neighbours_by_length_and_steps_come_in_random_order() -> None:
+def test_a_step_of_alike_length_takes_its_neighbours_by_length_and_steps_come_in_random_order() -> (
+    None
+):
     lengths = np.arange(100)[::-1].copy()
     plan = Plan(100, 10, seed=13, lengths=lengths[:, None])
     steps = [sorted(lengths[plan.examples(step)].tolist()) for step in range(10)]
@@ -58,7 +70,9 @@ def test_a_step_of_alike_length_takes_its_neighbours_by_length_and_steps_come_in
 
 
 def test_a_step_of_alike_length_is_alike_on_both_sides() -> None:
-    sides = np.array([(source, target) for source in (1, 9) for target in (1, 9)] * 4)  # of one sum: (1, 9) and (9, 1)
+    sides = np.array(
+        [(source, target) for source in (1, 9) for target in (1, 9)] * 4
+    )  # of one sum: (1, 9) and (9, 1)
     plan = Plan(16, 4, seed=13, lengths=sides)
     assert all(len(np.unique(sides[plan.examples(step)], axis=0)) == 1 for step in range(4))
 
@@ -73,8 +87,12 @@ def test_dealing_gives_each_example_to_one_rank(lengths: list[int], ranks: int) 
 
 
 @given(LENGTHS, st.integers(1, 200))
-def test_micro_batches_hold_each_example_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    parts = [part.tolist() for part in micro_batches(np.arange(len(lengths)), np.array(lengths), budget)]
+def test_micro_batches_hold_each_example_once_within_the_budget(
+    lengths: list[int], budget: int
+) -> None:
+    parts = [
+        part.tolist() for part in micro_batches(np.arange(len(lengths)), np.array(lengths), budget)
+    ]
     assert sorted(chain.from_iterable(parts)) == list(range(len(lengths)))
     for part in parts:
         assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget
@@ -142,8 +160,14 @@ def test_where_padding_is_computed_the_cut_costs_least() -> None:
         return sum(len(part) * int(lengths[part].max()) + budget * PASS for part in parts)
 
     order, cuts = np.argsort(lengths, kind="stable"), range(1, len(lengths))
-    ways = [np.split(order, chosen) for number in range(len(lengths)) for chosen in combinations(cuts, number)]
-    fitting = [way for way in ways if all(len(part) * lengths[part].max() <= budget for part in way)]
+    ways = [
+        np.split(order, chosen)
+        for number in range(len(lengths))
+        for chosen in combinations(cuts, number)
+    ]
+    fitting = [
+        way for way in ways if all(len(part) * lengths[part].max() <= budget for part in way)
+    ]
     found = micro_batches(np.arange(len(lengths)), lengths, budget, padded=True)
     assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
     assert cost(found) == min(map(cost, fitting))
@@ -151,7 +175,9 @@ def test_where_padding_is_computed_the_cut_costs_least() -> None:
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 400))
-def test_where_padding_is_computed_the_cut_is_that_of_the_plain_loop(lengths: list[int], budget: int) -> None:
+def test_where_padding_is_computed_the_cut_is_that_of_the_plain_loop(
+    lengths: list[int], budget: int
+) -> None:
     """Of cuts that cost the same, the one whose last micro-batch begins first."""
     sizes = sorted(lengths)
     costs, before = [0.0], [0]
@@ -165,11 +191,15 @@ def test_where_padding_is_computed_the_cut_is_that_of_the_plain_loop(lengths: li
     while end > 0:
         wanted.append(sizes[before[end] : end])
         end = before[end]
-    found = micro_batches(np.arange(len(lengths)), np.array(lengths, dtype=np.int64), budget, padded=True)
+    found = micro_batches(
+        np.arange(len(lengths)), np.array(lengths, dtype=np.int64), budget, padded=True
+    )
     assert [[lengths[i] for i in part] for part in found] == wanted[::-1]
 
 
-def test_an_example_longer_than_the_budget_is_a_micro_batch_also_where_padding_is_computed() -> None:
+def test_an_example_longer_than_the_budget_is_a_micro_batch_also_where_padding_is_computed() -> (
+    None
+):
     parts = micro_batches(np.arange(3), np.array([50, 2, 60]), 10, padded=True)
     assert [part.tolist() for part in parts] == [[1], [0], [2]]
     assert micro_batches(np.arange(0), np.array([], dtype=np.int64), 10, padded=True) == []

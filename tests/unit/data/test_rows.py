@@ -26,8 +26,21 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(source: str | list[str]) -> Rows:
-    options: dict[str, Any] = {"columns": {}, "on_bad_row": "error", "document": "line", "max_rows": None}
-    return load_rows(source, key="data.train", split="train", fields=FIELDS, folders=[Path()], cache_dir=Path("cache"), **options)
+    options: dict[str, Any] = {
+        "columns": {},
+        "on_bad_row": "error",
+        "document": "line",
+        "max_rows": None,
+    }
+    return load_rows(
+        source,
+        key="data.train",
+        split="train",
+        fields=FIELDS,
+        folders=[Path()],
+        cache_dir=Path("cache"),
+        **options,
+    )
 
 
 def jsonl(name: str, *rows: dict[str, Any]) -> str:
@@ -37,7 +50,9 @@ def jsonl(name: str, *rows: dict[str, Any]) -> str:
 
 def test_rows_are_a_sequence_with_places_over_all_files() -> None:
     Path("a.csv").write_text('sentence,class,other\n"天\n地",x,1\nb,y,2\n')
-    rows = load([jsonl("b.jsonl", {"text": "c", "label": True}, {"text": "d", "label": 2.0}), "a.csv"])
+    rows = load(
+        [jsonl("b.jsonl", {"text": "c", "label": True}, {"text": "d", "label": 2.0}), "a.csv"]
+    )
     assert (
         rows[:]
         == list(rows)
@@ -82,7 +97,9 @@ def test_an_arrow_file_is_whole_or_absent() -> None:
     assert not list(Path().iterdir())
 
 
-def test_a_batch_of_the_arrow_file_ends_where_lists_are_long_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_the_arrow_file_ends_where_lists_are_long_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("lmkit.data.rows.BATCH_CHARACTERS", 10)
     schema = pa.schema([("tags", pa.list_(pa.large_string()))])
     write_rows(Path("rows.arrow"), schema, [{"tags": ["O"] * 4}] * 7)

@@ -35,7 +35,14 @@ def find(source: str | list[str], *folders: str) -> list[str] | HubId:
 
 
 def test_paths_lists_globs_and_directories_are_found() -> None:
-    for name in ("a.txt", "b.jsonl.gz", "sub/c.csv", "sub/.hidden.csv", ".git/d.txt", "sub/notes.md"):
+    for name in (
+        "a.txt",
+        "b.jsonl.gz",
+        "sub/c.csv",
+        "sub/.hidden.csv",
+        ".git/d.txt",
+        "sub/notes.md",
+    ):
         write(name, "x")
     assert find("a.txt") == ["a.txt"]
     assert find(["b.jsonl.gz", "a.txt"]) == ["b.jsonl.gz", "a.txt"]
@@ -57,7 +64,9 @@ def test_samples_come_from_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(sources, "SAMPLES", tmp_path / "samples")
     write("samples/tiny/train.txt", "x")
     assert find("sample:tiny/train.txt") == [str(tmp_path / "samples/tiny/train.txt")]
-    with pytest.raises(DataError, match=r"no such file: sample:tiny/tran.txt; did you mean train.txt"):
+    with pytest.raises(
+        DataError, match=r"no such file: sample:tiny/tran.txt; did you mean train.txt"
+    ):
         find("sample:tiny/tran.txt")
 
 
@@ -79,8 +88,16 @@ def test_samples_come_from_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path
         (["train.jsonl", "org/name"], "no such file: org/name"),
     ],
 )
-def test_what_is_not_found_is_said_with_key_and_remedy(source: str | list[str], message: str) -> None:
-    for name in ("train.jsonl", "sub/train.jsonl", "table.xlsx", "empty/notes.md", "saved/dataset_dict.json"):
+def test_what_is_not_found_is_said_with_key_and_remedy(
+    source: str | list[str], message: str
+) -> None:
+    for name in (
+        "train.jsonl",
+        "sub/train.jsonl",
+        "table.xlsx",
+        "empty/notes.md",
+        "saved/dataset_dict.json",
+    ):
         write(name, "{}")
     write("saved/train/data.arrow", ""), write("saved/test/data.arrow", "")
     with pytest.raises(DataError) as caught:
@@ -102,9 +119,14 @@ def test_hub_ids_are_recognised(source: str, hub: HubId) -> None:
     assert find(source) == hub
 
 
-def test_offline_a_hub_id_is_not_found_unless_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_a_hub_id_is_not_found_unless_cached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match=r"nothing is found locally under 'imdb', and the hub is switched off \(HF_HUB"):
+    with pytest.raises(
+        DataError,
+        match=r"nothing is found locally under 'imdb', and the hub is switched off \(HF_HUB",
+    ):
         find("imdb")
     (tmp_path / "hf-home/hub/datasets--imdb").mkdir(parents=True)
     assert find("imdb") == HubId("imdb")
@@ -117,6 +139,11 @@ def test_the_hub_gives_files_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert sources.download(HubId("imdb"), split="train", key="data.train") == [Path("/cache/imdb-train.arrow")]
-    with pytest.raises(DataError, match=r"data.train: org/no cannot be loaded from the hub: no route to host\n.*offline"):
+    assert sources.download(HubId("imdb"), split="train", key="data.train") == [
+        Path("/cache/imdb-train.arrow")
+    ]
+    with pytest.raises(
+        DataError,
+        match=r"data.train: org/no cannot be loaded from the hub: no route to host\n.*offline",
+    ):
         sources.download(HubId("org/no"), split="train", key="data.train")

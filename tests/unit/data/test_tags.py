@@ -6,7 +6,14 @@ import random
 
 import pytest
 
-from lmkit.data.tags import Scheme, check_sequence, check_tags, recognise, to_iob2, written_otherwise
+from lmkit.data.tags import (
+    Scheme,
+    check_sequence,
+    check_tags,
+    recognise,
+    to_iob2,
+    written_otherwise,
+)
 
 RIGHT_IOB2 = [["O", "B-PER", "I-PER", "O"], ["B-LOC"], ["B-ORG", "B-ORG", "I-ORG"]]
 
@@ -123,7 +130,9 @@ def test_parts_of_speech_are_not_taken_for_entities(tags: str) -> None:
         (["B-X", "S-X"], "bioes", 1, "S-X follows B-X"),
     ],
 )
-def test_wrong_sequences_are_described(tags: list[str], scheme: Scheme, index: int, problem: str) -> None:
+def test_wrong_sequences_are_described(
+    tags: list[str], scheme: Scheme, index: int, problem: str
+) -> None:
     found = check_sequence(tags, scheme)
     assert found is not None
     assert found[0] == index
@@ -142,9 +151,16 @@ def test_wrong_sequences_are_described(tags: list[str], scheme: Scheme, index: i
         (["B", "L", "U"], "bare bioes", ["B", "I", "B"]),
     ],
 )
-def test_conversion_keeps_the_entities(tags: list[str], scheme: Scheme, expected: list[str]) -> None:
+def test_conversion_keeps_the_entities(
+    tags: list[str], scheme: Scheme, expected: list[str]
+) -> None:
     assert to_iob2(tags, scheme) == expected
-    assert check_sequence(expected, "plain" if scheme == "plain" else "bare iob2" if "bare" in scheme else "iob2") is None
+    assert (
+        check_sequence(
+            expected, "plain" if scheme == "plain" else "bare iob2" if "bare" in scheme else "iob2"
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,20 +177,26 @@ def test_conversion_keeps_the_entities(tags: list[str], scheme: Scheme, expected
         (["I", "O", "E", "O"], "bare bioes", ["B", "O", "B", "O"]),
     ],
 )
-def test_wrong_sequences_are_repaired_as_conlleval_reads_them(tags: list[str], scheme: Scheme, expected: list[str]) -> None:
+def test_wrong_sequences_are_repaired_as_conlleval_reads_them(
+    tags: list[str], scheme: Scheme, expected: list[str]
+) -> None:
     assert check_sequence(tags, scheme) is not None
     assert check_tags(tags, scheme) is None
     assert to_iob2(tags, scheme) == expected
 
 
-@pytest.mark.parametrize(("scheme", "prefixes"), [("iob2", "BI"), ("iob1", "BI"), ("bioes", "BIES")])
+@pytest.mark.parametrize(
+    ("scheme", "prefixes"), [("iob2", "BI"), ("iob1", "BI"), ("bioes", "BIES")]
+)
 def test_the_repaired_entities_are_those_that_seqeval_finds(scheme: Scheme, prefixes: str) -> None:
     """seqeval's default mode reads as conlleval does."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     draw, wrong = random.Random(3), 0
     for _ in range(300):
-        tags = draw.choices(["O", *(f"{p}-{kind}" for p in prefixes for kind in "XY")], k=draw.randint(1, 8))
+        tags = draw.choices(
+            ["O", *(f"{p}-{kind}" for p in prefixes for kind in "XY")], k=draw.randint(1, 8)
+        )
         if scheme == "iob1" and any(tag[0] == "B" for tag in tags):
             continue  # conlleval knows IOB2 alone: there B- always begins
         wrong += check_sequence(tags, scheme) is not None

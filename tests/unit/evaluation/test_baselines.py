@@ -44,7 +44,9 @@ def test_every_task_has_its_sceptics(tiny: Any, task: str, tmp_path: Path) -> No
     test = prepared.encoded["validation"]
 
     def beside(records: list[dict[str, Any]]) -> dict[str, Any]:
-        return baselines(prepared.task, prepared.splits.rows["train"], test, records, recipe.eval, seed=1)
+        return baselines(
+            prepared.task, prepared.splits.rows["train"], test, records, recipe.eval, seed=1
+        )
 
     found = evaluate_split(
         tiny.model(recipe),
@@ -62,7 +64,9 @@ def test_every_task_has_its_sceptics(tiny: Any, task: str, tmp_path: Path) -> No
     for each in found["baselines"].values():
         assert each["metrics"].keys() == found["metrics"].keys() - {"truncated"}
         metric = each["metric"]
-        assert each["difference"] == pytest.approx(found["metrics"][metric]["value"] - each["metrics"][metric]["value"])
+        assert each["difference"] == pytest.approx(
+            found["metrics"][metric]["value"] - each["metrics"][metric]["value"]
+        )
         assert each["low"] <= each["difference"] <= each["high"]
         assert each["verdict"] in ("model is better", "baseline is better", "not distinguishable")
     assert "this model" in baselines_table(found)
@@ -72,8 +76,16 @@ def test_ngrams_know_more_than_a_random_model_of_the_same_tokens(tiny: Any) -> N
     recipe = tiny.recipe("clm", data={"max_rows": 200}, eval={"resamples": 100})
     prepared = tiny.prepared(recipe)
     test = prepared.encoded["validation"]
-    records = next(iter(BASELINES["clm"](prepared.task, prepared.splits.rows["train"], test, [{}] * len(test)).values()))
-    assert [record["items"] for record in records] == [sum(len(p["labels"]) for p in test.example(i)) for i in range(len(test))]
+    records = next(
+        iter(
+            BASELINES["clm"](
+                prepared.task, prepared.splits.rows["train"], test, [{}] * len(test)
+            ).values()
+        )
+    )
+    assert [record["items"] for record in records] == [
+        sum(len(p["labels"]) for p in test.example(i)) for i in range(len(test))
+    ]
     loss = sum(record["nll"] for record in records) / sum(record["items"] for record in records)
     assert 1 < loss < 0.8 * math.log(len(prepared.task.tokenizer))
 
@@ -81,7 +93,9 @@ def test_ngrams_know_more_than_a_random_model_of_the_same_tokens(tiny: Any) -> N
 def test_logistic_regression_is_well_above_chance_on_real_tweets(tiny: Any) -> None:
     splits = tiny.splits(tiny.recipe("classification", data={"max_rows": 600}))
     train, test = splits.rows["train"][:], splits.rows["validation"][:]
-    found = logistic_regression([r["text"] for r in train], [r["label"] for r in train], [r["text"] for r in test])
+    found = logistic_regression(
+        [r["text"] for r in train], [r["label"] for r in train], [r["text"] for r in test]
+    )
     gold = [r["label"] for r in test]
     accuracy = classification_statistics(gold, found, splits.facts["labels"]).values()["accuracy"]
     assert accuracy > max(gold.count(label) for label in set(gold)) / len(gold) + 0.05
@@ -97,7 +111,9 @@ def test_most_frequent_tag_of_a_word_and_outside_for_the_unknown() -> None:
     assert most_frequent_tags(seen, [["May", "York", "x"]], labels=["O"]) == [["O", "B-LOC", "O"]]
     bare = [(["new", "York"], ["O", "I"])]
     assert most_frequent_tags(bare, [["York", "York"]], labels=["O", "B", "I"]) == [["B", "I"]]
-    assert most_frequent_tags(bare, [["York"]], labels=["O", "I", "NN"]) == [["I"]]  # a part of speech
+    assert most_frequent_tags(bare, [["York"]], labels=["O", "I", "NN"]) == [
+        ["I"]
+    ]  # a part of speech
 
 
 def test_parts_of_speech_have_no_outside() -> None:
@@ -128,5 +144,7 @@ def test_no_resamples_no_verdict(tiny: Any) -> None:
     prepared = tiny.prepared(recipe)
     test = prepared.encoded["validation"]
     records = [{"gold": row["label"], "prediction": "positive"} for row in test.rows]
-    found = baselines(prepared.task, prepared.splits.rows["train"], test, records, Eval(resamples=0), seed=1)
+    found = baselines(
+        prepared.task, prepared.splits.rows["train"], test, records, Eval(resamples=0), seed=1
+    )
     assert all(each.keys() == {"metrics"} for each in found.values())

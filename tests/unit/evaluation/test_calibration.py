@@ -20,16 +20,25 @@ from lmkit.evaluation.calibration import (
 
 def record(gold: str, **probabilities: float) -> dict:
     best = max(probabilities, key=lambda name: probabilities[name])
-    return {"gold": gold, "prediction": best, "score": probabilities[best], "probabilities": probabilities}
+    return {
+        "gold": gold,
+        "prediction": best,
+        "score": probabilities[best],
+        "probabilities": probabilities,
+    }
 
 
 def test_the_calibration_error_is_that_of_a_calculation_by_hand() -> None:
     # bins of 0.1: {0.95, 0.95, 0.92} with 2 of 3 right, {0.55} right; (3 * |0.94 - 2/3| + |0.55 - 1|) / 4
     confidence, correct = [0.95, 0.95, 0.92, 0.55], [True, False, True, True]
-    assert calibration_error(confidence, correct, bins=10) == pytest.approx((3 * (0.94 - 2 / 3) + 0.45) / 4)
+    assert calibration_error(confidence, correct, bins=10) == pytest.approx(
+        (3 * (0.94 - 2 / 3) + 0.45) / 4
+    )
     # two bins of two: {0.55, 0.92} both right, {0.95, 0.95} one right
     expected = (2 * (1 - 0.735) + 2 * 0.45) / 4
-    assert calibration_error(confidence, correct, bins=2, equal_mass=True) == pytest.approx(expected)
+    assert calibration_error(confidence, correct, bins=2, equal_mass=True) == pytest.approx(
+        expected
+    )
 
 
 def test_a_border_belongs_to_the_bin_below_and_one_to_the_last() -> None:
@@ -56,7 +65,9 @@ def test_the_brier_score_of_two_labels_is_twice_that_of_one() -> None:
 
 
 def test_words_that_the_tokenizer_dropped_are_not_counted() -> None:
-    found = calibration([{"score": [0.8, 0.0], "gold": ["O", "O"], "prediction": ["O", "O"]}], "tags")
+    found = calibration(
+        [{"score": [0.8, 0.0], "gold": ["O", "O"], "prediction": ["O", "O"]}], "tags"
+    )
     assert found is not None
     assert (found["count"], found["ece"]) == (1, pytest.approx(0.2))
 
@@ -68,7 +79,9 @@ def test_the_temperature_is_the_one_that_scipy_finds() -> None:
     gold = np.array([rng.choice(3, p=row) for row in true])
     sharp = tempered(true, 0.4)  # too sure by a known temperature
     found = fit_temperature(sharp, gold)
-    reference = minimize_scalar(lambda t: log_loss(gold, tempered(sharp, t)), bounds=(0.05, 20), method="bounded").x
+    reference = minimize_scalar(
+        lambda t: log_loss(gold, tempered(sharp, t)), bounds=(0.05, 20), method="bounded"
+    ).x
     assert found == pytest.approx(reference, rel=1e-3)
     assert found == pytest.approx(2.5, rel=0.15)
 

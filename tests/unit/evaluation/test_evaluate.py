@@ -34,7 +34,9 @@ def lm_record(nll: float, items: int, *, correct: int = 0, num_bytes: int = 10) 
 
 def test_the_loss_is_weighted_by_tokens_not_by_documents(tiny: Any) -> None:
     task = tiny.prepared(tiny.recipe("clm")).task
-    found = measure([lm_record(90.0, 9, correct=3), lm_record(1.0, 1, correct=1)], task, seconds=2.0)
+    found = measure(
+        [lm_record(90.0, 9, correct=3), lm_record(1.0, 1, correct=1)], task, seconds=2.0
+    )
     assert found.loss == found.value("loss") == pytest.approx(9.1)
     assert found.value("perplexity") == pytest.approx(math.exp(9.1))
     assert found.value("bits_per_byte") == pytest.approx(91 / 20 / math.log(2))
@@ -54,28 +56,56 @@ def test_without_tokens_there_is_no_loss(tiny: Any) -> None:
 
 def test_metrics_have_intervals_and_labels(tiny: Any) -> None:
     task = tiny.prepared(tiny.recipe("classification")).task
-    records = [{"gold": gold, "prediction": "positive", "nll": 0.5, "items": 1} for gold in ["positive"] * 6 + ["negative"] * 2]
-    found = metrics_json(measure(records, task, seconds=1.23456), task, split="test", options=Eval(resamples=200), seed=13)
+    records = [
+        {"gold": gold, "prediction": "positive", "nll": 0.5, "items": 1}
+        for gold in ["positive"] * 6 + ["negative"] * 2
+    ]
+    found = metrics_json(
+        measure(records, task, seconds=1.23456),
+        task,
+        split="test",
+        options=Eval(resamples=200),
+        seed=13,
+    )
     assert found["metrics"]["accuracy"]["value"] == 0.75
-    assert 0.25 <= found["metrics"]["accuracy"]["low"] < 0.75 < found["metrics"]["accuracy"]["high"] <= 1.0
-    assert found["by_label"]["negative"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2.0}
+    assert (
+        0.25
+        <= found["metrics"]["accuracy"]["low"]
+        < 0.75
+        < found["metrics"]["accuracy"]["high"]
+        <= 1.0
+    )
+    assert found["by_label"]["negative"] == {
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 2.0,
+    }
     assert found["signature"] == "bootstrap:percentile|resamples:200|seed:13"
     assert (found["loss"], found["seconds"]) == (0.5, 1.235)
     assert found == metrics_json(
-        measure(records, task, seconds=1.23456), task, split="test", options=Eval(resamples=200), seed=13
+        measure(records, task, seconds=1.23456),
+        task,
+        split="test",
+        options=Eval(resamples=200),
+        seed=13,
     )
 
 
 def test_a_translation_carries_the_signatures_of_sacrebleu(tiny: Any) -> None:
     task = tiny.prepared(tiny.recipe("translation")).task
     records = [{"gold": "Os conozco.", "prediction": "Os conozco.", "nll": 1.0, "items": 4}]
-    found = metrics_json(measure(records, task, seconds=0), task, split="test", options=Eval(), seed=13)
+    found = metrics_json(
+        measure(records, task, seconds=0), task, split="test", options=Eval(), seed=13
+    )
     assert found["signature"].startswith("BLEU|nrefs:1|case:mixed|eff:no|tok:13a")
     assert "chrF2|" in found["signature"]
     assert found["metrics"]["chrf"]["value"] == pytest.approx(100)
 
 
-@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_byte", "ter", "wer", "my_module.mse"])
+@pytest.mark.parametrize(
+    "metric", ["loss", "perplexity", "bits_per_byte", "ter", "wer", "my_module.mse"]
+)
 def test_less_of_these_is_better(metric: str) -> None:
     assert is_better(metric, 1.0, 2.0)
     assert not is_better(metric, 2.0, 1.0)
@@ -98,7 +128,9 @@ def test_json_has_no_infinities() -> None:
 
 
 @pytest.mark.parametrize("task", ["classification", "ner"])
-def test_chunks_of_rows_change_nothing(tiny: Any, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_rows_change_nothing(
+    tiny: Any, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory is that of a chunk; a text of several windows may not fall between two."""
     recipe = tiny.recipe(task, data={"max_length": 8, "max_rows": 5})
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
@@ -110,7 +142,9 @@ def test_chunks_of_rows_change_nothing(tiny: Any, task: str, monkeypatch: pytest
 
 
 def test_a_pass_fits_the_caches_of_a_cpu_unless_text_is_generated(tiny: Any) -> None:
-    classifier, translator = (tiny.prepared(tiny.recipe(task)).task for task in ("classification", "translation"))
+    classifier, translator = (
+        tiny.prepared(tiny.recipe(task)).task for task in ("classification", "translation")
+    )
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert forward_tokens(10**6, classifier, cpu) == 1024 * torch.get_num_threads()
     assert forward_tokens(77, classifier, cpu) == 77  # the memory allows no more
@@ -121,7 +155,9 @@ def test_predicting_leaves_the_model_training(tiny: Any) -> None:
     recipe = tiny.recipe("classification", train={"dropout": 0.5})
     prepared, model = tiny.prepared(recipe), tiny.model(recipe).train()
     encoded = prepared.encoded["validation"]
-    losses = [mean_loss(model, prepared.task, encoded, tiny.accelerator, budget=64) for _ in range(2)]
+    losses = [
+        mean_loss(model, prepared.task, encoded, tiny.accelerator, budget=64) for _ in range(2)
+    ]
     assert losses[0] == losses[1]
     list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=64))
     assert model.training
@@ -132,7 +168,9 @@ def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     encoded = prepared.encoded["validation"]
     evaluated = measure(
-        list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)), prepared.task, seconds=0
+        list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)),
+        prepared.task,
+        seconds=0,
     )
     for metric in ("loss", "accuracy", "f1_macro", "mcc"):
         found = validate(model, prepared.task, encoded, tiny.accelerator, metric=metric, budget=64)
@@ -148,9 +186,13 @@ def of_one_answer(tiny: Any, recipe: Any, bias: float) -> tuple[Any, Any, Any]:
     return model, prepared.task, prepared.encoded["validation"]
 
 
-def test_validation_says_when_all_rows_are_given_one_answer(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_says_when_all_rows_are_given_one_answer(
+    tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """While there is time to stop: a rate that is too high has taught the model what is right on average."""
-    model, task, encoded = of_one_answer(tiny, tiny.recipe("regression", data={"max_rows": 24}), 2.5)
+    model, task, encoded = of_one_answer(
+        tiny, tiny.recipe("regression", data={"max_rows": 24}), 2.5
+    )
     validate(model, task, encoded, tiny.accelerator, metric="spearman", budget=64)
     said = "warning: data.validation: every answer is 2.5, though the gold differs; if this stays so, lower train.learning_rate"
     assert said in capsys.readouterr().err
@@ -161,7 +203,9 @@ def test_validation_does_not_judge_answers_whose_thresholds_are_still_to_be_tune
     tiny: Any, threshold: Any, is_said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With all probabilities under one half, as rare labels have them, every answer is [] before."""
-    recipe = tiny.recipe("multi_label", classification={"threshold": threshold}, data={"max_rows": 24})
+    recipe = tiny.recipe(
+        "multi_label", classification={"threshold": threshold}, data={"max_rows": 24}
+    )
     model, task, encoded = of_one_answer(tiny, recipe, -1.0)
     validate(model, task, encoded, tiny.accelerator, metric="f1_macro", budget=64)
     assert ("every answer is []" in capsys.readouterr().err) == is_said
@@ -171,13 +215,25 @@ def test_an_evaluation_keeps_and_says_what_is_always_predicted(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of tuned thresholds too, as they are those that the model has now."""
-    recipe = tiny.recipe("multi_label", classification={"threshold": "tuned"}, data={"max_rows": 24})
+    recipe = tiny.recipe(
+        "multi_label", classification={"threshold": "tuned"}, data={"max_rows": 24}
+    )
     model, task, encoded = of_one_answer(tiny, recipe, -1.0)
     evaluate_split(
-        model, task, encoded, tiny.accelerator, split="test", options=Eval(resamples=0), budget=64, folder=tmp_path / "eval"
+        model,
+        task,
+        encoded,
+        tiny.accelerator,
+        split="test",
+        options=Eval(resamples=0),
+        budget=64,
+        folder=tmp_path / "eval",
     )
     assert "data.test: every answer is [], though the gold differs" in capsys.readouterr().err
-    assert json.loads((tmp_path / "eval/analysis.json").read_text())["suspicions"]["always_predicted"] == "[]"
+    assert (
+        json.loads((tmp_path / "eval/analysis.json").read_text())["suspicions"]["always_predicted"]
+        == "[]"
+    )
     assert "<b>Always predicted:</b> <code>[]</code>" in (tmp_path / "eval/report.html").read_text()
 
 
@@ -185,7 +241,9 @@ def test_every_rank_chooses_by_what_the_first_one_measured(monkeypatch: pytest.M
     """Or one stops early and the others wait for it."""
     second = SimpleNamespace(num_processes=2, is_main_process=False)
     monkeypatch.setattr(evaluate, "predict_records", lambda *_, **__: [])
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: operator.setitem(values, 0, 0.75))
+    monkeypatch.setattr(
+        "accelerate.utils.broadcast_object_list", lambda values: operator.setitem(values, 0, 0.75)
+    )
     assert validate(None, None, None, second, metric="accuracy", budget=1) == 0.75  # type: ignore[arg-type]
 
 
@@ -206,7 +264,12 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: P
             budget=64,
             folder=folder,
         )
-    assert sorted(path.name for path in folder.iterdir()) == ["analysis.json", "metrics.json", "predictions.jsonl", "report.html"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "analysis.json",
+        "metrics.json",
+        "predictions.jsonl",
+        "report.html",
+    ]
     assert (folder / "report.html").read_text() != "old"
     assert [path.name for path in folder.parent.iterdir()] == ["test"]
 
@@ -215,7 +278,10 @@ def test_the_table_shows_values_with_their_intervals() -> None:
     found = {
         "confidence": 0.9,
         "loss": 0.25,
-        "metrics": {"f1": {"value": 0.5, "low": 0.4, "high": 0.61234}, "mcc": {"value": None, "low": None, "high": None}},
+        "metrics": {
+            "f1": {"value": 0.5, "low": 0.4, "high": 0.61234},
+            "mcc": {"value": None, "low": None, "high": None},
+        },
     }
     shown = [line.split() for line in metrics_table(found).splitlines()]
     assert shown == [
@@ -227,7 +293,9 @@ def test_the_table_shows_values_with_their_intervals() -> None:
 
 
 def test_further_metrics_stand_beside_the_tasks_own(tiny: Any, tmp_path: Path) -> None:
-    recipe = tiny.recipe("ner", eval={"metrics": ["lmkit_tagging"], "resamples": 20, "interval": "bca"})
+    recipe = tiny.recipe(
+        "ner", eval={"metrics": ["lmkit_tagging"], "resamples": 20, "interval": "bca"}
+    )
     prepared = tiny.prepared(recipe)
     found = evaluate_split(
         tiny.model(recipe),

@@ -9,7 +9,11 @@ from lmkit.evaluation.ngram import KneserNey, grams
 
 
 def test_targets_come_with_the_tokens_before_them() -> None:
-    assert grams([5, 6, 7], [6, 7, 8], order=3, causal=True, pad=9).tolist() == [[9, 5, 6], [5, 6, 7], [6, 7, 8]]
+    assert grams([5, 6, 7], [6, 7, 8], order=3, causal=True, pad=9).tolist() == [
+        [9, 5, 6],
+        [5, 6, 7],
+        [6, 7, 8],
+    ]
     assert grams([5, 1, 7], [-100, 6, -100], order=3, causal=False, pad=9).tolist() == [[9, 5, 6]]
 
 
@@ -44,9 +48,9 @@ def by_definition(tokens: list[int], order: int, vocabulary: int) -> np.ndarray:
         if here is None:
             break
         total = sum(here.values())
-        answer = np.array([max(here.get(w, 0) - discount, 0) / total for w in range(vocabulary)]) + (
-            discount * len(here) / total * answer
-        )
+        answer = np.array(
+            [max(here.get(w, 0) - discount, 0) / total for w in range(vocabulary)]
+        ) + (discount * len(here) / total * answer)
     return answer
 
 
@@ -56,7 +60,9 @@ def test_equals_the_definition_sums_to_one_and_knows_the_likeliest(order: int) -
     for _ in range(20):
         vocabulary = 6
         tokens = generator.choice(vocabulary - 1, size=40, p=[0.4, 0.3, 0.15, 0.1, 0.05]).tolist()
-        model = KneserNey(grams(tokens, tokens, order=order, causal=False, pad=vocabulary), vocabulary)
+        model = KneserNey(
+            grams(tokens, tokens, order=order, causal=False, pad=vocabulary), vocabulary
+        )
         after = ([vocabulary] * order + tokens)[len(tokens) + 1 :]  # the last order - 1 tokens
         probability, likeliest = model.predict(np.array([[*after, w] for w in range(vocabulary)]))
         expected = by_definition(tokens, order, vocabulary)

@@ -28,7 +28,10 @@ def test_case_and_spaces_make_no_other_text() -> None:
 
 def test_a_word_more_makes_a_near_duplicate_and_another_text_none() -> None:
     shared = len({only_letters(LONG)[i : i + 5] for i in range(len(only_letters(LONG)) - 4)})
-    found = found_in([LONG + " indeed", "call me Ishmael, some years ago, never mind how long"], ["x", LONG.upper() + "!"])
+    found = found_in(
+        [LONG + " indeed", "call me Ishmael, some years ago, never mind how long"],
+        ["x", LONG.upper() + "!"],
+    )
     assert found.exact == []
     assert list(found.near) == [0]
     training_row, similarity = found.near[0]
@@ -38,12 +41,19 @@ def test_a_word_more_makes_a_near_duplicate_and_another_text_none() -> None:
 
 def test_near_duplicates_are_those_of_the_plain_comparison() -> None:
     rng = random.Random(7)
-    lines = gzip.decompress((SAMPLES / "vader_tweets2/test.jsonl.gz").read_bytes()).decode().splitlines()[:150]
+    lines = (
+        gzip.decompress((SAMPLES / "vader_tweets2/test.jsonl.gz").read_bytes())
+        .decode()
+        .splitlines()[:150]
+    )
     texts = [json.loads(line)["text"] for line in lines]
     training = []
     for text in texts:
         words = text.split()
-        training.append(" ".join(word for word in words if rng.random() > 0.06) + rng.choice(["", " ok", "!!!", " so it is"]))
+        training.append(
+            " ".join(word for word in words if rng.random() > 0.06)
+            + rng.choice(["", " ok", "!!!", " so it is"])
+        )
     found = found_in(texts, training)
 
     def shingles(text: str) -> set[str]:
@@ -51,7 +61,11 @@ def test_near_duplicates_are_those_of_the_plain_comparison() -> None:
         return {plain[i : i + 5] for i in range(len(plain) - 4)}
 
     mine, theirs = [shingles(text) for text in texts], [shingles(text) for text in training]
-    expected = {i for i, one in enumerate(mine) if any(one and len(one & two) >= 0.8 * len(one | two) for two in theirs)}
+    expected = {
+        i
+        for i, one in enumerate(mine)
+        if any(one and len(one & two) >= 0.8 * len(one | two) for two in theirs)
+    }
     assert set(found.near) == expected - set(found.exact)
     assert len(found.near) > 20
 
@@ -67,7 +81,9 @@ def test_many_alike_templates_take_no_quadratic_time(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(overlap, "_shingles", counted)
     line = "the ship number {} sailed from the harbour of the old town and saw a whale"
-    found = found_in([line.format(i) for i in range(300)], [line.format(i) for i in range(1000, 1400)])
+    found = found_in(
+        [line.format(i) for i in range(300)], [line.format(i) for i in range(1000, 1400)]
+    )
     assert len(found.near) == 300
     assert compared < 2000  # of 120,000 pairs
 

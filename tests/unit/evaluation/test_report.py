@@ -20,7 +20,15 @@ from lmkit.recipe import load_recipe
 from lmkit.tasks.registry import task_class
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
-CLEAN = {"checked": True, "train_rows": 5, "searched_for_near": 5, "exact": 0, "near": 0, "ids": [], "near_examples": []}
+CLEAN = {
+    "checked": True,
+    "train_rows": 5,
+    "searched_for_near": 5,
+    "exact": 0,
+    "near": 0,
+    "ids": [],
+    "near_examples": [],
+}
 
 
 def page(
@@ -45,8 +53,18 @@ def page(
     }
     analysis = {
         "kind": kind,
-        "slices": {"length": [{"slice": f"{i} – {i + 1}", "examples": 2, "metrics": found["metrics"]} for i in (1, 3)]},
-        "suspicions": {"overlap": CLEAN, "always_predicted": always, "never_predicted": [], "gold": {"count": 0, "rows": []}},
+        "slices": {
+            "length": [
+                {"slice": f"{i} – {i + 1}", "examples": 2, "metrics": found["metrics"]}
+                for i in (1, 3)
+            ]
+        },
+        "suspicions": {
+            "overlap": CLEAN,
+            "always_predicted": always,
+            "never_predicted": [],
+            "gold": {"count": 0, "rows": []},
+        },
     }
     if counts := confusion(records, kind, labels):
         analysis["confusion"] = counts
@@ -54,12 +72,16 @@ def page(
         analysis["entity_errors"] = entity_errors(records)
     if curve := calibration(records, kind):
         analysis["calibration"] = curve
-    made = task_class(task)(load_recipe({"task": task, "name": "x"}), {"labels": list(labels)}, None)
+    made = task_class(task)(
+        load_recipe({"task": task, "name": "x"}), {"labels": list(labels)}, None
+    )
     return report(found, analysis, records, made, Background())
 
 
 def labelled(number: int, text: str, gold: str, prediction: str) -> dict[str, Any]:
-    probabilities = {name: 0.9 if name == prediction else 0.1 for name in sorted({gold, prediction, "a"})}
+    probabilities = {
+        name: 0.9 if name == prediction else 0.1 for name in sorted({gold, prediction, "a"})
+    }
     return {
         "id": number,
         "text": text,
@@ -100,15 +122,54 @@ def parsed(html: str) -> Tags:
     ("task", "record"),
     [
         ("classification", labelled(0, EVIL, EVIL, "a")),
-        ("ner", {"id": 0, "tokens": [EVIL], "gold": [f"B-{EVIL}"], "prediction": ["O"], "score": [0.5], "nll": 1.0, "items": 1}),
-        ("ner", {"id": 0, "tokens": [EVIL], "gold": [EVIL], "prediction": ["X"], "score": [0.5], "nll": 1.0, "items": 1}),
-        ("translation", {"id": 0, "source": EVIL, "gold": EVIL, "prediction": f"a {EVIL}", "score": 0.5, "nll": 1.0, "items": 1}),
-        ("clm", {"id": 0, "text": EVIL, "score": 1.0, "bytes": 9, "nll": 1.0, "items": 1, "correct": 0}),
+        (
+            "ner",
+            {
+                "id": 0,
+                "tokens": [EVIL],
+                "gold": [f"B-{EVIL}"],
+                "prediction": ["O"],
+                "score": [0.5],
+                "nll": 1.0,
+                "items": 1,
+            },
+        ),
+        (
+            "ner",
+            {
+                "id": 0,
+                "tokens": [EVIL],
+                "gold": [EVIL],
+                "prediction": ["X"],
+                "score": [0.5],
+                "nll": 1.0,
+                "items": 1,
+            },
+        ),
+        (
+            "translation",
+            {
+                "id": 0,
+                "source": EVIL,
+                "gold": EVIL,
+                "prediction": f"a {EVIL}",
+                "score": 0.5,
+                "nll": 1.0,
+                "items": 1,
+            },
+        ),
+        (
+            "clm",
+            {"id": 0, "text": EVIL, "score": 1.0, "bytes": 9, "nll": 1.0, "items": 1, "correct": 0},
+        ),
     ],
 )
 def test_nothing_of_the_data_becomes_markup(task: str, record: dict[str, Any]) -> None:
     html = page(
-        [record] * 2, task=task, labels=(EVIL, "a"), by_label={EVIL: {"precision": 0, "recall": 0, "f1": 0, "support": 1}}
+        [record] * 2,
+        task=task,
+        labels=(EVIL, "a"),
+        by_label={EVIL: {"precision": 0, "recall": 0, "f1": 0, "support": 1}},
     )
     found = parsed(html)
     assert found.names.count("script") == 2
@@ -126,18 +187,34 @@ def test_json_cannot_end_its_script() -> None:
 def test_the_page_asks_nothing_of_the_network() -> None:
     html = page([labelled(0, "see https://example.org/x", "a", "b")])
     found = parsed(html)
-    links = [value or "" for name, value in found.attributes if name in ("src", "href", "action", "srcset", "xlink:href")]
+    links = [
+        value or ""
+        for name, value in found.attributes
+        if name in ("src", "href", "action", "srcset", "xlink:href")
+    ]
     assert all(link.startswith("#") for link in links)
     assert not re.search(r"@import|url\(", html)
-    policy = next(value or "" for name, value in found.attributes if name == "content" and "default-src" in (value or ""))
+    policy = next(
+        value or ""
+        for name, value in found.attributes
+        if name == "content" and "default-src" in (value or "")
+    )
     assert "default-src 'none'" in policy
     assert "script-src 'sha256-" in policy
 
 
 def test_the_result_comes_first_with_its_interval_and_the_floor_beside_it() -> None:
-    floor = {"metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}, "verdict": "the model is better"}
+    floor = {
+        "metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "verdict": "the model is better",
+    }
     html = page([labelled(0, "t", "a", "b")], baselines={"majority class": floor})
-    assert html.index("0.812") < html.index("0.750 … 0.875") < html.index("majority class") < html.index("Where it fails")
+    assert (
+        html.index("0.812")
+        < html.index("0.750 … 0.875")
+        < html.index("majority class")
+        < html.index("Where it fails")
+    )
     assert "the model is better" in html
 
 
@@ -160,7 +237,10 @@ def test_long_lists_are_cut_and_it_is_said() -> None:
     ("records", "said"),
     [
         (
-            [{"id": i, "text": "t", "gold": i / 2, "prediction": 1.0, "nll": 1.0, "items": 1} for i in range(4)],
+            [
+                {"id": i, "text": "t", "gold": i / 2, "prediction": 1.0, "nll": 1.0, "items": 1}
+                for i in range(4)
+            ],
             "Predicted over gold",
         ),
         (
@@ -179,7 +259,9 @@ def test_long_lists_are_cut_and_it_is_said() -> None:
         ),
     ],
 )
-def test_numbers_and_sets_of_labels_have_their_page(records: list[dict[str, Any]], said: str) -> None:
+def test_numbers_and_sets_of_labels_have_their_page(
+    records: list[dict[str, Any]], said: str
+) -> None:
     assert said in page(records)
 
 

@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 
 from lmkit.data.check import load_rows
-from lmkit.evaluation.suspicions import always_predicted, doubtful_gold, never_predicted, overlap_with_training, say
+from lmkit.evaluation.suspicions import (
+    always_predicted,
+    doubtful_gold,
+    never_predicted,
+    overlap_with_training,
+    say,
+)
 from lmkit.metrics.classification import classification_statistics
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe import load_recipe
-from lmkit.tasks.classification import Classification
+from lmkit.tasks.classification.task import Classification
 
 
 def record(number: int, gold: str, a: float, text: str = "") -> dict[str, Any]:
@@ -30,20 +36,35 @@ def record(number: int, gold: str, a: float, text: str = "") -> dict[str, Any]:
 def test_confident_disagreement_is_ranked_by_how_confident_it_is() -> None:
     # thresholds: a: mean of 0.9, 0.9, 0.3 = 0.7; b: mean of (1 - 0.75), (1 - 0.95), 0.8, 0.9 = 0.5
     records = [
-        record(i, gold, a) for i, (gold, a) in enumerate(zip("aaabbbb", (0.9, 0.9, 0.3, 0.75, 0.95, 0.2, 0.1), strict=True))
+        record(i, gold, a)
+        for i, (gold, a) in enumerate(
+            zip("aaabbbb", (0.9, 0.9, 0.3, 0.75, 0.95, 0.2, 0.1), strict=True)
+        )
     ]
     found = doubtful_gold(records, "label")
-    assert [(entry["id"], entry["gold"], entry["prediction"]) for entry in found] == [(4, "b", "a"), (3, "b", "a"), (2, "a", "b")]
+    assert [(entry["id"], entry["gold"], entry["prediction"]) for entry in found] == [
+        (4, "b", "a"),
+        (3, "b", "a"),
+        (2, "a", "b"),
+    ]
     assert found[0]["margin"] == pytest.approx(0.9)
     assert doubtful_gold(records[:2], "label") == []
 
 
 def test_a_word_is_doubtful_where_the_tagger_is_surer_than_where_it_is_right() -> None:
     records = [
-        {"id": 0, "tokens": ["x", "y", "z"], "gold": ["A", "A", "B"], "prediction": ["A", "A", "A"], "score": [0.6, 0.8, 0.69]},
+        {
+            "id": 0,
+            "tokens": ["x", "y", "z"],
+            "gold": ["A", "A", "B"],
+            "prediction": ["A", "A", "A"],
+            "score": [0.6, 0.8, 0.69],
+        },
         {"id": 1, "tokens": ["u"], "gold": ["B"], "prediction": ["A"], "score": [0.9]},
     ]
-    assert [(entry["id"], entry["word"], entry["text"]) for entry in doubtful_gold(records, "tags")] == [(1, 0, "u")]
+    assert [
+        (entry["id"], entry["word"], entry["text"]) for entry in doubtful_gold(records, "tags")
+    ] == [(1, 0, "u")]
 
 
 def test_labels_that_are_never_predicted() -> None:
@@ -55,7 +76,9 @@ def test_labels_that_are_never_predicted() -> None:
 def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "train.jsonl").write_text('{"text": "Seen  before", "label": "a"}\n{"text": "other", "label": "b"}\n')
+    (tmp_path / "train.jsonl").write_text(
+        '{"text": "Seen  before", "label": "a"}\n{"text": "other", "label": "b"}\n'
+    )
     train = load_rows(
         str(tmp_path / "train.jsonl"),
         key="data.train",
@@ -68,26 +91,45 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         folders=[tmp_path],
         cache_dir=tmp_path,
     )
-    records = [record(0, "a", 0.9, "seen before"), record(1, "a", 0.9, "new one"), record(2, "a", 0.1, "new two")]
-    statistics = classification_statistics([r["gold"] for r in records], [r["prediction"] for r in records], ["a", "b"])
+    records = [
+        record(0, "a", 0.9, "seen before"),
+        record(1, "a", 0.9, "new one"),
+        record(2, "a", 0.1, "new two"),
+    ]
+    statistics = classification_statistics(
+        [r["gold"] for r in records], [r["prediction"] for r in records], ["a", "b"]
+    )
 
     def measured(part: Statistics) -> dict[str, Any]:
         return {name: {"value": value} for name, value in part.values().items()}
 
-    task = Classification(load_recipe({"task": "classification", "name": "x"}), {"labels": ["a", "b"]}, None)
+    task = Classification(
+        load_recipe({"task": "classification", "name": "x"}), {"labels": ["a", "b"]}, None
+    )
     found = overlap_with_training(records, train, task, statistics, measured)
     assert (found["exact"], found["near"], found["train_rows"], found["ids"]) == (1, 0, 2, [0])
     assert found["clean"]["examples"] == 2
     assert found["clean"]["metrics"]["accuracy"]["value"] == 0.5
     say(
-        {"overlap": found, "always_predicted": '"a"', "never_predicted": ["c"], "gold": {"count": 0, "rows": []}},
+        {
+            "overlap": found,
+            "always_predicted": '"a"',
+            "never_predicted": ["c"],
+            "gold": {"count": 0, "rows": []},
+        },
         split="test",
         metric="accuracy",
         value=2 / 3,
     )
     said = capsys.readouterr().err
-    assert "1 rows also stand in training, 0 more nearly so; accuracy without them: 0.5000 (2 rows), with them: 0.6667" in said
-    assert 'data.test: every answer is "a", though the gold differs; a lower train.learning_rate' in said
+    assert (
+        "1 rows also stand in training, 0 more nearly so; accuracy without them: 0.5000 (2 rows), with them: 0.6667"
+        in said
+    )
+    assert (
+        'data.test: every answer is "a", though the gold differs; a lower train.learning_rate'
+        in said
+    )
     assert "stays so" not in said  # nothing goes on
     assert "never predicts: c" in said
 
@@ -98,15 +140,30 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         ("number", [1.5, 4.0], [2.75, 2.75], "2.75"),
         ("number", [1.5, 4.0], [2.75, 2.76], None),
         ("number", [1.5, 1.5], [2.75, 2.75], None),
-        ("number", [0.0, 2.0, 5.0], [2.70001, 2.69999, 2.7], "2.7"),  # the mean alone, but for the last digits
+        (
+            "number",
+            [0.0, 2.0, 5.0],
+            [2.70001, 2.69999, 2.7],
+            "2.7",
+        ),  # the mean alone, but for the last digits
         ("number", [0.0, 2.0, 5.0], [2.71, 2.69, 2.7], None),
         ("number", [2e-5, 3e-5, 1e-5], [2.1e-5, 1.9e-5, 2e-5], None),  # whatever the unit
-        ("number", [0.0, *[1.0, 2.0] * 20, 1e6], [1.5] * 20 + [1.2] * 22, None),  # one row far off makes the others no equals
+        (
+            "number",
+            [0.0, *[1.0, 2.0] * 20, 1e6],
+            [1.5] * 20 + [1.2] * 22,
+            None,
+        ),  # one row far off makes the others no equals
         ("number", [0.0] * 40 + [1.0], [0.0] * 41, "0"),
         ("label", ["a", "b"], ["a", "a"], '"a"'),
         ("labels", [["a"], []], [[], []], "[]"),
         ("labels", [["a", "b"], ["b", "a"]], [["a", "b"]] * 2, None),
-        ("number", [0.0] * 40 + [1.0], [0.5] * 40 + [0.50001], "0.5"),  # all but a few are one number
+        (
+            "number",
+            [0.0] * 40 + [1.0],
+            [0.5] * 40 + [0.50001],
+            "0.5",
+        ),  # all but a few are one number
         ("number", [0.0, 1.0], [float("inf")] * 2, None),
         ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["O"]], '"O"'),
         ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["B-LOC"]], None),
@@ -117,13 +174,18 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
 def test_one_prediction_for_all_rows_is_seen_where_their_gold_differs(
     kind: Any, gold: list[Any], predictions: list[Any], answer: str | None
 ) -> None:
-    records = [{"gold": one, "prediction": other} for one, other in zip(gold, predictions, strict=True)]
+    records = [
+        {"gold": one, "prediction": other} for one, other in zip(gold, predictions, strict=True)
+    ]
     assert always_predicted(records * 20, kind) == answer
 
 
 def test_a_few_rows_may_have_one_prediction_by_chance() -> None:
     records = [{"gold": gold, "prediction": "a"} for gold in "ab" * 10]
-    assert (always_predicted(records[:19], "label"), always_predicted(records, "label")) == (None, '"a"')
+    assert (always_predicted(records[:19], "label"), always_predicted(records, "label")) == (
+        None,
+        '"a"',
+    )
 
 
 def test_a_language_model_gives_no_answers() -> None:
@@ -133,5 +195,7 @@ def test_a_language_model_gives_no_answers() -> None:
 def test_what_was_not_checked_is_not_said_to_be_clean() -> None:
     statistics = classification_statistics(["a"], ["a"], ["a"])
     task: Any = Classification
-    found = overlap_with_training([record(0, "a", 0.9)], "the file is gone", task, statistics, lambda part: {})
+    found = overlap_with_training(
+        [record(0, "a", 0.9)], "the file is gone", task, statistics, lambda part: {}
+    )
     assert found == {"checked": False, "reason": "the file is gone"}

@@ -37,7 +37,13 @@ def learned(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     recipe = tiny.recipe(
         "translation",
         data={"validation": "sample:tatoeba_en_es/train.tsv.gz", "max_rows": ROWS},
-        train={"max_steps": 60, "batch_size": 16, "learning_rate": 1e-2, "select_best": "last", "eval_every": 60},
+        train={
+            "max_steps": 60,
+            "batch_size": 16,
+            "learning_rate": 1e-2,
+            "select_best": "last",
+            "eval_every": 60,
+        },
         generation={"num_beams": 3, "max_new_tokens": 20},
     )
     run = tiny.fit(recipe)
@@ -47,18 +53,46 @@ def learned(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     folder = tmp_path_factory.mktemp("eval") / "validation"
     options = recipe.eval
     metrics = evaluate_split(
-        model, task, encoded, tiny.accelerator, split="validation", options=options, budget=999, folder=folder
+        model,
+        task,
+        encoded,
+        tiny.accelerator,
+        split="validation",
+        options=options,
+        budget=999,
+        folder=folder,
     )
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return Learned(model, task, encoded, [json.loads(line) for line in lines], metrics, folder)
 
 
-def test_scores_are_those_of_the_sacrebleu_command_on_what_was_written(learned: Learned, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_sacrebleu_command_on_what_was_written(
+    learned: Learned, tmp_path: Path
+) -> None:
     for name, key in (("hypotheses", "prediction"), ("references", "gold")):
-        (tmp_path / name).write_text("".join(record[key] + "\n" for record in learned.records), encoding="utf-8")
-    command = [sys.executable, "-m", "sacrebleu", "references", "-i", "hypotheses", "-m", "bleu", "chrf", "ter", "-w", "6"]
-    printed = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, text=True).stdout)
-    assert learned.metrics["metrics"]["bleu"]["value"] > 5  # the model writes what it learned, and scores are not all zero
+        (tmp_path / name).write_text(
+            "".join(record[key] + "\n" for record in learned.records), encoding="utf-8"
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "sacrebleu",
+        "references",
+        "-i",
+        "hypotheses",
+        "-m",
+        "bleu",
+        "chrf",
+        "ter",
+        "-w",
+        "6",
+    ]
+    printed = json.loads(
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, text=True).stdout
+    )
+    assert (
+        learned.metrics["metrics"]["bleu"]["value"] > 5
+    )  # the model writes what it learned, and scores are not all zero
     for score in printed:
         name = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter"}[score["name"]]
         assert learned.metrics["metrics"][name]["value"] == pytest.approx(score["score"], abs=1e-6)
@@ -68,23 +102,44 @@ def test_scores_are_those_of_the_sacrebleu_command_on_what_was_written(learned: 
 
 def test_length_ratio_and_shares_are_counted_from_what_was_written(learned: Learned) -> None:
     values = {name: interval["value"] for name, interval in learned.metrics["metrics"].items()}
-    hypotheses, references = ([record[key] for record in learned.records] for key in ("prediction", "gold"))
+    hypotheses, references = (
+        [record[key] for record in learned.records] for key in ("prediction", "gold")
+    )
     bleu = sacrebleu.corpus_bleu(hypotheses, [references])
     assert values["length_ratio"] == pytest.approx(bleu.sys_len / bleu.ref_len)
     assert values["empty"] == hypotheses.count("") / ROWS
     shares = Counter(record["truncated"] for record in learned.records)
     assert values["truncated"] == shares[True] / ROWS
-    assert set(shares) == {True, False}  # some sentences are longer than twenty tokens, others are not
-    tokens = [len(learned.task.tokenizer(record["prediction"])["input_ids"]) for record in learned.records]
-    assert all(length <= 20 for length, record in zip(tokens, learned.records, strict=True) if not record["truncated"])
+    assert set(shares) == {
+        True,
+        False,
+    }  # some sentences are longer than twenty tokens, others are not
+    tokens = [
+        len(learned.task.tokenizer(record["prediction"])["input_ids"]) for record in learned.records
+    ]
+    assert all(
+        length <= 20
+        for length, record in zip(tokens, learned.records, strict=True)
+        if not record["truncated"]
+    )
 
 
 def test_a_translation_is_the_same_in_any_batch(tiny: Any, learned: Learned) -> None:
     for budget in (1, 60, 400, 10**6):
-        records = list(predict_records(learned.model, learned.task, learned.encoded, tiny.accelerator, budget=budget))
-        assert [record["prediction"] for record in records] == [record["prediction"] for record in learned.records]
-        assert [record["truncated"] for record in records] == [record["truncated"] for record in learned.records]
-        assert [record["score"] for record in records] == pytest.approx([r["score"] for r in learned.records], abs=1e-5)
+        records = list(
+            predict_records(
+                learned.model, learned.task, learned.encoded, tiny.accelerator, budget=budget
+            )
+        )
+        assert [record["prediction"] for record in records] == [
+            record["prediction"] for record in learned.records
+        ]
+        assert [record["truncated"] for record in records] == [
+            record["truncated"] for record in learned.records
+        ]
+        assert [record["score"] for record in records] == pytest.approx(
+            [r["score"] for r in learned.records], abs=1e-5
+        )
 
 
 def test_batches_leave_room_for_the_beams(tiny: Any, learned: Learned) -> None:
@@ -96,12 +151,18 @@ def test_batches_leave_room_for_the_beams(tiny: Any, learned: Learned) -> None:
         longest = max(len(pieces[i]["input_ids"]) for i in batch)
         assert len(batch) == 1 or len(batch) * (longest + 3 * 20) <= 400
     recipe = learned.task.recipe
-    more = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"num_beams": 6})})
+    more = recipe.model_copy(
+        update={"generation": recipe.generation.model_copy(update={"num_beams": 6})}
+    )
     assert type(learned.task)(more, {}, learned.task.tokenizer).cost(pieces[0]) == costs[0] + 3 * 20
 
 
 def test_a_penalty_without_beams_has_no_effect(tiny: Any) -> None:
     from lmkit.errors import RecipeError
 
-    with pytest.raises(RecipeError, match=r"generation\.length_penalty: has no effect with one beam"):
-        tiny.prepared(tiny.recipe("translation", generation={"num_beams": 1, "length_penalty": 2.0}))
+    with pytest.raises(
+        RecipeError, match=r"generation\.length_penalty: has no effect with one beam"
+    ):
+        tiny.prepared(
+            tiny.recipe("translation", generation={"num_beams": 1, "length_penalty": 2.0})
+        )

@@ -13,7 +13,9 @@ LABELS = ["a", "b", "c", "never"]
 def draw(seed: int, examples: int = 60) -> tuple[list[str], list[str]]:
     generator = np.random.default_rng(seed)
     gold = generator.choice(LABELS[:3], examples, p=[0.7, 0.2, 0.1])
-    predicted = np.where(generator.random(examples) < 0.6, gold, generator.choice(LABELS[:3], examples))
+    predicted = np.where(
+        generator.random(examples) < 0.6, gold, generator.choice(LABELS[:3], examples)
+    )
     return gold.tolist(), predicted.tolist()
 
 
@@ -41,7 +43,9 @@ def by_sklearn(gold: list[str], predicted: list[str]) -> dict[str, float]:
     ],
 )
 def test_equals_sklearn(gold: list[str], predicted: list[str]) -> None:
-    assert classification_statistics(gold, predicted, LABELS).values() == pytest.approx(by_sklearn(gold, predicted))
+    assert classification_statistics(gold, predicted, LABELS).values() == pytest.approx(
+        by_sklearn(gold, predicted)
+    )
 
 
 def test_each_resample_equals_sklearn_on_the_repeated_examples() -> None:
@@ -73,15 +77,25 @@ def test_a_label_that_is_not_known_counts_as_a_class_of_its_own() -> None:
 
 
 def test_no_examples() -> None:
-    assert classification_statistics([], [], LABELS).values() == {"accuracy": 0, "f1_macro": 0, "mcc": 0}
-    assert classification_statistics([], [], []).values() == {"accuracy": 0, "f1_macro": 0, "mcc": 0}
+    assert classification_statistics([], [], LABELS).values() == {
+        "accuracy": 0,
+        "f1_macro": 0,
+        "mcc": 0,
+    }
+    assert classification_statistics([], [], []).values() == {
+        "accuracy": 0,
+        "f1_macro": 0,
+        "mcc": 0,
+    }
 
 
 def test_a_slice_is_scored_alone() -> None:
     gold, predicted = draw(4)
     mask = np.arange(60) % 3 == 0
     expected = by_sklearn(gold[::3], predicted[::3])
-    assert classification_statistics(gold, predicted, LABELS).select(mask).values() == pytest.approx(expected)
+    assert classification_statistics(gold, predicted, LABELS).select(
+        mask
+    ).values() == pytest.approx(expected)
 
 
 def test_different_numbers_of_labels_are_a_mistake_of_the_caller() -> None:

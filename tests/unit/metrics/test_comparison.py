@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from lmkit.metrics import Statistics, bootstrap_intervals, classification_statistics, language_model_statistics
+from lmkit.metrics import (
+    Statistics,
+    bootstrap_intervals,
+    classification_statistics,
+    language_model_statistics,
+)
 from lmkit.metrics.comparison import holm, mcnemar, paired_bootstrap, permutation_test
 
 
@@ -62,7 +67,11 @@ def test_permutation_agrees_with_scipy_on_a_ratio() -> None:
     nll[1] += 3.5
     a, b = (language_model_statistics(column, tokens, None, tokens) for column in nll)
     expected = reference(
-        tuple(nll), lambda x, y: x.sum() - y.sum(), permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(0)
+        tuple(nll),
+        lambda x, y: x.sum() - y.sum(),
+        permutation_type="samples",
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
     ).pvalue
     assert 0.01 < expected < 0.5
     assert permutation_test(a, b, "loss") == pytest.approx(expected, abs=0.015)
@@ -73,7 +82,9 @@ def test_p_value_and_interval_never_contradict_each_other() -> None:
     decided = 0
     for seed in range(40):
         a, b = generator.random(60) < 0.6, generator.random(60) < 0.75
-        found = paired_bootstrap([accuracy_of(a)], [accuracy_of(b)], "accuracy", resamples=199, seed=seed)
+        found = paired_bootstrap(
+            [accuracy_of(a)], [accuracy_of(b)], "accuracy", resamples=199, seed=seed
+        )
         assert found.low is not None
         assert found.high is not None
         assert (found.p_value <= 0.05) == (found.low > 0 or found.high < 0)
@@ -109,7 +120,12 @@ def test_spread_between_seeds_counts() -> None:
         quality = (0.6 + 0.12 * generator.standard_normal((2, 3))).clip(0, 1)
         sides = [[accuracy_of(generator.random(100) < q) for q in side] for side in quality]
         wrong += paired_bootstrap(*sides, "accuracy", resamples=119, seed=seed).p_value <= 0.05
-        naive += paired_bootstrap(sides[0][:1], sides[1][:1], "accuracy", resamples=119, seed=seed).p_value <= 0.05
+        naive += (
+            paired_bootstrap(
+                sides[0][:1], sides[1][:1], "accuracy", resamples=119, seed=seed
+            ).p_value
+            <= 0.05
+        )
     assert wrong / 200 <= 0.08
     assert naive / 200 > 0.3
 
@@ -132,7 +148,10 @@ def test_bca_agrees_with_scipy() -> None:
     tokens = generator.integers(1, 100, size=60)
     nll = tokens * generator.gamma(0.2, 20, size=60)  # skewed
     statistics = language_model_statistics(nll, tokens, None, tokens)
-    plain, corrected = (bootstrap_intervals(statistics, resamples=4000, kind=kind)["loss"] for kind in ("percentile", "bca"))
+    plain, corrected = (
+        bootstrap_intervals(statistics, resamples=4000, kind=kind)["loss"]
+        for kind in ("percentile", "bca")
+    )
     expected = bootstrap(
         (nll, tokens),
         lambda nll, tokens, axis: nll.sum(axis) / tokens.sum(axis),

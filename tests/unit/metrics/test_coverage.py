@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmodels
 
-from lmkit.metrics import Statistics, bootstrap_intervals, classification_statistics, tagging_statistics
+from lmkit.metrics import (
+    Statistics,
+    bootstrap_intervals,
+    classification_statistics,
+    tagging_statistics,
+)
 from lmkit.metrics.comparison import mcnemar, paired_bootstrap
 
 SETS, RESAMPLES = 1000, 1000
@@ -67,7 +72,10 @@ def test_equal_systems_are_called_different_in_at_most_six_of_a_hundred_test_set
         gold = generator.choice(["a", "b"], 200)
         hard = generator.random(200) < 0.6
         systems = [np.where(hard | (generator.random(200) < 0.5), gold, "c") for _ in range(2)]
-        a, b = (classification_statistics(gold.tolist(), system.tolist(), ["a", "b", "c"]) for system in systems)
+        a, b = (
+            classification_statistics(gold.tolist(), system.tolist(), ["a", "b", "c"])
+            for system in systems
+        )
         wrong += paired_bootstrap([a], [b], "accuracy", resamples=199, seed=seed).p_value <= 0.05
     assert wrong / SETS <= 0.06
 

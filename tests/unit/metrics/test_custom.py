@@ -27,7 +27,14 @@ class Module(evaluate.Metric):
 """
 
 
-def module(folder: Path, body: str, *, kind: str = 'datasets.Value("int32")', predicted: str = "kind", name: str = "mine") -> str:
+def module(
+    folder: Path,
+    body: str,
+    *,
+    kind: str = 'datasets.Value("int32")',
+    predicted: str = "kind",
+    name: str = "mine",
+) -> str:
     place = folder / name
     place.mkdir()
     (place / f"{name}.py").write_text(MODULE.format(kind=kind, predicted=predicted, body=body))
@@ -46,28 +53,49 @@ TEXTS = ["the house is red", "a dog barks"], ["the house was red", "a dog barks 
         ("lmkit_translation", *TEXTS, translation_statistics(*TEXTS)),
     ],
 )  # fmt: skip
-def test_own_metrics_are_modules_of_the_evaluate_library(name: str, predictions: Any, references: Any, expected: Any) -> None:
+def test_own_metrics_are_modules_of_the_evaluate_library(
+    name: str, predictions: Any, references: Any, expected: Any
+) -> None:
     """Promise 14: ``evaluate.load`` of what ships, and nothing is fetched."""
     import evaluate
 
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     loaded = evaluate.load(str(SHIPPED / name))
-    assert loaded.compute(predictions=predictions, references=references) == pytest.approx(expected.values())
+    assert loaded.compute(predictions=predictions, references=references) == pytest.approx(
+        expected.values()
+    )
     found = custom_metrics([name], predictions, references, resamples=0)
-    assert {key: interval.value for key, (interval, _) in found.items()} == pytest.approx(expected.values())
+    assert {key: interval.value for key, (interval, _) in found.items()} == pytest.approx(
+        expected.values()
+    )
 
 
 def test_labels_become_numbers_where_the_module_wants_numbers(tmp_path: Path) -> None:
-    place = module(tmp_path, 'return {"off_by": sum(abs(p - r) for p, r in zip(predictions, references)) / len(references)}')
+    place = module(
+        tmp_path,
+        'return {"off_by": sum(abs(p - r) for p, r in zip(predictions, references)) / len(references)}',
+    )
     stars = ["one", "two", "three"]
-    found = custom_metrics([place], ["one", "three", "one"] * 9, ["one", "two", "three"] * 9, labels=stars, resamples=100)
+    found = custom_metrics(
+        [place],
+        ["one", "three", "one"] * 9,
+        ["one", "two", "three"] * 9,
+        labels=stars,
+        resamples=100,
+    )
     interval, source = found["off_by"]
     assert source.key == "off_by"
     assert interval.value == pytest.approx(1.0)
     assert interval.low is not None
     assert interval.high is not None
     assert 0.5 < interval.low < 1 < interval.high < 1.5
-    again = custom_metrics([place], ["one", "three", "one"] * 9, ["one", "two", "three"] * 9, labels=stars, resamples=100)
+    again = custom_metrics(
+        [place],
+        ["one", "three", "one"] * 9,
+        ["one", "two", "three"] * 9,
+        labels=stars,
+        resamples=100,
+    )
     assert again == found
 
 
@@ -84,19 +112,27 @@ def test_reference_becomes_a_list_where_the_module_takes_several(tmp_path: Path)
 
 def test_key_that_is_taken_gets_the_modules_name(tmp_path: Path) -> None:
     place = module(tmp_path, 'return {"accuracy": 1.0}')
-    assert custom_metrics([place], ["a"], ["a"], labels=["a"], taken=["accuracy"]).keys() == {"mine.accuracy"}
+    assert custom_metrics([place], ["a"], ["a"], labels=["a"], taken=["accuracy"]).keys() == {
+        "mine.accuracy"
+    }
 
 
-def test_slow_module_has_values_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_slow_module_has_values_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.setattr("lmkit.metrics.custom.MOST_SECONDS", 0)
-    found = custom_metrics([module(tmp_path, 'return {"x": 1.0}')], ["a"] * 3, ["a"] * 3, labels=["a"])
+    found = custom_metrics(
+        [module(tmp_path, 'return {"x": 1.0}')], ["a"] * 3, ["a"] * 3, labels=["a"]
+    )
     assert found["x"][0].as_dict() == {"value": 1.0, "low": None, "high": None}
     assert "no intervals" in capsys.readouterr().out
 
 
 def test_module_that_fails_is_named(tmp_path: Path) -> None:
     place = module(tmp_path, 'raise ValueError("too few words")')
-    with pytest.raises(RecipeError, match=r"eval.metrics: .*mine: refuses these predictions: too few words"):
+    with pytest.raises(
+        RecipeError, match=r"eval.metrics: .*mine: refuses these predictions: too few words"
+    ):
         custom_metrics([place], ["a"], ["a"], labels=["a"])
 
 
@@ -109,7 +145,9 @@ def test_module_that_fails_is_named(tmp_path: Path) -> None:
         ("nope.py", "no such file or folder"),
     ],
 )
-def test_module_that_is_not_there_is_refused_before_anything_is_trained(name: str, said: str) -> None:
+def test_module_that_is_not_there_is_refused_before_anything_is_trained(
+    name: str, said: str
+) -> None:
     with pytest.raises(RecipeError, match=said):
         find_module(name, trust_remote_code=False)
 
@@ -121,4 +159,7 @@ def test_code_from_the_hub_needs_trust() -> None:
 def test_path_of_a_recipe_is_found_from_its_folder(tmp_path: Path) -> None:
     module(tmp_path, "return {}")
     (tmp_path / "x.yaml").write_text("task: ner\neval: {metrics: [mine, lmkit_tagging]}\n")
-    assert load_recipe(tmp_path / "x.yaml").eval.metrics == [str(tmp_path / "mine"), "lmkit_tagging"]
+    assert load_recipe(tmp_path / "x.yaml").eval.metrics == [
+        str(tmp_path / "mine"),
+        "lmkit_tagging",
+    ]

@@ -29,7 +29,9 @@ def test_agrees_with_scipy_on_a_ratio() -> None:
     generator = np.random.default_rng(3)
     tokens = generator.integers(1, 100, size=150)
     nll = tokens * generator.gamma(8, 0.5, size=150)
-    interval = bootstrap_intervals(language_model_statistics(nll, tokens, None, tokens), resamples=4000)["loss"]
+    interval = bootstrap_intervals(
+        language_model_statistics(nll, tokens, None, tokens), resamples=4000
+    )["loss"]
     expected = bootstrap(
         (nll, tokens),
         lambda nll, tokens, axis: nll.sum(axis) / tokens.sum(axis),
@@ -50,7 +52,9 @@ def test_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        interval = bootstrap_intervals(accuracy_of(generator.random(100) < 0.8), resamples=200, seed=seed)["accuracy"]
+        interval = bootstrap_intervals(
+            accuracy_of(generator.random(100) < 0.8), resamples=200, seed=seed
+        )["accuracy"]
         assert interval.low is not None
         assert interval.high is not None
         covered += interval.low <= 0.8 <= interval.high
@@ -69,7 +73,9 @@ def test_the_seed_alone_decides_not_the_chunks(monkeypatch: pytest.MonkeyPatch) 
     statistics = accuracy_of(np.arange(37) % 3 > 0)
     whole = bootstrap_values(statistics, resamples=50)["accuracy"]
     assert np.array_equal(whole, bootstrap_values(statistics, resamples=50)["accuracy"])
-    assert not np.array_equal(whole, bootstrap_values(statistics, resamples=50, seed=14)["accuracy"])
+    assert not np.array_equal(
+        whole, bootstrap_values(statistics, resamples=50, seed=14)["accuracy"]
+    )
     for chunk_bytes in (1, 7 * 8 * 37):
         monkeypatch.setattr("lmkit.metrics.intervals.CHUNK_BYTES", chunk_bytes)
         assert np.array_equal(whole, bootstrap_values(statistics, resamples=50)["accuracy"])
@@ -84,12 +90,18 @@ def test_two_systems_are_resampled_alike() -> None:
 def test_no_bounds_without_resamples_or_examples_to_draw_from() -> None:
     many, one = accuracy_of(np.ones(5)), accuracy_of(np.ones(1))
     assert bootstrap_intervals(many, resamples=0) == {"accuracy": Interval(1.0, None, None)}
-    assert bootstrap_intervals(one)["accuracy"].as_dict() == {"value": 1.0, "low": None, "high": None}
+    assert bootstrap_intervals(one)["accuracy"].as_dict() == {
+        "value": 1.0,
+        "low": None,
+        "high": None,
+    }
     assert bootstrap_intervals(classification_statistics([], [], ["a"]))["mcc"] == Interval(0.0)
 
 
 def test_resamples_where_a_metric_is_undefined_are_left_out() -> None:
-    half_empty = bootstrap_intervals(language_model_statistics([3.0, 0.0], [1, 0], None, [1, 0]))["loss"]
+    half_empty = bootstrap_intervals(language_model_statistics([3.0, 0.0], [1, 0], None, [1, 0]))[
+        "loss"
+    ]
     assert half_empty == Interval(3.0, 3.0, 3.0)
     empty = bootstrap_intervals(language_model_statistics([0.0, 0.0], [0, 0], None, [0, 0]))["loss"]
     assert math.isnan(empty.value)

@@ -11,7 +11,12 @@ from lmkit.metrics import bootstrap_intervals, language_model_statistics
 def test_sums_are_divided_once() -> None:
     values = language_model_statistics([10.0, 2.0], [5, 1], [20, 4], [3, 0]).values()
     assert values == pytest.approx(
-        {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": 12 / math.log(2) / 24, "accuracy": 0.5}
+        {
+            "loss": 2.0,
+            "perplexity": math.exp(2),
+            "bits_per_byte": 12 / math.log(2) / 24,
+            "accuracy": 0.5,
+        }
     )
 
 
@@ -19,11 +24,17 @@ def test_does_not_depend_on_how_documents_are_grouped() -> None:
     generator = np.random.default_rng(0)
     columns = generator.integers(1, 50, size=(4, 30)).astype(float)
     whole = language_model_statistics(*columns).values()
-    assert language_model_statistics(*columns.reshape(4, 10, 3).sum(axis=2)).values() == pytest.approx(whole)
+    assert language_model_statistics(
+        *columns.reshape(4, 10, 3).sum(axis=2)
+    ).values() == pytest.approx(whole)
 
 
 def test_masked_models_have_no_bits_per_byte() -> None:
-    assert set(language_model_statistics([1.0], [1], None, [1]).values()) == {"loss", "perplexity", "accuracy"}
+    assert set(language_model_statistics([1.0], [1], None, [1]).values()) == {
+        "loss",
+        "perplexity",
+        "accuracy",
+    }
 
 
 def test_a_perplexity_too_large_is_infinite_without_a_warning() -> None:

@@ -29,11 +29,15 @@ def test_several_labels_equal_scikit_learn() -> None:
     }
     statistics = multi_label_statistics(GOLD, PREDICTED, LABELS)
     assert statistics.values() == pytest.approx(expected)
-    assert statistics.label_values()["a"] == pytest.approx({"precision": 1 / 3, "recall": 1 / 2, "f1": 0.4, "support": 2})
+    assert statistics.label_values()["a"] == pytest.approx(
+        {"precision": 1 / 3, "recall": 1 / 2, "f1": 0.4, "support": 2}
+    )
 
 
 def test_a_label_that_nobody_names_does_not_pull_the_macro_f1_down() -> None:
-    one, more = (multi_label_statistics([["a"]], [["a"]], labels).values() for labels in (["a"], ["a", "z"]))
+    one, more = (
+        multi_label_statistics([["a"]], [["a"]], labels).values() for labels in (["a"], ["a", "z"])
+    )
     assert one["f1_macro"] == more["f1_macro"] == 1
 
 
@@ -61,8 +65,12 @@ def test_resamples_of_numbers_are_those_of_the_chosen_rows() -> None:
     gold, predicted = [1.0, 2.0, 4.0, 3.0], [0.5, 2.5, 3.0, 3.5]
     chosen = np.array([0, 2, 2, 3])
     found = regression_statistics(gold, predicted).select(chosen).values()
-    assert found["pearson"] == pytest.approx(pearsonr(np.array(gold)[chosen], np.array(predicted)[chosen]).statistic)
-    interval = bootstrap_intervals(regression_statistics(gold * 10, predicted * 10), resamples=200)["spearman"]
+    assert found["pearson"] == pytest.approx(
+        pearsonr(np.array(gold)[chosen], np.array(predicted)[chosen]).statistic
+    )
+    interval = bootstrap_intervals(regression_statistics(gold * 10, predicted * 10), resamples=200)[
+        "spearman"
+    ]
     assert interval.low is not None
     assert interval.high is not None
     assert interval.low <= interval.value <= interval.high

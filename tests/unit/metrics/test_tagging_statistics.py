@@ -14,14 +14,18 @@ TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-X-Y", "I-X-Y"]
 Sentences = list[list[str]]
 
 
-def draw(seed: int, sentences: int = 40, names: Sequence[str] = TAGS) -> tuple[Sentences, Sentences]:
+def draw(
+    seed: int, sentences: int = 40, names: Sequence[str] = TAGS
+) -> tuple[Sentences, Sentences]:
     """Random tags, well formed or not, with predictions that are often right."""
     generator = np.random.default_rng(seed)
     gold, predicted = [], []
     for length in generator.integers(0, 12, size=sentences):
         tags = generator.choice(names, length)
         gold.append(tags.tolist())
-        predicted.append(np.where(generator.random(length) < 0.7, tags, generator.choice(names, length)).tolist())
+        predicted.append(
+            np.where(generator.random(length) < 0.7, tags, generator.choice(names, length)).tolist()
+        )
     return gold, predicted
 
 
@@ -81,10 +85,16 @@ def conlleval(gold: Sentences, predicted: Sentences) -> dict[str, float]:
     last_correct_type = last_guessed_type = ""
     lines = []
     for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
-        lines += [(False, c, g) for c, g in zip(gold_tags, predicted_tags, strict=True)] + [(True, "O", "O")]
+        lines += [(False, c, g) for c, g in zip(gold_tags, predicted_tags, strict=True)] + [
+            (True, "O", "O")
+        ]
     for boundary, correct_tag, guessed_tag in lines:
-        correct, correct_type = correct_tag.split("-", 1) if "-" in correct_tag else (correct_tag, "")
-        guessed, guessed_type = guessed_tag.split("-", 1) if "-" in guessed_tag else (guessed_tag, "")
+        correct, correct_type = (
+            correct_tag.split("-", 1) if "-" in correct_tag else (correct_tag, "")
+        )
+        guessed, guessed_type = (
+            guessed_tag.split("-", 1) if "-" in guessed_tag else (guessed_tag, "")
+        )
         correct_ends = end_of_chunk(last_correct, correct, last_correct_type, correct_type)
         guessed_ends = end_of_chunk(last_guessed, guessed, last_guessed_type, guessed_type)
         if in_correct:
@@ -131,9 +141,13 @@ def test_equals_conlleval_and_seqeval_on_random_tags(seed: int, names: list[str]
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert values["f1_strict"] == pytest.approx(f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0))
+        assert values["f1_strict"] == pytest.approx(
+            f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0)
+        )
         assert values["f1"] == pytest.approx(f1_score(gold, predicted, zero_division=0))
-        assert values["precision"] == pytest.approx(precision_score(gold, predicted, zero_division=0))
+        assert values["precision"] == pytest.approx(
+            precision_score(gold, predicted, zero_division=0)
+        )
         assert values["recall"] == pytest.approx(recall_score(gold, predicted, zero_division=0))
         if any(gold):
             assert values["accuracy"] == pytest.approx(accuracy_score(gold, predicted))
@@ -152,7 +166,9 @@ def test_equals_conlleval_and_seqeval_on_random_tags(seed: int, names: list[str]
         (["B", "I", "O", "I"], [(0, 2, "_"), (3, 4, "_")], [(0, 2, "_")]),
     ],
 )
-def test_chunks(tags: list[str], lenient: list[tuple[int, int, str]], strict: list[tuple[int, int, str]]) -> None:
+def test_chunks(
+    tags: list[str], lenient: list[tuple[int, int, str]], strict: list[tuple[int, int, str]]
+) -> None:
     assert sorted(chunks(tags)) == lenient
     assert sorted(chunks(tags, strict=True)) == strict
 
@@ -167,7 +183,9 @@ def test_each_resample_equals_conlleval_on_the_repeated_sentences() -> None:
         assert {name: resampled[name][i] for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("names", "types"), [(TAGS, ["LOC", "PER", "X-Y"]), (["O", "B", "I"], ["_"])])
+@pytest.mark.parametrize(
+    ("names", "types"), [(TAGS, ["LOC", "PER", "X-Y"]), (["O", "B", "I"], ["_"])]
+)
 def test_by_label_equals_seqeval(names: list[str], types: list[str]) -> None:
     from seqeval.metrics import classification_report
 
@@ -198,7 +216,9 @@ def test_plain_tags_are_words_to_classify() -> None:
     expected = f1_score([*gold[0], *gold[1]], [*predicted[0], *predicted[1]], average="macro")
     assert statistics.values() == pytest.approx({"accuracy": 0.75, "f1_macro": expected})
     assert statistics.counts.shape[0] == 3
-    assert statistics.label_values()["VERB"] == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1})
+    assert statistics.label_values()["VERB"] == pytest.approx(
+        {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1}
+    )
 
 
 def test_who_knows_all_tags_decides_what_they_mark() -> None:

@@ -25,7 +25,9 @@ HYPOTHESES = [
 ]
 
 
-def by_sacrebleu(hypotheses: list[str], references: list[str], tokenize: str = "13a") -> dict[str, float]:
+def by_sacrebleu(
+    hypotheses: list[str], references: list[str], tokenize: str = "13a"
+) -> dict[str, float]:
     bleu = sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize)
     return {
         "bleu": bleu.score,
@@ -39,14 +41,18 @@ def by_sacrebleu(hypotheses: list[str], references: list[str], tokenize: str = "
 @pytest.mark.parametrize("tokenize", ["13a", "zh", "char", "intl", "none"])
 def test_equals_sacrebleu(tokenize: str) -> None:
     statistics = translation_statistics(HYPOTHESES, REFERENCES, tokenize=tokenize)
-    assert statistics.values() == pytest.approx(by_sacrebleu(HYPOTHESES, REFERENCES, tokenize), abs=1e-9)
+    assert statistics.values() == pytest.approx(
+        by_sacrebleu(HYPOTHESES, REFERENCES, tokenize), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("rows", [[2], [3], [4], [5], [4, 5], [0, 0, 1], [2, 2, 2]])
 def test_equals_sacrebleu_in_corner_cases(rows: list[int]) -> None:
     hypotheses, references = [HYPOTHESES[row] for row in rows], [REFERENCES[row] for row in rows]
     expected = by_sacrebleu(hypotheses, references)
-    assert translation_statistics(hypotheses, references).values() == pytest.approx(expected, abs=1e-9)
+    assert translation_statistics(hypotheses, references).values() == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 def test_each_resample_equals_sacrebleu_on_the_repeated_sentences() -> None:
@@ -55,26 +61,42 @@ def test_each_resample_equals_sacrebleu_on_the_repeated_sentences() -> None:
     resampled = statistics.metrics(statistics.counts[draws].sum(axis=2))
     for index in np.ndindex(2, 4):
         rows = draws[index]
-        expected = by_sacrebleu([HYPOTHESES[row] for row in rows], [REFERENCES[row] for row in rows])
-        assert {name: values[index] for name, values in resampled.items()} == pytest.approx(expected, abs=1e-9)
+        expected = by_sacrebleu(
+            [HYPOTHESES[row] for row in rows], [REFERENCES[row] for row in rows]
+        )
+        assert {name: values[index] for name, values in resampled.items()} == pytest.approx(
+            expected, abs=1e-9
+        )
 
 
 def test_signature_is_what_sacrebleu_prints() -> None:
     metrics = [sacrebleu.BLEU(tokenize="zh"), sacrebleu.CHRF(), sacrebleu.TER()]
     printed = [
-        metric.corpus_score(HYPOTHESES, [REFERENCES]).format(signature=metric.get_signature().format()).split(" = ")[0]
+        metric.corpus_score(HYPOTHESES, [REFERENCES])
+        .format(signature=metric.get_signature().format())
+        .split(" = ")[0]
         for metric in metrics
     ]
-    assert translation_statistics(HYPOTHESES, REFERENCES, tokenize="zh").signature == " ".join(printed)
+    assert translation_statistics(HYPOTHESES, REFERENCES, tokenize="zh").signature == " ".join(
+        printed
+    )
     assert printed[0].startswith("BLEU|nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:")
 
 
 def test_no_examples() -> None:
-    assert translation_statistics([], []).values() == {"bleu": 0, "chrf": 0, "ter": 0, "length_ratio": 0, "empty": 0}
+    assert translation_statistics([], []).values() == {
+        "bleu": 0,
+        "chrf": 0,
+        "ter": 0,
+        "length_ratio": 0,
+        "empty": 0,
+    }
 
 
 def test_shares_of_empty_and_truncated_outputs() -> None:
-    statistics = translation_statistics(["a b c", "", " ", "d"], ["a b", "a b", "a", "d"], truncated=[True, False, False, False])
+    statistics = translation_statistics(
+        ["a b c", "", " ", "d"], ["a b", "a b", "a", "d"], truncated=[True, False, False, False]
+    )
     values = statistics.values()
     assert (values["empty"], values["truncated"]) == (0.5, 0.25)
     assert values["length_ratio"] == pytest.approx(4 / 6)

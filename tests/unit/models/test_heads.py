@@ -16,8 +16,13 @@ from lmkit.models.source import find_model
 @pytest.mark.parametrize(
     ("task", "architecture"),
     [
-        *(("mlm", name) for name in ("bert", "modernbert", "roberta", "distilbert", "electra", "deberta-v2")),
-        *(("clm", name) for name in ("llama", "gpt2", "qwen3", "bart")),  # whose decoder alone is no call of its backbone
+        *(
+            ("mlm", name)
+            for name in ("bert", "modernbert", "roberta", "distilbert", "electra", "deberta-v2")
+        ),
+        *(
+            ("clm", name) for name in ("llama", "gpt2", "qwen3", "bart")
+        ),  # whose decoder alone is no call of its backbone
     ],
 )
 def test_chosen_logits_are_those_of_all(tiny: Any, task: str, architecture: str) -> None:
@@ -47,10 +52,15 @@ def test_a_model_that_is_all_backbone_gives_all_logits_and_they_are_chosen_then(
     assert logits.argmax(-1).tolist() == labels.tolist() == [[2, 3]]
 
 
-def test_a_head_that_reads_something_else_of_its_backbone_gives_all_logits_and_they_are_chosen_then() -> None:
+def test_a_head_that_reads_something_else_of_its_backbone_gives_all_logits_and_they_are_chosen_then() -> (
+    None
+):
     class Backbone(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-            return dict.fromkeys(("last_hidden_state", "of_the_head"), torch.nn.functional.one_hot(input_ids, 5).float())
+            return dict.fromkeys(
+                ("last_hidden_state", "of_the_head"),
+                torch.nn.functional.one_hot(input_ids, 5).float(),
+            )
 
     class Elsewhere(torch.nn.Module):
         def __init__(self) -> None:
@@ -87,8 +97,14 @@ def test_the_answer_of_a_classifier_is_not_rounded_under_autocast(
 
 def check_that_the_head_is_not_rounded(model: Any, task: Any) -> None:
     columns = task.encode(task.text_rows(["1 Main St", "22 Elm Street, Springfield"]))
-    batch = task.collate([[dict(zip(columns, piece, strict=True))] for piece in zip(*columns.values(), strict=True)])
-    *_, head = (m for m in unwrap(model).modules() if type(m) is torch.nn.Linear and m.out_features == model.config.num_labels)
+    batch = task.collate(
+        [[dict(zip(columns, piece, strict=True))] for piece in zip(*columns.values(), strict=True)]
+    )
+    *_, head = (
+        m
+        for m in unwrap(model).modules()
+        if type(m) is torch.nn.Linear and m.out_features == model.config.num_labels
+    )
     read: list[torch.Tensor] = []
     head.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].float()))
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -15,7 +15,9 @@ from lmkit.models.imports import models_in
 def test_the_list_of_models_is_the_one_that_transformers_makes() -> None:
     folder = Path(transformers.__file__).parent / "models"
     found = models_in(define_import_structure(folder, prefix="models"))
-    assert {key: names for key, names in found.items() if names} == define_import_structure(str(folder / "__init__.py"))
+    assert {key: names for key, names in found.items() if names} == define_import_structure(
+        str(folder / "__init__.py")
+    )
 
 
 def test_a_solver_that_is_put_off_solves_all_the_same() -> None:
@@ -30,7 +32,9 @@ rows, columns = linear_sum_assignment([[4, 1], [2, 0]])
 import scipy.optimize
 print(rows.tolist(), columns.tolist(), scipy.optimize.linear_sum_assignment is not linear_sum_assignment)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert found == "False bert\n[0, 1] [1, 0] True\n"
 
 
@@ -53,7 +57,9 @@ imports.MODELING = "needs_solver"
 imports.import_modeling()
 print(tried, "scipy.optimize" in sys.modules, "needs_solver" in sys.modules)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert found == "[False, True] True True\n"
 
 
@@ -69,5 +75,7 @@ console.own_process()
 with _to_stay(): pass
 print(before, gc.get_freeze_count() > start, gc.isenabled())
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert found == "0 True True\n"

@@ -45,7 +45,9 @@ ABOVE = {
 def model_of(tiny: Any, architecture: str, **sections: Any) -> Any:
     if architecture == "t5":
         sections = {"model": {"config": {"num_decoder_layers": 3}}, **sections}
-    return tiny.model(tiny.recipe(TASKS.get(architecture, "classification"), architecture, **sections))
+    return tiny.model(
+        tiny.recipe(TASKS.get(architecture, "classification"), architecture, **sections)
+    )
 
 
 @pytest.mark.parametrize("architecture", STACKS)
@@ -73,9 +75,20 @@ def test_a_model_reads_as_many_tokens_as_it_has_positions_for(
     model_type: str, options: dict[str, int], expected: int | None
 ) -> None:
     """RoBERTa's begin behind the padding's; T5 and XLNet have no table of them, for which XLNet says -1."""
-    sizes = {"gpt2": {"n_layer": 1, "n_embd": 8, "n_head": 1}, "xlnet": {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8}}
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    small = sizes.get(model_type, {"d_model": 8, "d_ff": 8, "d_kv": 8, "num_layers": 1} if model_type == "t5" else small)
+    sizes = {
+        "gpt2": {"n_layer": 1, "n_embd": 8, "n_head": 1},
+        "xlnet": {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8},
+    }
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    small = sizes.get(
+        model_type,
+        {"d_model": 8, "d_ff": 8, "d_kv": 8, "num_layers": 1} if model_type == "t5" else small,
+    )
     config = transformers.AutoConfig.for_model(model_type, vocab_size=50, **small, **options)
     model = transformers.AutoModel.from_config(config).eval()
     assert num_positions(model) == expected
@@ -112,7 +125,11 @@ def test_embeddings_of_one_stack_lie_below_that_stack(tiny: Any) -> None:
 def test_layers_of_an_adapter_are_those_of_its_base(tiny: Any) -> None:
     recipe = tiny.recipe("ner", base=tiny.base("mlm", "bert"), lora={"rank": 2})
     model = tiny.model(recipe)
-    scales = {name: scale for name, scale in layer_scales(model, 0.5).items() if "lora_" in name or "modules_to_save" in name}
+    scales = {
+        name: scale
+        for name, scale in layer_scales(model, 0.5).items()
+        if "lora_" in name or "modules_to_save" in name
+    }
     assert {scale for name, scale in scales.items() if ".layer.0." in name} == {0.25}
     assert {scale for name, scale in scales.items() if ".layer.1." in name} == {0.5}
     assert {scale for name, scale in scales.items() if "classifier" in name} == {1.0}
@@ -129,29 +146,42 @@ def test_the_first_layers_are_frozen(tiny: Any) -> None:
     model = model_of(tiny, "t5")
     freeze(model, embeddings=False, layers=1)
     assert frozen(model) == {
-        name for name, _ in model.named_parameters() if name.startswith(("encoder.block.0.", "decoder.block.0."))
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("encoder.block.0.", "decoder.block.0."))
     }
 
 
 def test_embeddings_are_frozen(tiny: Any) -> None:
     model = model_of(tiny, "bert")
     freeze(model, embeddings=True, layers=0)
-    assert frozen(model) == {name for name, _ in model.named_parameters() if name.startswith("bert.embeddings.")}
+    assert frozen(model) == {
+        name for name, _ in model.named_parameters() if name.startswith("bert.embeddings.")
+    }
 
 
 def test_frozen_weights_stay_and_the_others_learn(tiny: Any) -> None:
     from safetensors.torch import load_file
 
     base = tiny.base("mlm", "bert")
-    run = tiny.fit(tiny.recipe("classification", base=base, train={"freeze_embeddings": True, "freeze_layers": 1}))
-    before, after = load_file(f"{base}/model.safetensors"), load_file(run.model / "model.safetensors")
+    run = tiny.fit(
+        tiny.recipe(
+            "classification", base=base, train={"freeze_embeddings": True, "freeze_layers": 1}
+        )
+    )
+    before, after = (
+        load_file(f"{base}/model.safetensors"),
+        load_file(run.model / "model.safetensors"),
+    )
     same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
     still = ("bert.embeddings.", "bert.encoder.layer.0.")
     assert same == {name for name in before.keys() & after.keys() if name.startswith(still)}
 
 
 def test_more_layers_than_there_are_is_an_error_that_names_the_number(tiny: Any) -> None:
-    with pytest.raises(RecipeError, match=r"train\.freeze_layers: 3 layers, but encoder\.block has 2\n  2 or less"):
+    with pytest.raises(
+        RecipeError, match=r"train\.freeze_layers: 3 layers, but encoder\.block has 2\n  2 or less"
+    ):
         freeze(model_of(tiny, "t5"), embeddings=False, layers=3)
 
 
@@ -159,14 +189,28 @@ def test_a_frozen_output_layer_is_said(tiny: Any, capsys: pytest.CaptureFixture[
     model = tiny.model(tiny.recipe("mlm", "bert"))
     freeze(model, embeddings=True, layers=0)
     assert not model.get_output_embeddings().weight.requires_grad
-    assert "the output layer has the same weights, so it is frozen with them" in capsys.readouterr().err
+    assert (
+        "the output layer has the same weights, so it is frozen with them"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_model_without_numbered_layers_is_refused() -> None:
     from transformers import AlbertConfig, AlbertModel
 
-    model = AlbertModel(AlbertConfig(vocab_size=8, embedding_size=8, hidden_size=8, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(RecipeError, match=r"train\.layer_decay: albert has no layers that can be told apart by name"):
+    model = AlbertModel(
+        AlbertConfig(
+            vocab_size=8,
+            embedding_size=8,
+            hidden_size=8,
+            num_attention_heads=1,
+            intermediate_size=8,
+        )
+    )
+    with pytest.raises(
+        RecipeError,
+        match=r"train\.layer_decay: albert has no layers that can be told apart by name",
+    ):
         layer_scales(model, 0.9)
 
 
@@ -179,20 +223,28 @@ def test_a_model_without_numbered_layers_is_refused() -> None:
     [("classification", "bert"), ("ner", "modernbert"), ("mlm", "deberta-v2"), ("clm", "llama"), ("clm", "gpt2"), ("translation", "marian"), ("translation", "t5")],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_gradient_checkpointing_changes_no_gradient(tiny: Any, task: str, architecture: str, lora: dict[str, int] | None) -> None:
-    from lmkit.models.packing import find_packing
+def test_gradient_checkpointing_changes_no_gradient(
+    tiny: Any, task: str, architecture: str, lora: dict[str, int] | None
+) -> None:
+    from lmkit.fast.packing import find_packing
 
     base = tiny.base(task if task in ("clm", "translation") else "mlm", architecture)
     found = []
     for checkpointing in (False, True):
         recipe = tiny.recipe(
-            task, base=base, lora=lora, train={"dropout": 0.2}, hardware={"gradient_checkpointing": checkpointing}
+            task,
+            base=base,
+            lora=lora,
+            train={"dropout": 0.2},
+            hardware={"gradient_checkpointing": checkpointing},
         )
         prepared = tiny.prepared(recipe)
         model = build_model(recipe, prepared.task, prepared.source).model
         packing = find_packing(model, longest=32) if task == "clm" else None
         assert (packing is not None) == (task == "clm")
-        batch = prepared.task.collate([prepared.encoded["train"].example(i) for i in range(3)], packed=packing is not None)
+        batch = prepared.task.collate(
+            [prepared.encoded["train"].example(i) for i in range(3)], packed=packing is not None
+        )
         saved = []
         torch.manual_seed(0)
         with torch.autograd.graph.saved_tensors_hooks(
@@ -200,7 +252,13 @@ def test_gradient_checkpointing_changes_no_gradient(tiny: Any, task: str, archit
         ):  # type: ignore[func-returns-value]
             loss = prepared.task.loss(model.train(), packing.apply(batch) if packing else batch)
         loss.backward()
-        found.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(saved)))
+        found.append(
+            (
+                loss,
+                {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+                sum(saved),
+            )
+        )
     (loss, gradients, kept), (again, its_gradients, kept_less) = found
     assert torch.equal(loss, again)
     assert gradients.keys() == its_gradients.keys()
@@ -209,9 +267,13 @@ def test_gradient_checkpointing_changes_no_gradient(tiny: Any, task: str, archit
     assert kept_less < kept / 2  # it is on
 
 
-def test_a_model_that_cannot_compute_activations_again_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_compute_activations_again_is_refused(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import BertPreTrainedModel
 
     monkeypatch.setattr(BertPreTrainedModel, "supports_gradient_checkpointing", False)
-    with pytest.raises(RecipeError, match=r"hardware\.gradient_checkpointing: bert computes no activations again"):
+    with pytest.raises(
+        RecipeError, match=r"hardware\.gradient_checkpointing: bert computes no activations again"
+    ):
         tiny.model(tiny.recipe("classification", hardware={"gradient_checkpointing": True}))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import transformers
 
+from lmkit.fast.unpadding import choose_packing
 from lmkit.models.padding import warn_of_padding
-from lmkit.models.unpadding import choose_packing
 from lmkit.tasks.registry import task_class
 
 SIZE = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16}
@@ -21,9 +21,16 @@ def made(name: str, **values: Any) -> Any:
     return cls(cls.config_class(**values))
 
 
-def test_fnet_mixes_padding_into_texts_which_is_said(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fnet_mixes_padding_into_texts_which_is_said(
+    tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tiny.recipe("classification")
-    assert choose_packing(recipe, task_class("classification"), made("FNetForSequenceClassification", **SIZE)) is None
+    assert (
+        choose_packing(
+            recipe, task_class("classification"), made("FNetForSequenceClassification", **SIZE)
+        )
+        is None
+    )
     assert "this fnet reads padding" in capsys.readouterr().err
 
 

@@ -21,7 +21,9 @@ TASKS_OF = {
 }
 
 
-@pytest.mark.parametrize(("family", "task"), [(family, task) for family in FAMILIES for task in TASKS_OF[family]])
+@pytest.mark.parametrize(
+    ("family", "task"), [(family, task) for family in FAMILIES for task in TASKS_OF[family]]
+)
 def test_every_family_builds_for_its_tasks(tiny: Any, family: str, task: str) -> None:
     recipe = tiny.recipe(task, family)
     model = tiny.model(recipe)
@@ -36,7 +38,13 @@ def test_every_family_builds_for_its_tasks(tiny: Any, family: str, task: str) ->
         "preset",
         "millions",
     ),  # published: Turc et al. 2019 (4.4, 11.3, 28.8, 41.7, 110.1); Warner et al. 2024 (149); Junczys-Dowmunt et al. 2018
-    [("bert-tiny", 4.4), ("bert-mini", 11.2), ("bert-small", 28.8), ("bert-medium", 41.4), ("bert-base", 109.5)],
+    [
+        ("bert-tiny", 4.4),
+        ("bert-mini", 11.2),
+        ("bert-small", 28.8),
+        ("bert-medium", 41.4),
+        ("bert-base", 109.5),
+    ],
 )
 def test_sizes_are_the_published_ones(preset: str, millions: float) -> None:
     import torch
@@ -54,7 +62,9 @@ def test_every_name_has_a_config_with_room_for_the_texts() -> None:
         assert config.get("max_position_embeddings", 1024) >= 1024
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [("bert-mni", "bert-mini"), ("lama-small", "llama-small"), ("t5", "t5-")])
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("bert-mni", "bert-mini"), ("lama-small", "llama-small"), ("t5", "t5-")]
+)
 def test_an_unknown_preset_is_answered_with_the_nearest(wrong: str, meant: str) -> None:
     with pytest.raises(RecipeError) as refused:
         preset_config(wrong, max_length=32)
@@ -63,28 +73,41 @@ def test_an_unknown_preset_is_answered_with_the_nearest(wrong: str, meant: str) 
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest(tiny: Any) -> None:
-    with pytest.raises(RecipeError, match=r"transformers knows no model_type 'brt'\n.*did you mean 'b"):
+    with pytest.raises(
+        RecipeError, match=r"transformers knows no model_type 'brt'\n.*did you mean 'b"
+    ):
         tiny.model(tiny.recipe("mlm", model={"preset": None, "config": {"model_type": "brt"}}))
 
 
 def test_fields_of_the_config_are_replaced(tiny: Any) -> None:
-    model = tiny.model(tiny.recipe("mlm", model={"config": {"num_hidden_layers": 1, "hidden_act": "relu"}}))
+    model = tiny.model(
+        tiny.recipe("mlm", model={"config": {"num_hidden_layers": 1, "hidden_act": "relu"}})
+    )
     assert (model.config.num_hidden_layers, model.config.hidden_act) == (1, "relu")
 
 
 def test_fields_that_do_not_fit_together_are_said(tiny: Any) -> None:
-    with pytest.raises(RecipeError, match=r"model\.config: no AutoModelForMaskedLM can be made of this: .*\(32\).*\(3\)"):
+    with pytest.raises(
+        RecipeError,
+        match=r"model\.config: no AutoModelForMaskedLM can be made of this: .*\(32\).*\(3\)",
+    ):
         tiny.model(tiny.recipe("mlm", model={"config": {"num_attention_heads": 3}}))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "gpt2", "t5", "marian", "llama", "modernbert"])
+@pytest.mark.parametrize(
+    "architecture", ["bert", "distilbert", "gpt2", "t5", "marian", "llama", "modernbert"]
+)
 def test_the_dropout_of_the_recipe_is_that_of_every_layer(tiny: Any, architecture: str) -> None:
     import torch
 
-    task = {"gpt2": "clm", "llama": "clm", "t5": "translation", "marian": "translation"}.get(architecture, "mlm")
+    task = {"gpt2": "clm", "llama": "clm", "t5": "translation", "marian": "translation"}.get(
+        architecture, "mlm"
+    )
     for rate in (0.0, 0.25):
         model = tiny.model(tiny.recipe(task, architecture, train={"dropout": rate}))
-        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} <= {rate}
+        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} <= {
+            rate
+        }
 
 
 def test_a_model_is_the_same_for_the_same_seed(tiny: Any) -> None:
@@ -108,7 +131,9 @@ def test_a_model_is_continued_at_a_greater_length_than_it_was_trained_at(
     tiny: Any, capsys: pytest.CaptureFixture[str], architecture: str, is_random: bool
 ) -> None:
     """And it is said where its further positions are random. The tokenizer names the first length, at which transformers would cut."""
-    recipe = tiny.recipe("classification", base=tiny.base("mlm", architecture), data={"max_length": 40})
+    recipe = tiny.recipe(
+        "classification", base=tiny.base("mlm", architecture), data={"max_length": 40}
+    )
     tiny.model(recipe)
     assert ("this model was trained on 32 tokens" in capsys.readouterr().err) == is_random
     assert tiny.prepared(recipe).task.tokenizer.model_max_length == 40
@@ -119,11 +144,18 @@ def test_a_trained_model_does_not_read_positions_that_it_never_learned(tiny: Any
         recipe = tiny.recipe("classification", architecture)
         task = tiny.prepared(recipe).task
         folder = find_model(tiny.base("classification", architecture))
-        longer = type(task)(tiny.merged(recipe, data={"max_length": 64}), task.facts, load_tokenizer(folder.location))
+        longer = type(task)(
+            tiny.merged(recipe, data={"max_length": 64}),
+            task.facts,
+            load_tokenizer(folder.location),
+        )
         if architecture == "modernbert":  # whose positions go on by themselves
             load_trained(folder, longer)
             continue
-        with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but by its tokenizer this model was trained on 32"):
+        with pytest.raises(
+            RecipeError,
+            match=r"data\.max_length: 64 tokens, but by its tokenizer this model was trained on 32",
+        ):
             load_trained(folder, longer)
 
 
@@ -135,8 +167,26 @@ def test_a_model_of_another_kind_is_refused(tiny: Any) -> None:
 def test_an_architecture_shrinks_to_a_model_of_the_same_kind() -> None:
     from transformers import CONFIG_MAPPING, AutoModel
 
-    for name in ("bert", "modernbert", "llama", "t5", "marian", "gpt2", "distilbert", "electra", "roberta", "bart"):
-        config = shrink(CONFIG_MAPPING[name]().to_dict() | {"vocab_size": 64, "pad_token_id": 0, "decoder_vocab_size": 64})
-        config = {key: value for key, value in config.items() if not key.endswith("_token_id") or key == "pad_token_id"}
+    for name in (
+        "bert",
+        "modernbert",
+        "llama",
+        "t5",
+        "marian",
+        "gpt2",
+        "distilbert",
+        "electra",
+        "roberta",
+        "bart",
+    ):
+        config = shrink(
+            CONFIG_MAPPING[name]().to_dict()
+            | {"vocab_size": 64, "pad_token_id": 0, "decoder_vocab_size": 64}
+        )
+        config = {
+            key: value
+            for key, value in config.items()
+            if not key.endswith("_token_id") or key == "pad_token_id"
+        }
         model = AutoModel.from_config(CONFIG_MAPPING[config.pop("model_type")](**config))
         assert sum(p.numel() for p in model.parameters()) < 200_000, name

@@ -15,7 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from lmkit.data.sources import SAMPLES
 from lmkit.errors import ModelError, RecipeError
-from lmkit.models.tokenizer import add_tokens, for_words, load_tokenizer, pieces_of, tokenizer_hash, train_tokenizer
+from lmkit.models.tokenizer import (
+    add_tokens,
+    for_words,
+    load_tokenizer,
+    pieces_of,
+    tokenizer_hash,
+    train_tokenizer,
+)
 from lmkit.recipe.schema import TokenizerTraining
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
@@ -34,12 +41,23 @@ def lines(name: str, number: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [*lines("mobydick_en/train.txt.gz", 20), *lines("songci_zh/train.txt.gz", 5), ENGLISH, SPANISH, CHINESE]
+    return [
+        *lines("mobydick_en/train.txt.gz", 20),
+        *lines("songci_zh/train.txt.gz", 5),
+        ENGLISH,
+        SPANISH,
+        CHINESE,
+    ]
 
 
-def learned(texts: list[str], algorithm: Any, role: Any = "encoder", size: int = 1500, **options: Any) -> Any:
+def learned(
+    texts: list[str], algorithm: Any, role: Any = "encoder", size: int = 1500, **options: Any
+) -> Any:
     return train_tokenizer(
-        lambda: texts, TokenizerTraining(algorithm=algorithm, vocab_size=size, **options), role=role, max_length=128
+        lambda: texts,
+        TokenizerTraining(algorithm=algorithm, vocab_size=size, **options),
+        role=role,
+        max_length=128,
     )
 
 
@@ -48,7 +66,9 @@ def learned(texts: list[str], algorithm: Any, role: Any = "encoder", size: int =
 def test_text_comes_back_as_it_was(texts: list[str], algorithm: str, text: str) -> None:
     tokenizer = learned(texts, algorithm)
     back = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
-    assert back == (text if algorithm == "bpe" else text.translate(str.maketrans("：，；？", ":,;?")))  # NFKC
+    assert back == (
+        text if algorithm == "bpe" else text.translate(str.maketrans("：，；？", ":,;?"))
+    )  # NFKC
 
 
 @pytest.mark.parametrize("text", [ENGLISH, SPANISH, CHINESE])
@@ -75,7 +95,9 @@ def test_lower_case_is_asked_for(texts: list[str], algorithm: str) -> None:
 def test_a_unigram_word_carries_its_space_and_ends_at_punctuation(texts: list[str]) -> None:
     """tokenizers' UnicodeScripts parts every space from its word: a third more tokens."""
     tokenizer = learned(texts, "unigram")
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer("I thought I would sail, 25", add_special_tokens=False)["input_ids"])
+    tokens = tokenizer.convert_ids_to_tokens(
+        tokenizer("I thought I would sail, 25", add_special_tokens=False)["input_ids"]
+    )
     assert tokens.count("▁I") == 2
     assert "".join(tokens[-3:]).endswith("▁25")
     assert not any("▁" in token[1:] or ("," in token and len(token) > 1) for token in tokens)
@@ -88,10 +110,14 @@ def test_each_role_has_its_marks(texts: list[str], algorithm: str, role: Any) ->
     tokenizer = learned(texts, algorithm, role)
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])
     body = [token for token in tokens if token not in tokenizer.all_special_tokens]
-    assert tokens == {"encoder": ["[CLS]", *body, "[SEP]"], "decoder": body}.get(role, [*body, "</s>"])
+    assert tokens == {"encoder": ["[CLS]", *body, "[SEP]"], "decoder": body}.get(
+        role, [*body, "</s>"]
+    )
     assert "".join(body).strip("Ġ▁") == "a"
     assert tokenizer.pad_token_id == 0
-    assert (tokenizer.mask_token_id is not None) == (role in ("encoder", "encoder-decoder with a mask"))
+    assert (tokenizer.mask_token_id is not None) == (
+        role in ("encoder", "encoder-decoder with a mask")
+    )
     assert ("<extra_id_99>" in tokenizer.get_vocab()) == (role == "encoder-decoder with sentinels")
     assert len(tokenizer) <= 1500
 
@@ -99,7 +125,13 @@ def test_each_role_has_its_marks(texts: list[str], algorithm: str, role: Any) ->
 def test_pairs_are_told_apart(texts: list[str]) -> None:
     tokenizer = learned(texts, "wordpiece")
     pair = tokenizer("a", "b")
-    assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == [
+        "[CLS]",
+        "a",
+        "[SEP]",
+        "b",
+        "[SEP]",
+    ]
     assert pair["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
@@ -111,7 +143,8 @@ def test_a_gap_is_one_token_and_no_stray_space_stays_beside_it(
     learned(texts, algorithm, role).save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     ids, call, ishmael = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f"Call {mark} Ishmael. {mark}", "Call", "Ishmael.")
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (f"Call {mark} Ishmael. {mark}", "Call", "Ishmael.")
     )
     gap = tokenizer.convert_tokens_to_ids(mark)
     assert ids == [*call, gap, *ishmael, gap]
@@ -119,7 +152,9 @@ def test_a_gap_is_one_token_and_no_stray_space_stays_beside_it(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_same_texts_teach_the_same_tokenizer_which_loads_as_it_was(texts: list[str], algorithm: str, tmp_path: Path) -> None:
+def test_the_same_texts_teach_the_same_tokenizer_which_loads_as_it_was(
+    texts: list[str], algorithm: str, tmp_path: Path
+) -> None:
     tokenizer = learned(texts, algorithm)
     assert tokenizer_hash(learned(texts, algorithm)) == tokenizer_hash(tokenizer)
     assert tokenizer_hash(learned(texts, algorithm, size=1000)) != tokenizer_hash(tokenizer)
@@ -128,7 +163,10 @@ def test_the_same_texts_teach_the_same_tokenizer_which_loads_as_it_was(texts: li
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
     for text in (ENGLISH, CHINESE):
         assert loaded(text) == tokenizer(text)
-    assert for_words(loaded, str(tmp_path))([["in", "春"]], is_split_into_words=True).word_ids(0)[-2] == 1
+    assert (
+        for_words(loaded, str(tmp_path))([["in", "春"]], is_split_into_words=True).word_ids(0)[-2]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -142,24 +180,37 @@ def test_words_of_a_list_are_read_as_in_a_text(
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     model = json.loads(backend.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    plain = RobertaTokenizer(vocab=model["vocab"], merges=merges) if known else PreTrainedTokenizerFast(tokenizer_object=backend)
+    plain = (
+        RobertaTokenizer(vocab=model["vocab"], merges=merges)
+        if known
+        else PreTrainedTokenizerFast(tokenizer_object=backend)
+    )
     plain.save_pretrained(tmp_path)
     asked: list[Any] = []
     load = AutoTokenizer.from_pretrained
 
-    def from_pretrained(source: str, *, revision: str, trust_remote_code: bool, **options: Any) -> Any:
+    def from_pretrained(
+        source: str, *, revision: str, trust_remote_code: bool, **options: Any
+    ) -> Any:
         asked.append((revision, trust_remote_code))
         return load(source, **options)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
     spaced = for_words(plain, str(tmp_path), revision="v2", trust_remote_code=True)
     assert asked == [("v2", True)]
-    read = spaced([["in", "the", "sea"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
+    read = spaced([["in", "the", "sea"]], is_split_into_words=True, add_special_tokens=False)[
+        "input_ids"
+    ][0]
     assert read == plain(" in the sea", add_special_tokens=False)["input_ids"]
     assert for_words(spaced, str(tmp_path)) is spaced
     spaced.save_pretrained(tmp_path / "again")
     again = load(tmp_path / "again")
-    assert again([["in", "the", "sea"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0] == read
+    assert (
+        again([["in", "the", "sea"]], is_split_into_words=True, add_special_tokens=False)[
+            "input_ids"
+        ][0]
+        == read
+    )
 
 
 def test_a_folder_without_a_tokenizer_is_said(tmp_path: Path) -> None:
@@ -167,7 +218,9 @@ def test_a_folder_without_a_tokenizer_is_said(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def test_a_tokenizer_that_fails_at_unknown_words_is_refused_before_one_comes(tmp_path: Path) -> None:
+def test_a_tokenizer_that_fails_at_unknown_words_is_refused_before_one_comes(
+    tmp_path: Path,
+) -> None:
     words = Tokenizer(WordPiece({"[PAD]": 0, "a": 1}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"fails at a letter that it does not know: .*\[UNK\]"):
@@ -180,7 +233,10 @@ def test_nothing_to_learn_from_is_said() -> None:
 
 
 def test_more_letters_than_pieces_are_said() -> None:
-    with pytest.raises(ModelError, match=r"tokenizer\.train\.vocab_size: 64 pieces do not hold every letter of the texts"):
+    with pytest.raises(
+        ModelError,
+        match=r"tokenizer\.train\.vocab_size: 64 pieces do not hold every letter of the texts",
+    ):
         learned([chr(0x4E00 + number) for number in range(200)], "unigram", size=64)
 
 
@@ -188,21 +244,34 @@ def test_more_letters_than_pieces_are_said() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_added_tokens_are_one_token_each_and_another_tokenizer(texts: list[str], algorithm: str) -> None:
+def test_added_tokens_are_one_token_each_and_another_tokenizer(
+    texts: list[str], algorithm: str
+) -> None:
     tokenizer, text = learned(texts, algorithm), "Call me Zaphod<e1>."
-    before, hash_before, size = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer_hash(tokenizer), len(tokenizer)
-    expected = {size + i: tokenizer(each, add_special_tokens=False)["input_ids"] for i, each in enumerate(("Zaphod", "<e1>"))}
+    before, hash_before, size = (
+        tokenizer(text, add_special_tokens=False)["input_ids"],
+        tokenizer_hash(tokenizer),
+        len(tokenizer),
+    )
+    expected = {
+        size + i: tokenizer(each, add_special_tokens=False)["input_ids"]
+        for i, each in enumerate(("Zaphod", "<e1>"))
+    }
     add_tokens(tokenizer, ["Zaphod", "<e1>"])
     after = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert [token for token in after if token >= size] == [size, size + 1]
     assert len(after) < len(before)
-    assert tokenizer_hash(tokenizer) != hash_before  # so tokens are cached apart, and another run is not gone on with
+    assert (
+        tokenizer_hash(tokenizer) != hash_before
+    )  # so tokens are cached apart, and another run is not gone on with
     assert pieces_of(tokenizer, [size, size + 1]) == expected
 
 
 def test_a_token_that_is_there_already_is_refused(texts: list[str]) -> None:
     tokenizer = learned(texts, "wordpiece")
-    with pytest.raises(RecipeError, match=r"tokenizer\.add_tokens: '\[MASK\]' is a token of this tokenizer already"):
+    with pytest.raises(
+        RecipeError, match=r"tokenizer\.add_tokens: '\[MASK\]' is a token of this tokenizer already"
+    ):
         add_tokens(tokenizer, ["[MASK]"])
     with pytest.raises(RecipeError, match="'Zaphod' is a token of this tokenizer already"):
         add_tokens(tokenizer, ["Zaphod", "Zaphod"])

@@ -28,7 +28,12 @@ def test_a_key_has_its_default_and_what_it_expects() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "said"), [("train.warmupp", "train.warmup"), ("learning_rate", "train.learning_rate"), ("lora.r", "lora.rank")]
+    ("key", "said"),
+    [
+        ("train.warmupp", "train.warmup"),
+        ("learning_rate", "train.learning_rate"),
+        ("lora.r", "lora.rank"),
+    ],
 )
 def test_an_unknown_key_is_answered_with_the_one_to_use(key: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):

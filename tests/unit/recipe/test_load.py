@@ -33,7 +33,11 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_key_value_wins_over_the_file_and_the_file_over_the_default(write: Any) -> None:
     file = write("train: {batch_size: 8, learning_rate: 1e-3}")
     recipe = load_recipe(file, ["train.learning_rate=3e-4"])
-    assert (recipe.train.learning_rate, recipe.train.batch_size, recipe.train.weight_decay) == (3e-4, 8, 0.01)
+    assert (recipe.train.learning_rate, recipe.train.batch_size, recipe.train.weight_decay) == (
+        3e-4,
+        8,
+        0.01,
+    )
 
 
 def test_last_of_two_values_for_a_key_wins() -> None:
@@ -52,7 +56,9 @@ def test_key_value_takes_a_section_out() -> None:
 
 
 def test_key_value_replaces_a_section_as_a_whole() -> None:
-    recipe = load_recipe({"data": {"columns": {"text": "a", "label": "b"}}}, ["data.columns={text: c}"])
+    recipe = load_recipe(
+        {"data": {"columns": {"text": "a", "label": "b"}}}, ["data.columns={text: c}"]
+    )
     assert recipe.data.columns == {"text": "c"}
 
 
@@ -110,7 +116,10 @@ def test_numbers_are_numbers(write: Any, text: str) -> None:
     assert load_recipe(write(f"train: {{learning_rate: {text}}}")).train.learning_rate == 1e-4
 
 
-@pytest.mark.parametrize("word", ["no", "yes", "on", "off", "y", "NO", "Norway", "1.2.3", "12:30", "1_x", "2024-01-01", "0x1f"])
+@pytest.mark.parametrize(
+    "word",
+    ["no", "yes", "on", "off", "y", "NO", "Norway", "1.2.3", "12:30", "1_x", "2024-01-01", "0x1f"],
+)
 def test_words_are_words(write: Any, word: str) -> None:
     assert load_recipe(write(f"data: {{labels: [{word}, b]}}")).data.labels == [word, "b"]
 
@@ -128,11 +137,18 @@ def test_leading_zeros_and_underscores_do_not_change_a_number(write: Any) -> Non
 
 @pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False), ("True", True)])
 def test_true_and_false_are_truth_values(write: Any, word: str, value: bool) -> None:
-    assert load_recipe(write(f"model: {{trust_remote_code: {word}}}")).model.trust_remote_code is value
+    assert (
+        load_recipe(write(f"model: {{trust_remote_code: {word}}}")).model.trust_remote_code is value
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["seed: 1\nseed: 2", "train: {epochs: 1}\ntrain: {batch_size: 2}", "train:\n  epochs: 1\n  epochs: 1"]
+    "text",
+    [
+        "seed: 1\nseed: 2",
+        "train: {epochs: 1}\ntrain: {batch_size: 2}",
+        "train:\n  epochs: 1\n  epochs: 1",
+    ],
 )
 def test_key_that_stands_twice_is_refused_with_its_line(write: Any, text: str) -> None:
     with pytest.raises(RecipeError, match=rf"mine.yaml:{text.count(chr(10)) + 1}: .*stands twice"):
@@ -149,9 +165,14 @@ def test_glob_without_quotes_is_refused_with_the_remedy(write: Any) -> None:
         load_recipe(write("data: {train: *.jsonl}"))
 
 
-@pytest.mark.parametrize(("text", "found"), [("", "empty"), ("# nothing\n", "empty"), ("- a", "a list"), ("word", "a str")])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "empty"), ("# nothing\n", "empty"), ("- a", "a list"), ("word", "a str")],
+)
 def test_file_that_is_no_mapping_is_refused(write: Any, text: str, found: str) -> None:
-    with pytest.raises(RecipeError, match=f"a recipe is a mapping of keys to values, this is {found}"):
+    with pytest.raises(
+        RecipeError, match=f"a recipe is a mapping of keys to values, this is {found}"
+    ):
         load_recipe(write(text))
 
 
@@ -162,7 +183,9 @@ def test_python_objects_are_not_built(write: Any) -> None:
 
 def test_section_of_comments_alone_means_its_defaults(write: Any) -> None:
     recipe = load_recipe(
-        write("tokenizer:\n  # base: DIR\nmodel: {preset: bert-nano, config: }\ndata:\n  columns:\nlogging: {to: }\n")
+        write(
+            "tokenizer:\n  # base: DIR\nmodel: {preset: bert-nano, config: }\ndata:\n  columns:\nlogging: {to: }\n"
+        )
     )
     assert recipe == load_recipe({"model": {"preset": "bert-nano"}, "name": "mine"})
 
@@ -181,7 +204,11 @@ def test_file_that_is_not_utf8_is_refused(write: Any, tmp_path: Path) -> None:
     [
         ("train.epochs", "0", "greater than 0"),
         ("train.batch_size", "0", "greater than or equal to 1"),
-        ("train.batch_size", "2.5", "expected a whole number greater than or equal to 1, found 2.5"),
+        (
+            "train.batch_size",
+            "2.5",
+            "expected a whole number greater than or equal to 1, found 2.5",
+        ),
         ("train.schedule", "cosin", "'linear', 'cosine', 'constant' or 'wsd'"),
         ("masking.share", "1", "less than 1"),
         ("eval.confidence", "95", "less than 1"),
@@ -197,7 +224,9 @@ def test_file_that_is_not_utf8_is_refused(write: Any, tmp_path: Path) -> None:
         ("lora", "true", "expected a mapping of keys to values such as {rank: 16}, found True"),
     ],
 )
-def test_wrong_value_is_refused_with_its_key_and_what_was_expected(key: str, value: str, said: str) -> None:
+def test_wrong_value_is_refused_with_its_key_and_what_was_expected(
+    key: str, value: str, said: str
+) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe({}, [f"{key}={value}"])
     assert str(caught.value).startswith(f"{key}: ")
@@ -212,9 +241,14 @@ def test_mistake_is_said_of_the_file_unless_it_was_given_on_the_command_line(wri
         load_recipe(file, ["train.epochs=-2"])
 
 
-@pytest.mark.parametrize(("value", "expected"), [("500", 500), ("10min", "10min"), ("0.5min", "0.5min"), ("null", None)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("500", 500), ("10min", "10min"), ("0.5min", "0.5min"), ("null", None)]
+)
 def test_checkpoint_interval_is_steps_or_minutes_or_nothing(value: str, expected: Any) -> None:
-    assert load_recipe({}, [f"hardware.checkpoint_every={value}"]).hardware.checkpoint_every == expected
+    assert (
+        load_recipe({}, [f"hardware.checkpoint_every={value}"]).hardware.checkpoint_every
+        == expected
+    )
 
 
 @pytest.mark.parametrize("argument", ["epochs", "=3", ".=3", "train.=3", "train..epochs=3", " =1"])
@@ -231,7 +265,9 @@ def test_recipe_cannot_be_changed() -> None:
 # ------------------------------------------------------------------ paths
 
 
-def test_paths_are_found_beside_the_recipe_file(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_found_beside_the_recipe_file(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(
         "data: {train: [a.txt, 'more/*.txt'], test: sample:x/y.txt}\nmodel: {base: base}\ntokenizer: {train: {files: a.txt}}",
         "there/mine.yaml",
@@ -263,7 +299,13 @@ def test_path_that_exists_nowhere_stays_as_it_is(write: Any) -> None:
 
 def test_dumped_recipe_says_every_value_and_reads_back_as_itself(write: Any) -> None:
     recipe = load_recipe(
-        {"task": "ner", "name": "x", "lora": {"rank": 4}, "data": {"labels": ["no", "1", "è"]}, "train": {"learning_rate": 1e-7}}
+        {
+            "task": "ner",
+            "name": "x",
+            "lora": {"rank": 4},
+            "data": {"labels": ["no", "1", "è"]},
+            "train": {"learning_rate": 1e-7},
+        }
     )
     text = dump_recipe(recipe)
     assert load_recipe(write(text)) == recipe
@@ -277,7 +319,9 @@ def test_dumped_recipe_says_every_value_and_reads_back_as_itself(write: Any) -> 
             holder = holder[part]
 
 
-def test_dumped_recipe_works_from_another_folder(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dumped_recipe_works_from_another_folder(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.txt").write_text("")
     text = dump_recipe(load_recipe(write("data: {train: a.txt}")))
     (tmp_path / "elsewhere").mkdir()
@@ -288,12 +332,18 @@ def test_dumped_recipe_works_from_another_folder(write: Any, tmp_path: Path, mon
 def test_shipped_recipe_is_found_by_its_name_and_by_its_end() -> None:
     assert find_recipe("demo/ner") == shipped_recipes()["demo/ner"]
     ends = [name.rpartition("/")[2] for name in shipped_recipes()]
-    unique = next(end for end in ends if ends.count(end) == 1) if any(ends.count(end) == 1 for end in ends) else None
+    unique = (
+        next(end for end in ends if ends.count(end) == 1)
+        if any(ends.count(end) == 1 for end in ends)
+        else None
+    )
     if unique:
         assert find_recipe(unique).stem == unique
 
 
-def test_unknown_name_is_answered_with_the_nearest_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_name_is_answered_with_the_nearest_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="did you mean 'demo/translation'"):
         find_recipe("demo/translaton")
@@ -311,21 +361,37 @@ def test_shipped_recipe_is_right(name: str) -> None:
 
 def test_what_is_dumped_is_what_is_loaded(tmp_path: Path) -> None:
     """Texts that look like numbers to one of two YAML readers stay texts."""
-    recipe = load_recipe({"data": {"labels": ["08", "1e5", ".5e1", "no"]}, "name": "08", "model": {"revision": "1e5"}})
+    recipe = load_recipe(
+        {
+            "data": {"labels": ["08", "1e5", ".5e1", "no"]},
+            "name": "08",
+            "model": {"revision": "1e5"},
+        }
+    )
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     again = load_recipe(tmp_path / "recipe.yaml")
-    assert (again.data.labels, again.name, again.model.revision) == (["08", "1e5", ".5e1", "no"], "08", "1e5")
+    assert (again.data.labels, again.name, again.model.revision) == (
+        ["08", "1e5", ".5e1", "no"],
+        "08",
+        "1e5",
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"classification": {"class_weights": {"a": -1}}}, "classification.class_weights.a: expected a number greater than 0"),
+        (
+            {"classification": {"class_weights": {"a": -1}}},
+            "classification.class_weights.a: expected a number greater than 0",
+        ),
         ({"data": {"columns": {"text": 1.5}}}, "data.columns.text: expected text"),
         ({"data": {"labels": ["a", 1.5]}}, "data.labels.1: expected text"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate: expected a number"),
         ({"train": {"epochs": float("nan")}}, "train.epochs: expected a number"),
-        ({"hardware": {"checkpoint_every": 0}}, "hardware.checkpoint_every: expected a number of steps, or minutes"),
+        (
+            {"hardware": {"checkpoint_every": 0}},
+            "hardware.checkpoint_every: expected a number of steps, or minutes",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_where_it_stands(values: dict[str, Any], said: str) -> None:
@@ -335,7 +401,9 @@ def test_a_wrong_value_is_named_where_it_stands(values: dict[str, Any], said: st
 
 
 def test_a_home_that_is_not_there_is_a_path_like_others() -> None:
-    assert "~nosuchuser/x.jsonl" in dump_recipe(load_recipe({"data": {"train": "~nosuchuser/x.jsonl"}}))
+    assert "~nosuchuser/x.jsonl" in dump_recipe(
+        load_recipe({"data": {"train": "~nosuchuser/x.jsonl"}})
+    )
 
 
 def test_numbers_and_texts_of_numpy_are_taken() -> None:
@@ -346,8 +414,16 @@ def test_numbers_and_texts_of_numpy_are_taken() -> None:
         "data": {"labels": list(np.array(["a", "b"]))},
     }
     recipe = load_recipe(values)
-    assert (recipe.train.batch_size, recipe.train.learning_rate, recipe.data.labels) == (3, 0.5, ["a", "b"])
-    assert {type(recipe.train.batch_size), type(recipe.train.learning_rate), type(recipe.data.labels[0])} == {int, float, str}
+    assert (recipe.train.batch_size, recipe.train.learning_rate, recipe.data.labels) == (
+        3,
+        0.5,
+        ["a", "b"],
+    )
+    assert {
+        type(recipe.train.batch_size),
+        type(recipe.train.learning_rate),
+        type(recipe.data.labels[0]),
+    } == {int, float, str}
 
 
 @pytest.mark.parametrize("override", ["data.long_text=head", "data.overlap=0.5", "data.labels=[a]"])
@@ -358,7 +434,9 @@ def test_what_older_recipes_give_to_other_tasks_is_said_to_have_no_effect(
     assert f"{override.split('=')[0]} has no effect on clm" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("override", ["train.group_by_length=true", "masking.share=0.3", "tagging.crf=true"])
+@pytest.mark.parametrize(
+    "override", ["train.group_by_length=true", "masking.share=0.3", "tagging.crf=true"]
+)
 def test_a_key_that_the_task_has_no_use_for_is_refused(override: str) -> None:
     with pytest.raises(RecipeError, match="has no effect on clm"):
         load_recipe({"task": "clm"}, [override])

@@ -18,7 +18,11 @@ from lmkit.recipe.load import known_keys
 from lmkit.tasks.registry import TASKS
 
 KEYS = known_keys()
-FREE = ("data.columns", "model.config", "classification.class_weights")  # mappings whose keys are the file's and the model's
+FREE = (
+    "data.columns",
+    "model.config",
+    "classification.class_weights",
+)  # mappings whose keys are the file's and the model's
 SECTIONS = sorted({key.rpartition(".")[0] for key in KEYS})
 
 
@@ -38,13 +42,26 @@ def complaint(dotted: str) -> str:
 def misspelt(key: str) -> str:
     """A key with its last two letters swapped, or one letter more where that changes nothing."""
     swapped = key[:-2] + key[-1] + key[-2]
-    return swapped if swapped != key and len(key.rpartition(".")[2]) > 4 and key[-1].isalpha() else key + "e"
+    return (
+        swapped
+        if swapped != key and len(key.rpartition(".")[2]) > 4 and key[-1].isalpha()
+        else key + "e"
+    )
 
 
 def test_schema_is_walked_to_its_depths() -> None:
-    assert {"", "model", "tokenizer", "tokenizer.train", "data", "lora", "train", "hardware", "generation", "logging"} <= set(
-        SECTIONS
-    )
+    assert {
+        "",
+        "model",
+        "tokenizer",
+        "tokenizer.train",
+        "data",
+        "lora",
+        "train",
+        "hardware",
+        "generation",
+        "logging",
+    } <= set(SECTIONS)
     assert len(KEYS) > 60
 
 
@@ -62,7 +79,9 @@ def test_key_like_no_other_is_refused_with_all_that_are_known_there(section: str
     assert all(key.rpartition(".")[2] in said for key in KEYS if key.rpartition(".")[0] == section)
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if "." in key and key.rpartition(".")[2] not in KEYS])
+@pytest.mark.parametrize(
+    "key", [key for key in KEYS if "." in key and key.rpartition(".")[2] not in KEYS]
+)
 def test_key_in_the_wrong_place_is_refused_with_the_right_place(key: str) -> None:
     name = key.rpartition(".")[2]
     assert key in complaint(name)
@@ -75,7 +94,9 @@ def test_key_below_a_value_is_refused(key: str) -> None:
     assert key in complaint(f"{key}.deeper")
 
 
-@pytest.mark.parametrize("key", ["train.lr", "data.trian", "learning_rate", "tokenizer.train.vocab"])
+@pytest.mark.parametrize(
+    "key", ["train.lr", "data.trian", "learning_rate", "tokenizer.train.vocab"]
+)
 def test_unknown_key_on_the_command_line_is_refused_too(key: str) -> None:
     with pytest.raises(RecipeError, match=f"^{key}: unknown key; "):
         load_recipe({}, [f"{key}=1"])
@@ -83,9 +104,13 @@ def test_unknown_key_on_the_command_line_is_refused_too(key: str) -> None:
 
 def test_all_mistakes_are_said_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe({"trian": {}, "train": {"lr": 1, "epochs": "many"}, "data": {"max_seq_length": 3}})
+        load_recipe(
+            {"trian": {}, "train": {"lr": 1, "epochs": "many"}, "data": {"max_seq_length": 3}}
+        )
     said = str(caught.value)
-    assert all(key in said for key in ("trian:", "train.lr:", "train.epochs:", "data.max_seq_length:"))
+    assert all(
+        key in said for key in ("trian:", "train.lr:", "train.epochs:", "data.max_seq_length:")
+    )
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -94,7 +119,8 @@ def test_foreign_name_is_answered_with_the_key_to_use_here(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "section"), [(name, section) for name in FOREIGN for section in ("train", "data", "model", "lora")]
+    ("name", "section"),
+    [(name, section) for name in FOREIGN for section in ("train", "data", "model", "lora")],
 )
 def test_foreign_name_is_answered_wherever_it_stands(name: str, section: str) -> None:
     dotted = f"{section}.{name}"
@@ -108,15 +134,24 @@ def test_answer_to_a_foreign_name_exists(name: str) -> None:
     answer = FOREIGN[name]
     flags = re.findall(r"--[a-z-]+", answer)
     commands = re.findall(r"lmkit ([a-z]+)", answer)
-    keys = re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)+", answer) or ([] if flags or commands else [answer])
+    keys = re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)+", answer) or (
+        [] if flags or commands else [answer]
+    )
     assert flags or commands or keys
     for key in keys:
         assert key in KEYS or key.startswith(tuple(f"{free}." for free in FREE)), key
-    train = next(command for command in app.registered_commands if command.callback and command.callback.__name__ == "finetune")
+    train = next(
+        command
+        for command in app.registered_commands
+        if command.callback and command.callback.__name__ == "finetune"
+    )
     assert train.callback is not None
     for flag in flags:
         assert flag.removeprefix("--") in train.callback.__annotations__
-    known = {command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands}
+    known = {
+        command.name or (command.callback.__name__ if command.callback else "")
+        for command in app.registered_commands
+    }
     assert set(commands) <= known
 
 
@@ -161,6 +196,8 @@ def test_a_section_of_another_task_is_refused(task: str, key: str) -> None:
         ("denoise", "translation.target_language=en_XX"),
     ],
 )
-def test_a_key_that_is_another_tasks_is_refused_though_its_section_is_not(task: str, key: str) -> None:
+def test_a_key_that_is_another_tasks_is_refused_though_its_section_is_not(
+    task: str, key: str
+) -> None:
     with pytest.raises(RecipeError, match=f"^{key.split('=')[0]}: has no effect on {task}"):
         load_recipe({"task": task, "name": "x"}, [key])

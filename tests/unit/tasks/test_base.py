@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.batch import IGNORE, keyed_rng, lay_out, pad
 from lmkit.errors import RecipeError
-from lmkit.tasks.base import IGNORE, keyed_rng, lay_out, pad
 from lmkit.tasks.registry import TASKS, task_class
 
-EXAMPLES = [[{"ids": [5, 6], "labels": [1, IGNORE]}, {"ids": [7], "labels": [2]}], [{"ids": [8, 9], "labels": [3, 4]}]]
+EXAMPLES = [
+    [{"ids": [5, 6], "labels": [1, IGNORE]}, {"ids": [7], "labels": [2]}],
+    [{"ids": [8, 9], "labels": [3, 4]}],
+]
 COLUMNS = {"ids": 0, "labels": IGNORE}
 
 
@@ -40,7 +43,10 @@ def test_a_key_draws_the_same_whatever_was_drawn_before() -> None:
     keyed_rng(1, 2, 3).random(100)
     torch.rand(3)
     assert keyed_rng(13, 0, 7).random(3).tolist() == keyed_rng(13, 0, 7).random(3).tolist()
-    draws = [keyed_rng(*key).random() for key in [(13, 0, 7), (13, 0, 8), (13, 1, 7), (14, 0, 7), (13, 7, 0)]]
+    draws = [
+        keyed_rng(*key).random()
+        for key in [(13, 0, 7), (13, 0, 8), (13, 1, 7), (14, 0, 7), (13, 7, 0)]
+    ]
     assert len(set(draws)) == 5
 
 
@@ -51,7 +57,9 @@ def test_label_smoothing_is_for_training_alone(tiny: Any) -> None:
     batch = prepared.task.collate([prepared.encoded["train"].example(0)])
     logits, labels = prepared.task.logits(model, batch)
     plain = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    smoothed = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.2)
+    smoothed = torch.nn.functional.cross_entropy(
+        logits, labels, reduction="sum", label_smoothing=0.2
+    )
     assert prepared.task.loss(model.eval(), batch).item() == pytest.approx(plain.item())
     assert prepared.task.loss(model.train(), batch).item() == pytest.approx(smoothed.item())
     assert plain.item() != pytest.approx(smoothed.item(), rel=1e-4)
@@ -68,9 +76,15 @@ def test_labels_of_tokens_are_smoothed_as_pytorch_smooths_them(tiny: Any, name: 
     batch = prepared.task.collate([prepared.encoded["train"].example(0)])
     logits, labels = prepared.task.logits(model, batch)
     smoothed = torch.nn.functional.cross_entropy(
-        logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum", label_smoothing=0.2
+        logits.flatten(0, -2),
+        labels.flatten(),
+        ignore_index=-100,
+        reduction="sum",
+        label_smoothing=0.2,
     )
-    plain = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    plain = torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
     assert smoothed.item() != pytest.approx(plain.item(), rel=1e-4)
     assert prepared.task.loss(model.eval(), batch).item() == pytest.approx(plain.item(), rel=1e-5)
     model.training = True  # the model's, not its layers': these would drop
@@ -89,6 +103,8 @@ def test_a_task_answers_to_its_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["ner", "translation", "clm"])
 def test_a_task_that_needs_every_word_refuses_to_cut_the_middle(tiny: Any, name: str) -> None:
     task = tiny.prepared(tiny.recipe(name)).task
-    recipe = task.recipe.model_copy(update={"data": task.recipe.data.model_copy(update={"long_text": "head_tail"})})
+    recipe = task.recipe.model_copy(
+        update={"data": task.recipe.data.model_copy(update={"long_text": "head_tail"})}
+    )
     with pytest.raises(RecipeError, match=r"data\.long_text: .* middle"):
         type(task)(recipe, task.facts, task.tokenizer)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.batch import IGNORE
 from lmkit.errors import DataError
-from lmkit.tasks.base import IGNORE, TooLong
+from lmkit.tasks.base import TooLong
 from lmkit.tasks.registry import task_class
 
 SHORT = "Yay. Another good phone interview."
@@ -39,7 +40,9 @@ def test_windows_overlap_and_leave_no_token_out(tiny: Any) -> None:
     task = task_of(tiny, long_text="windows", overlap=0.25)
     columns = task.encode(rows(SHORT, LONG, SHORT))
     assert columns["row"] == sorted(columns["row"])
-    windows = [ids[1:-1] for ids, row in zip(columns["input_ids"], columns["row"], strict=True) if row == 1]
+    windows = [
+        ids[1:-1] for ids, row in zip(columns["input_ids"], columns["row"], strict=True) if row == 1
+    ]
     overlap = int(0.25 * (32 - 2 - 1))
     rebuilt = windows[0] + [token for window in windows[1:] for token in window[overlap:]]
     assert rebuilt == task.tokenizer(LONG, add_special_tokens=False, verbose=False)["input_ids"]
@@ -60,22 +63,35 @@ def test_head_and_tail_are_a_quarter_and_three_of_what_is_read(tiny: Any) -> Non
     columns = task.encode(rows(SHORT, LONG))
     whole = task.tokenizer(LONG, verbose=False)["input_ids"]
     assert (columns["row"], columns["cut"], columns["length"][1]) == ([0, 1], [0, 1], 32)
-    assert columns["input_ids"][1] == [*whole[: 1 + 7], *whole[-24:]]  # [CLS], 7 of 30, then 23 and [SEP]
+    assert columns["input_ids"][1] == [
+        *whole[: 1 + 7],
+        *whole[-24:],
+    ]  # [CLS], 7 of 30, then 23 and [SEP]
     assert columns["input_ids"][0] == task.tokenizer(SHORT)["input_ids"]
 
 
 @pytest.mark.parametrize("how", ["windows", "head", "head_tail"])
-@pytest.mark.parametrize(("first", "second"), [(SHORT, LONG), (LONG, SHORT), (LONG, LONG), (SHORT, SHORT)])
+@pytest.mark.parametrize(
+    ("first", "second"), [(SHORT, LONG), (LONG, SHORT), (LONG, LONG), (SHORT, SHORT)]
+)
 def test_of_a_long_pair_both_texts_are_read(tiny: Any, how: str, first: str, second: str) -> None:
     task = pairs_of(tiny, long_text=how)
     columns = task.encode([{"id": 0, "text": first, "text_pair": second, "label": "no"}])
-    ids = [task.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (first, second)]
+    ids = [
+        task.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        for text in (first, second)
+    ]
     read: list[set[int]] = [set(), set()]
-    for piece, types, length in zip(columns["input_ids"], columns["token_type_ids"], columns["length"], strict=True):
+    for piece, types, length in zip(
+        columns["input_ids"], columns["token_type_ids"], columns["length"], strict=True
+    ):
         assert length == len(piece) <= 32
         end = types.index(1)
         parts = piece[1 : end - 1], piece[end:-1]
-        assert (piece[0], piece[end - 1], piece[-1]) == (task.tokenizer.cls_token_id, *[task.tokenizer.sep_token_id] * 2)
+        assert (piece[0], piece[end - 1], piece[-1]) == (
+            task.tokenizer.cls_token_id,
+            *[task.tokenizer.sep_token_id] * 2,
+        )
         for side, part in enumerate(parts):
             assert set(part) <= set(ids[side])
             read[side] |= set(part)
@@ -84,8 +100,13 @@ def test_of_a_long_pair_both_texts_are_read(tiny: Any, how: str, first: str, sec
     assert sum(columns["cut"]) == int(is_long and (how != "windows" or both_long))
     if not sum(columns["cut"]):
         assert read == [set(ids[0]), set(ids[1])]
-    if how == "head" and (first, second) == (SHORT, LONG):  # as the tokenizer itself cuts the longer one
-        assert columns["input_ids"] == [task.tokenizer(first, second, truncation="longest_first", max_length=32)["input_ids"]]
+    if how == "head" and (first, second) == (
+        SHORT,
+        LONG,
+    ):  # as the tokenizer itself cuts the longer one
+        assert columns["input_ids"] == [
+            task.tokenizer(first, second, truncation="longest_first", max_length=32)["input_ids"]
+        ]
 
 
 def test_long_texts_are_refused_with_their_length(tiny: Any) -> None:
@@ -101,7 +122,12 @@ def test_probabilities_are_averaged_over_the_windows_of_a_text(tiny: Any) -> Non
     parts = [{"scores": [p, 1 - p], "nll": -math.log(p), "items": 1} for p in (0.9, 0.3, 0.6)]
     record = task_of(tiny).combine({"id": 7, "text": LONG, "label": "negative"}, parts)
     assert record["probabilities"] == pytest.approx({"negative": 0.6, "positive": 0.4})
-    assert (record["id"], record["gold"], record["prediction"], record["items"]) == (7, "negative", "negative", 1)
+    assert (record["id"], record["gold"], record["prediction"], record["items"]) == (
+        7,
+        "negative",
+        "negative",
+        1,
+    )
     assert record["score"] == pytest.approx(0.6)
     assert record["nll"] == pytest.approx(-math.log(0.9 * 0.3 * 0.6) / 3)
 
@@ -110,23 +136,37 @@ def test_a_long_text_is_the_mean_of_its_windows_read_one_by_one(tiny: Any) -> No
     task = task_of(tiny)
     model = tiny.model(tiny.recipe("classification"))
     columns = task.encode(rows(LONG))
-    pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+    pieces = [
+        {name: values[i] for name, values in columns.items()} | {"piece": i}
+        for i in range(len(columns["row"]))
+    ]
     with torch.inference_mode():
         together = task.combine(rows(LONG)[0], task.predict(model, task.collate([pieces]), pieces))
-        alone = [model(torch.tensor([piece["input_ids"]])).logits[0].softmax(-1) for piece in pieces]
-    assert list(together["probabilities"].values()) == pytest.approx(torch.stack(alone).mean(0).tolist(), abs=1e-6)
+        alone = [
+            model(torch.tensor([piece["input_ids"]])).logits[0].softmax(-1) for piece in pieces
+        ]
+    assert list(together["probabilities"].values()) == pytest.approx(
+        torch.stack(alone).mean(0).tolist(), abs=1e-6
+    )
 
 
 def test_a_long_text_counts_once_in_the_loss(tiny: Any) -> None:
     task = task_of(tiny)
     model = tiny.model(tiny.recipe("classification"))
     columns = task.encode(rows(SHORT, LONG))
-    pieces = [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+    pieces = [
+        {name: values[i] for name, values in columns.items()} | {"piece": i}
+        for i in range(len(columns["row"]))
+    ]
     with torch.inference_mode():
         batch = task.collate([pieces[:1], pieces[1:]])
-        losses = [task.loss(model, task.collate([[piece]])).item() / piece["weight"] for piece in pieces]
+        losses = [
+            task.loss(model, task.collate([[piece]])).item() / piece["weight"] for piece in pieces
+        ]
         assert task.items(batch) == pytest.approx(2)
-        assert task.loss(model, batch).item() == pytest.approx(losses[0] + sum(losses[1:]) / (len(pieces) - 1), rel=1e-5)
+        assert task.loss(model, batch).item() == pytest.approx(
+            losses[0] + sum(losses[1:]) / (len(pieces) - 1), rel=1e-5
+        )
 
 
 def test_texts_without_gold_have_labels_that_do_not_count(tiny: Any) -> None:
@@ -140,7 +180,9 @@ def test_one_label_is_not_a_classification() -> None:
         task_class("classification").learn([], ["ham"])
 
 
-def test_an_answer_does_not_depend_on_the_texts_beside_it_where_the_last_position_is_read(tiny: Any) -> None:
+def test_an_answer_does_not_depend_on_the_texts_beside_it_where_the_last_position_is_read(
+    tiny: Any,
+) -> None:
     """XLNet's classifier sums a text up by the last position of its row: padding stands before the text."""
     recipe = tiny.recipe("classification", "xlnet")
     model, task = tiny.model(recipe), tiny.prepared(recipe).task

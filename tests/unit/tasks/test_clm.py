@@ -8,16 +8,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.tasks.base import IGNORE
-from lmkit.tasks.clm import blocks
+from lmkit.batch import IGNORE
+from lmkit.tasks.clm.task import blocks
 
-TEXT = (
-    "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, I thought I would sail."
-)
+TEXT = "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, I thought I would sail."
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 20))
-def test_every_token_but_the_first_is_predicted_once_from_the_one_before(tokens: list[int], size: int) -> None:
+def test_every_token_but_the_first_is_predicted_once_from_the_one_before(
+    tokens: list[int], size: int
+) -> None:
     cut = blocks(tokens, size)
     assert list(chain.from_iterable(labels for _, labels in cut)) == tokens[1:]
     assert list(chain.from_iterable(inputs for inputs, _ in cut)) == tokens[:-1]
@@ -31,8 +31,14 @@ def test_a_document_begins_with_its_mark_and_its_end_is_predicted(tiny: Any) -> 
     text = task.tokenizer(TEXT)["input_ids"]
     first = [i for i, row in enumerate(columns["row"]) if row == 0]
     assert len(first) > 2
-    assert list(chain.from_iterable(columns["labels"][i] for i in first)) == [*text, task.tokenizer.eos_token_id]
-    assert list(chain.from_iterable(columns["input_ids"][i] for i in first)) == [task.tokenizer.bos_token_id, *text]
+    assert list(chain.from_iterable(columns["labels"][i] for i in first)) == [
+        *text,
+        task.tokenizer.eos_token_id,
+    ]
+    assert list(chain.from_iterable(columns["input_ids"][i] for i in first)) == [
+        task.tokenizer.bos_token_id,
+        *text,
+    ]
     assert columns["length"] == [len(ids) for ids in columns["input_ids"]]
     assert max(columns["length"]) == task.max_length
 

@@ -10,7 +10,7 @@ import torch
 from torchcrf import CRF
 
 from lmkit.data.tags import Scheme, check_sequence
-from lmkit.tasks.decoding import Transitions, iob2_transitions, marginals, viterbi
+from lmkit.tasks.ner.decoding import Transitions, iob2_transitions, marginals, viterbi
 
 BARE = ["O", "B", "I"]
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -22,7 +22,9 @@ def drawn(seed: int) -> tuple[np.ndarray, CRF, Transitions]:
     with torch.no_grad():
         for parameter in crf.parameters():
             parameter.normal_()
-    learned = (p.detach().numpy() for p in (crf.start_transitions, crf.transitions, crf.end_transitions))
+    learned = (
+        p.detach().numpy() for p in (crf.start_transitions, crf.transitions, crf.end_transitions)
+    )
     return torch.randn(1 + seed, 5, dtype=torch.double).numpy(), crf, Transitions(*learned)
 
 
@@ -31,7 +33,9 @@ def test_viterbi_equals_the_library(seed: int) -> None:
     emissions, crf, transitions = drawn(seed)
     assert (
         viterbi(emissions, transitions)
-        == crf.decode(torch.from_numpy(emissions)[None], torch.ones(1, 1 + seed, dtype=torch.bool))[0]
+        == crf.decode(torch.from_numpy(emissions)[None], torch.ones(1, 1 + seed, dtype=torch.bool))[
+            0
+        ]
     )
 
 
@@ -50,7 +54,9 @@ def test_marginals_are_the_gradient_of_the_partition_function(seed: int) -> None
 
 def test_parts_of_speech_may_follow_each_other_whatever_they_are_called() -> None:
     assert np.isfinite(iob2_transitions(["B", "I", "N", "O"]).between).all()
-    assert np.isfinite(iob2_transitions(["O", "I-X"]).between).all()  # a type without a beginning of its own
+    assert np.isfinite(
+        iob2_transitions(["O", "I-X"]).between
+    ).all()  # a type without a beginning of its own
 
 
 @pytest.mark.parametrize(("labels", "scheme"), [(LABELS, "iob2"), (BARE, "bare iob2")])

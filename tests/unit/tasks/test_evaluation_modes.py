@@ -12,9 +12,13 @@ from lmkit.data.encode import encode
 from lmkit.evaluation.evaluate import measure, predict_records
 
 
-def evaluated(tiny: Any, recipe: Any, *, budget: int = 200) -> tuple[Any, Any, list[dict[str, Any]]]:
+def evaluated(
+    tiny: Any, recipe: Any, *, budget: int = 200
+) -> tuple[Any, Any, list[dict[str, Any]]]:
     prepared = tiny.prepared(recipe)
-    task = type(prepared.task)(recipe, prepared.task.facts, prepared.task.tokenizer).for_evaluation()
+    task = type(prepared.task)(
+        recipe, prepared.task.facts, prepared.task.tokenizer
+    ).for_evaluation()
     model = tiny.model(recipe)
     torch.manual_seed(4)
     with torch.no_grad():
@@ -47,9 +51,12 @@ def test_a_sliding_window_scores_each_token_once_with_its_context(tiny: Any) -> 
 
 def test_a_stride_of_the_whole_window_is_blocks(tiny: Any) -> None:
     blocks = evaluated(tiny, tiny.recipe("clm", data={"max_length": 8}))[2]
-    assert evaluated(tiny, tiny.recipe("clm", data={"max_length": 8}, eval={"stride": 8}))[2] == blocks
+    assert (
+        evaluated(tiny, tiny.recipe("clm", data={"max_length": 8}, eval={"stride": 8}))[2] == blocks
+    )
     assert sum(r["items"] for r in blocks) == sum(
-        r["items"] for r in evaluated(tiny, tiny.recipe("clm", data={"max_length": 8}, eval={"stride": 1}))[2]
+        r["items"]
+        for r in evaluated(tiny, tiny.recipe("clm", data={"max_length": 8}, eval={"stride": 1}))[2]
     )
 
 
@@ -61,19 +68,26 @@ def test_pseudo_perplexity_hides_every_token_once(tiny: Any) -> None:
         ids = task.tokenizer(record["text"])["input_ids"]
         alone = 0.0
         for position in range(1, len(ids) - 1):
-            hidden = [task.tokenizer.mask_token_id if i == position else token for i, token in enumerate(ids)]
+            hidden = [
+                task.tokenizer.mask_token_id if i == position else token
+                for i, token in enumerate(ids)
+            ]
             with torch.inference_mode():
                 logits = model(torch.tensor([hidden])).logits[0, position]
             alone -= logits.double().log_softmax(-1)[ids[position]].item()
         assert record["pseudo_nll"] == pytest.approx(alone, rel=1e-5)
         assert record["pseudo_items"] == len(ids) - 2
         total, count = total + alone, count + len(ids) - 2
-    assert measure(records, task, seconds=0).value("pseudo_perplexity") == pytest.approx(np.exp(total / count), rel=1e-5)
+    assert measure(records, task, seconds=0).value("pseudo_perplexity") == pytest.approx(
+        np.exp(total / count), rel=1e-5
+    )
 
 
 def test_pseudo_perplexity_leaves_the_other_metrics_as_they_are(tiny: Any) -> None:
     plain = evaluated(tiny, tiny.recipe("mlm", data={"max_rows": 6}))
-    pseudo = evaluated(tiny, tiny.recipe("mlm", data={"max_rows": 6}, eval={"pseudo_perplexity": True}), budget=40)
+    pseudo = evaluated(
+        tiny, tiny.recipe("mlm", data={"max_rows": 6}, eval={"pseudo_perplexity": True}), budget=40
+    )
     mine, theirs = (measure(records, task, seconds=0) for _, task, records in (plain, pseudo))
     assert theirs.loss == pytest.approx(mine.loss, abs=1e-6)
     assert theirs.value("perplexity") == pytest.approx(mine.value("perplexity"), rel=1e-5)

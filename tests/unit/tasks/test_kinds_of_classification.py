@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, LmkitError, RecipeError
 from lmkit.recipe import load_recipe
-from lmkit.tasks.classification import Classification, best_threshold
+from lmkit.tasks.classification.task import Classification, best_threshold
 
 
 def write(folder: Path, name: str, *rows: dict[str, Any]) -> str:
@@ -27,12 +27,21 @@ def write(folder: Path, name: str, *rows: dict[str, Any]) -> str:
 
 
 def learned(path: str, **sections: Any) -> Any:
-    recipe = load_recipe({"task": "classification", "name": "x", **sections, "data": {"train": path, **sections.get("data", {})}})
+    recipe = load_recipe(
+        {
+            "task": "classification",
+            "name": "x",
+            **sections,
+            "data": {"train": path, **sections.get("data", {})},
+        }
+    )
     return load_splits(recipe, Classification, wanted=("train",))
 
 
 def task_with(facts: dict[str, Any], **sections: Any) -> Classification:
-    return Classification(load_recipe({"task": "classification", "name": "x", **sections}), facts, None)
+    return Classification(
+        load_recipe({"task": "classification", "name": "x", **sections}), facts, None
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,8 +57,14 @@ def task_with(facts: dict[str, Any], **sections: Any) -> Classification:
         (["4.20", "5"], "regression", ["value"]),
     ],
 )
-def test_the_data_tell_the_kind(tmp_path: Path, labels: list[Any], kind: str, names: list[str]) -> None:
-    path = write(tmp_path, "a.jsonl", *({"text": f"text {i}", "label": label} for i, label in enumerate(labels)))
+def test_the_data_tell_the_kind(
+    tmp_path: Path, labels: list[Any], kind: str, names: list[str]
+) -> None:
+    path = write(
+        tmp_path,
+        "a.jsonl",
+        *({"text": f"text {i}", "label": label} for i, label in enumerate(labels)),
+    )
     facts = learned(path).facts
     assert (facts["kind"], facts["labels"], facts["is_pair"]) == (kind, names, False)
 
@@ -71,24 +86,40 @@ KINDS = ["good", "bad"] * 10
     ],
 )
 def test_labels_that_seem_to_be_another_column_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: list[str], labels: list[str], is_said: bool
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    texts: list[str],
+    labels: list[str],
+    is_said: bool,
 ) -> None:
-    path = write(tmp_path, "a.jsonl", *({"text": a, "label": b} for a, b in zip(texts, labels, strict=True)))
+    path = write(
+        tmp_path, "a.jsonl", *({"text": a, "label": b} for a, b in zip(texts, labels, strict=True))
+    )
     assert len(learned(path).rows["train"]) == len(texts)
     said = capsys.readouterr().err
     assert ("are data.columns.text and data.columns.label the right columns?" in said) is is_said
-    assert (f"warning: data.train: 20 rows have {len(set(labels))} labels, such as '{max(labels, key=len)}'" in said) is is_said
+    assert (
+        f"warning: data.train: 20 rows have {len(set(labels))} labels, such as '{max(labels, key=len)}'"
+        in said
+    ) is is_said
 
 
-def test_both_texts_of_a_pair_are_what_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"text": "one", "text_pair": text, "label": str(i % 11)} for i, text in enumerate(TEXTS)]
+def test_both_texts_of_a_pair_are_what_repeats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"text": "one", "text_pair": text, "label": str(i % 11)} for i, text in enumerate(TEXTS)
+    ]
     learned(write(tmp_path, "a.jsonl", *rows))
     assert capsys.readouterr().err == ""
 
 
 def test_vectors_of_zeros_and_ones_are_refused(tmp_path: Path) -> None:
     rows = [{"text": text, "label": [i % 2, 1 - i % 2]} for i, text in enumerate(TEXTS)]
-    with pytest.raises(DataError, match=r"data.train: every row has both labels, 0 and 1.*\n  give each row the names"):
+    with pytest.raises(
+        DataError,
+        match=r"data.train: every row has both labels, 0 and 1.*\n  give each row the names",
+    ):
         learned(write(tmp_path, "a.jsonl", *rows))
     rows[3]["label"] = [1]  # so they are names
     assert learned(write(tmp_path, "b.jsonl", *rows)).facts["labels"] == ["0", "1"]
@@ -96,23 +127,32 @@ def test_vectors_of_zeros_and_ones_are_refused(tmp_path: Path) -> None:
 
 def test_decimals_that_come_late_are_not_taken_for_names(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "a.jsonl", *({"text": f"text {i}", "label": str(i % 5)} for i in range(200)), {"text": "x", "label": "2.5"}
+        tmp_path,
+        "a.jsonl",
+        *({"text": f"text {i}", "label": str(i % 5)} for i in range(200)),
+        {"text": "x", "label": "2.5"},
     )
     with pytest.raises(
-        RecipeError, match=r"classification\.kind: the first rows have whole numbers, later ones others, such as 2\.5"
+        RecipeError,
+        match=r"classification\.kind: the first rows have whole numbers, later ones others, such as 2\.5",
     ):
         task_with(learned(path).facts)
     facts = learned(path, classification={"kind": "single_label"}).facts
     assert task_with(facts, classification={"kind": "single_label"}).labels[:3] == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize(("kind", "first"), [("regression", 3.0), ("multi_label", ["3"]), ("single_label", "3")])
+@pytest.mark.parametrize(
+    ("kind", "first"), [("regression", 3.0), ("multi_label", ["3"]), ("single_label", "3")]
+)
 def test_the_recipe_overrides_what_the_data_tell(tmp_path: Path, kind: str, first: Any) -> None:
     path = write(tmp_path, "a.jsonl", {"text": "a", "label": "3"}, {"text": "b", "label": "4"})
     assert learned(path, classification={"kind": kind}).rows["train"][0]["label"] == first
 
 
-@pytest.mark.parametrize(("first", "second"), [("sentence1", "sentence2"), ("premise", "hypothesis"), ("text", "text_pair")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("sentence1", "sentence2"), ("premise", "hypothesis"), ("text", "text_pair")],
+)
 def test_two_texts_make_a_pair(tmp_path: Path, first: str, second: str) -> None:
     path = write(tmp_path, "a.jsonl", *({first: "a", second: "b", "label": n} for n in (1, 2)))
     splits = learned(path)
@@ -140,7 +180,9 @@ def test_cells_of_several_labels_are_parted(tmp_path: Path) -> None:
         ({"text": "b", "label": [None]}, r"'label\[0\]' is null"),
     ],
 )
-def test_lists_of_labels_are_checked(tmp_path: Path, row: dict[str, Any], problem: str | None) -> None:
+def test_lists_of_labels_are_checked(
+    tmp_path: Path, row: dict[str, Any], problem: str | None
+) -> None:
     path = write(tmp_path, "a.jsonl", {"text": "a", "label": ["a"]}, row)
     if problem is None:
         assert learned(path).rows["train"][1]["label"] == ["a"]
@@ -159,14 +201,32 @@ def test_numbers_are_checked(tmp_path: Path, value: Any) -> None:
 @pytest.mark.parametrize(
     ("facts", "sections", "key"),
     [
-        ({"kind": "regression", "labels": ["value"]}, {"classification": {"class_weights": "balanced"}}, "class_weights"),
-        ({"kind": "regression", "labels": ["value"]}, {"train": {"label_smoothing": 0.1}}, "label_smoothing"),
+        (
+            {"kind": "regression", "labels": ["value"]},
+            {"classification": {"class_weights": "balanced"}},
+            "class_weights",
+        ),
+        (
+            {"kind": "regression", "labels": ["value"]},
+            {"train": {"label_smoothing": 0.1}},
+            "label_smoothing",
+        ),
         ({"kind": "regression", "labels": ["value"]}, {"data": {"labels": ["a"]}}, "data.labels"),
-        ({"kind": "single_label", "labels": ["a", "b"]}, {"classification": {"threshold": 0.3}}, "threshold"),
-        ({"kind": "single_label", "labels": ["good", "bad"]}, {"classification": {"class_weights": {"bda": 2}}}, "mean 'bad'"),
+        (
+            {"kind": "single_label", "labels": ["a", "b"]},
+            {"classification": {"threshold": 0.3}},
+            "threshold",
+        ),
+        (
+            {"kind": "single_label", "labels": ["good", "bad"]},
+            {"classification": {"class_weights": {"bda": 2}}},
+            "mean 'bad'",
+        ),
     ],
 )
-def test_options_without_effect_are_refused(facts: dict[str, Any], sections: dict[str, Any], key: str) -> None:
+def test_options_without_effect_are_refused(
+    facts: dict[str, Any], sections: dict[str, Any], key: str
+) -> None:
     with pytest.raises(RecipeError, match=key):
         task_with(facts, **sections)
 
@@ -187,7 +247,9 @@ def test_balanced_weights_are_scikit_learns() -> None:
     assert task._weights() == pytest.approx(expected)
     labels = torch.tensor([0, 2, 1])
     weight = torch.tensor(expected, dtype=torch.float32)
-    assert summed(task, labels) == pytest.approx(cross_entropy(LOGITS, labels, weight=weight, reduction="sum").item())
+    assert summed(task, labels) == pytest.approx(
+        cross_entropy(LOGITS, labels, weight=weight, reduction="sum").item()
+    )
     assert task._losses(LOGITS, labels, training=False).sum().item() == pytest.approx(
         cross_entropy(LOGITS, labels, reduction="sum").item()
     )
@@ -202,15 +264,21 @@ def test_given_weights_leave_the_other_labels_at_one() -> None:
 def test_several_labels_are_decisions_of_their_own() -> None:
     facts = {"kind": "multi_label", "labels": ["a", "b", "c"], "rows": 10, "counts": [5, 2, 0]}
     labels = torch.tensor([[1, 0, 0], [0, 1, 1], [-100, -100, -100]])
-    expected = binary_cross_entropy_with_logits(LOGITS[:2], labels[:2].float(), reduction="sum").item()
+    expected = binary_cross_entropy_with_logits(
+        LOGITS[:2], labels[:2].float(), reduction="sum"
+    ).item()
     assert summed(task_with(facts), labels) == pytest.approx(expected)
     assert Classification.items({"labels": labels, "weight": torch.tensor([1.0, 1.0, 1.0])}) == 6
     assert Classification.items({"labels": labels, "weight": torch.tensor([0.5, 0.5, 1.0])}) == 3
     weighted = binary_cross_entropy_with_logits(
         LOGITS[:2], labels[:2].float(), pos_weight=torch.tensor([1.0, 4.0, 1.0]), reduction="sum"
     ).item()
-    assert summed(task_with(facts, classification={"class_weights": "balanced"}), labels) == pytest.approx(weighted)
-    smooth = binary_cross_entropy_with_logits(LOGITS[:2], labels[:2] * 0.8 + 0.1, reduction="sum").item()
+    assert summed(
+        task_with(facts, classification={"class_weights": "balanced"}), labels
+    ) == pytest.approx(weighted)
+    smooth = binary_cross_entropy_with_logits(
+        LOGITS[:2], labels[:2] * 0.8 + 0.1, reduction="sum"
+    ).item()
     assert summed(task_with(facts, train={"label_smoothing": 0.2}), labels) == pytest.approx(smooth)
 
 
@@ -236,7 +304,9 @@ def test_the_tuned_threshold_has_the_best_f1_of_all() -> None:
     def f1(threshold: float) -> float:
         return float(f1_score(gold, [p >= threshold for p in probabilities]))
 
-    assert f1(best_threshold(probabilities, gold)) == max(f1(threshold / 100) for threshold in range(1, 100))
+    assert f1(best_threshold(probabilities, gold)) == max(
+        f1(threshold / 100) for threshold in range(1, 100)
+    )
 
 
 def test_a_label_that_never_applies_keeps_the_threshold_in_the_middle() -> None:
@@ -248,8 +318,12 @@ def test_labels_are_predicted_from_their_own_threshold() -> None:
     part = {"scores": [0.4, 0.4, 0.9], "nll": 1.0, "items": 3}
     row = {"id": 0, "text": "x", "label": ["a"]}
     assert task_with(facts).combine(row, [part])["prediction"] == ["c"]
-    assert task_with(facts | {"thresholds": [0.3, 0.5, 0.95]}).combine(row, [part])["prediction"] == ["a"]
-    assert task_with(facts, classification={"threshold": 0.4}).combine(row, [part])["prediction"] == ["a", "b", "c"]
+    assert task_with(facts | {"thresholds": [0.3, 0.5, 0.95]}).combine(row, [part])[
+        "prediction"
+    ] == ["a"]
+    assert task_with(facts, classification={"threshold": 0.4}).combine(row, [part])[
+        "prediction"
+    ] == ["a", "b", "c"]
 
 
 def test_thresholds_are_learned_of_the_validation_rows_and_kept_with_the_model(tiny: Any) -> None:
@@ -257,15 +331,23 @@ def test_thresholds_are_learned_of_the_validation_rows_and_kept_with_the_model(t
 
     run = tiny.fit(tiny.recipe("multi_label"))
     described = json.loads((run.model / "lmkit.json").read_text())
-    records = [json.loads(line) for line in (run.eval_folder("validation") / "predictions.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (run.eval_folder("validation") / "predictions.jsonl").read_text().splitlines()
+    ]
     labels = described["facts"]["labels"]
     expected = [
-        best_threshold([r["probabilities"][label] for r in records], [label in r["gold"] for r in records]) for label in labels
+        best_threshold(
+            [r["probabilities"][label] for r in records], [label in r["gold"] for r in records]
+        )
+        for label in labels
     ]
     assert described["facts"]["thresholds"] == pytest.approx(expected, abs=1e-6)
     assert len(set(expected)) > 1
     answers = Predictor(str(run.path)).predict([record["text"] for record in records])
-    assert [answer["prediction"] for answer in answers] == [record["prediction"] for record in records]
+    assert [answer["prediction"] for answer in answers] == [
+        record["prediction"] for record in records
+    ]
 
 
 # ---------------------------------------------------------------------------------- elsewhere
@@ -278,7 +360,10 @@ def test_the_pipeline_of_transformers_says_the_same(tiny: Any, kind: str) -> Non
     from lmkit.commands.predict import Predictor
 
     run = tiny.fit(tiny.recipe(kind, train={"learning_rate": 0.05}))
-    predictor, pipe = Predictor(str(run.path)), pipeline("text-classification", model=str(run.model), top_k=None)
+    predictor, pipe = (
+        Predictor(str(run.path)),
+        pipeline("text-classification", model=str(run.model), top_k=None),
+    )
     texts = ["12 Main Street, Springfield", "8128 S. DR MARTIN LUTHER KING JR Drive"]
     if kind == "pairs":
         ours = predictor.predict(["\t".join(texts)])
@@ -288,11 +373,15 @@ def test_the_pipeline_of_transformers_says_the_same(tiny: Any, kind: str) -> Non
     for mine, its in zip(ours, theirs, strict=True):
         its = its[0] if isinstance(its[0], list) else its
         expected = {"value": mine["prediction"]} if kind == "regression" else mine["probabilities"]
-        assert {entry["label"]: entry["score"] for entry in its} == pytest.approx(expected, abs=1e-5)
+        assert {entry["label"]: entry["score"] for entry in its} == pytest.approx(
+            expected, abs=1e-5
+        )
 
 
 def test_a_single_text_is_no_pair(tiny: Any) -> None:
     task = tiny.prepared(tiny.recipe("pairs")).task
     assert task.text_rows(["a\tb"]) == [{"id": 0, "text": "a", "text_pair": "b"}]
-    with pytest.raises(LmkitError, match="text 2: this model reads pairs of texts, and here is one"):
+    with pytest.raises(
+        LmkitError, match="text 2: this model reads pairs of texts, and here is one"
+    ):
         task.text_rows(["a\tb", "a"])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.tasks.base import IGNORE
-from lmkit.tasks.mlm import IDEOGRAPH, choose, word_numbers
+from lmkit.batch import IGNORE
+from lmkit.tasks.mlm.task import IDEOGRAPH, choose, word_numbers
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
 THIRTEEN = "Call me Ishmael and I will sail about a little with the whale"
@@ -29,7 +29,9 @@ def encoded(tiny: Any, algorithm: str, **masking: Any) -> tuple[Any, Any]:
     return prepared.task, prepared.encoded["train"]
 
 
-def all_masked(task: Any, data: Any, epoch: int = 0) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
+def all_masked(
+    task: Any, data: Any, epoch: int = 0
+) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
     """The pieces of a split, what the model sees, and the labels: ``(pieces, longest)``."""
     pieces = [piece for number in range(len(data)) for piece in data.example(number)]
     batch = task.collate([[piece] for piece in pieces], epoch=epoch)
@@ -38,15 +40,21 @@ def all_masked(task: Any, data: Any, epoch: int = 0) -> tuple[list[dict[str, Any
 
 @pytest.mark.parametrize("whole_words", [False, True])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_share_is_predicted_and_eight_tenths_of_it_hidden(tiny: Any, algorithm: str, whole_words: bool) -> None:
+def test_a_share_is_predicted_and_eight_tenths_of_it_hidden(
+    tiny: Any, algorithm: str, whole_words: bool
+) -> None:
     task, data = encoded(tiny, algorithm, whole_words=whole_words)
     epochs = [all_masked(task, data, epoch) for epoch in range(4)]
     pieces = epochs[0][0]
-    there = np.arange(epochs[0][1].shape[1]) < np.array([piece["length"] for piece in pieces])[:, None]
+    there = (
+        np.arange(epochs[0][1].shape[1]) < np.array([piece["length"] for piece in pieces])[:, None]
+    )
     originals = np.tile(np.concatenate([piece["input_ids"] for piece in pieces]), len(epochs))
     seen = np.concatenate([seen[there] for _, seen, _ in epochs])
     labels = np.concatenate([labels[there] for _, _, labels in epochs])
-    special = np.isin(originals, task.tokenizer.all_special_ids) & (originals != task.tokenizer.unk_token_id)
+    special = np.isin(originals, task.tokenizer.all_special_ids) & (
+        originals != task.tokenizer.unk_token_id
+    )
     predicted = labels != IGNORE
     assert len(originals) > 40_000
     assert predicted[~special].mean() == pytest.approx(0.15, abs=0.01)
@@ -61,7 +69,9 @@ def test_a_share_is_predicted_and_eight_tenths_of_it_hidden(tiny: Any, algorithm
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_whole_words_are_predicted_with_all_their_tokens_or_not_at_all(tiny: Any, algorithm: str) -> None:
+def test_whole_words_are_predicted_with_all_their_tokens_or_not_at_all(
+    tiny: Any, algorithm: str
+) -> None:
     task, data = encoded(tiny, algorithm, whole_words=True)
     pieces, _, labels = all_masked(task, data)
     several = 0
@@ -88,7 +98,9 @@ def test_words_are_words_for_every_kind_of_tokenizer(tiny: Any, algorithm: str) 
 
 
 @pytest.mark.parametrize("algorithm", ["wordpiece", "bpe"])
-def test_ideographs_are_words_of_their_own_and_their_bytes_belong_together(tiny: Any, algorithm: str) -> None:
+def test_ideographs_are_words_of_their_own_and_their_bytes_belong_together(
+    tiny: Any, algorithm: str
+) -> None:
     task, _ = encoded(tiny, algorithm)
     (words,) = task.encode([{"id": 0, "text": "春日何来，深雪里 whale"}])["words"]
     assert max(words) + 1 == 9
@@ -96,7 +108,13 @@ def test_ideographs_are_words_of_their_own_and_their_bytes_belong_together(tiny:
 
 def test_a_mark_of_a_word_belongs_to_it() -> None:
     text = "in 春"  # as XLM-R has it: the mark of the next word apart from its letter
-    assert word_numbers(text, [None, 0, 0, 0, None], [(0, 0), (0, 2), (2, 3), (3, 4), (0, 0)]) == [-1, 0, 1, 1, -1]
+    assert word_numbers(text, [None, 0, 0, 0, None], [(0, 0), (0, 2), (2, 3), (3, 4), (0, 0)]) == [
+        -1,
+        0,
+        1,
+        1,
+        -1,
+    ]
 
 
 def one_by_one(text: str, word_ids: list[int | None], offsets: list[tuple[int, int]]) -> list[int]:
@@ -110,7 +128,9 @@ def one_by_one(text: str, word_ids: list[int | None], offsets: list[tuple[int, i
         after_space = any(character.isspace() for character in text[last_end : start + 1])
         beside_ideograph = bool(IDEOGRAPH.match(text, start) or IDEOGRAPH.match(text, last_end - 1))
         goes_on = start < last_end or (start == last_end and text[last_start:last_end].isspace())
-        current += current < 0 or (not goes_on and (word != previous or after_space or beside_ideograph))
+        current += current < 0 or (
+            not goes_on and (word != previous or after_space or beside_ideograph)
+        )
         previous, last_start, last_end = word, start, end
         numbers.append(current)
     return numbers
@@ -118,7 +138,12 @@ def one_by_one(text: str, word_ids: list[int | None], offsets: list[tuple[int, i
 
 @given(
     st.text(alphabet="ab \t,\u3000\u200b春来𠀁", max_size=12),
-    st.lists(st.tuples(st.sampled_from([-2, -1, 0, 0, 0, 1]), st.integers(0, 3), st.sampled_from([None, 0, 1])), max_size=9),
+    st.lists(
+        st.tuples(
+            st.sampled_from([-2, -1, 0, 0, 0, 1]), st.integers(0, 3), st.sampled_from([None, 0, 1])
+        ),
+        max_size=9,
+    ),
 )
 def test_words_of_all_tokens_at_once_are_those_of_one_after_the_other(
     text: str, tokens: list[tuple[int, int, int | None]]
@@ -175,8 +200,13 @@ def test_no_token_is_lost_where_a_document_is_cut(tiny: Any) -> None:
     columns = task.encode([{"id": 0, "text": text}, {"id": 1, "text": "short"}])
     assert set(columns["row"]) == {0, 1}
     assert max(columns["length"]) == 128
-    parts = [ids[1:-1] for ids, row in zip(columns["input_ids"], columns["row"], strict=True) if row == 0]
-    assert list(chain.from_iterable(parts)) == task.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    parts = [
+        ids[1:-1] for ids, row in zip(columns["input_ids"], columns["row"], strict=True) if row == 0
+    ]
+    assert (
+        list(chain.from_iterable(parts))
+        == task.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

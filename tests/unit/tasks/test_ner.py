@@ -12,15 +12,18 @@ import pytest
 import torch
 
 import lmkit
+from lmkit.batch import IGNORE
 from lmkit.data.plan import micro_batches
 from lmkit.errors import DataError
 from lmkit.metrics.tagging import chunks
-from lmkit.tasks.base import IGNORE
-from lmkit.tasks.ner import WordTagging, assign, entities, first_with_text
+from lmkit.tasks.ner.task import WordTagging, assign, entities, first_with_text
 from lmkit.tasks.words import split_words, word_split
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
-ADDRESS = (["8128", "S.", "DR", "MARTIN", "LUTHER"], ["B-NUMBER", "B-STREET", "I-STREET", "I-STREET", "I-STREET"])
+ADDRESS = (
+    ["8128", "S.", "DR", "MARTIN", "LUTHER"],
+    ["B-NUMBER", "B-STREET", "I-STREET", "I-STREET", "I-STREET"],
+)
 
 
 def long_document(num_words: int = 500) -> dict[str, Any]:
@@ -37,13 +40,27 @@ def long_document(num_words: int = 500) -> dict[str, Any]:
 
 
 def task_of(tiny: Any, algorithm: str = "wordpiece", **data: Any) -> Any:
-    labels = ["O", *(f"{p}-{kind}" for kind in ("NUMBER", "STREET", "CITY", "STATE", "ZIP", "UNIT", "POBOX") for p in "BI")]
-    return tiny.prepared(tiny.recipe("ner", tokenizer={"train": {"algorithm": algorithm}}, data={"labels": labels, **data})).task
+    labels = [
+        "O",
+        *(
+            f"{p}-{kind}"
+            for kind in ("NUMBER", "STREET", "CITY", "STATE", "ZIP", "UNIT", "POBOX")
+            for p in "BI"
+        ),
+    ]
+    return tiny.prepared(
+        tiny.recipe(
+            "ner", tokenizer={"train": {"algorithm": algorithm}}, data={"labels": labels, **data}
+        )
+    ).task
 
 
 def pieces_of(task: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     columns = task.encode(rows)
-    return [{name: values[i] for name, values in columns.items()} | {"piece": i} for i in range(len(columns["row"]))]
+    return [
+        {name: values[i] for name, values in columns.items()} | {"piece": i}
+        for i in range(len(columns["row"]))
+    ]
 
 
 def test_words_that_all_have_one_tag_teach_nothing() -> None:
@@ -53,7 +70,9 @@ def test_words_that_all_have_one_tag_teach_nothing() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_long_document_is_read_in_windows_that_answer_for_each_word_once(tiny: Any, algorithm: str) -> None:
+def test_a_long_document_is_read_in_windows_that_answer_for_each_word_once(
+    tiny: Any, algorithm: str
+) -> None:
     task, row = task_of(tiny, algorithm), long_document()
     pieces = pieces_of(task, [row])
     assert len(pieces) > 20
@@ -70,7 +89,9 @@ def test_labels_of_words_count_once_in_training(tiny: Any) -> None:
     task, row = task_of(tiny), long_document()
     batch = task.collate([pieces_of(task, [row])])
     assert task.items(batch) == 500
-    counted = [task.labels[label] for label in batch["labels"].flatten().tolist() if label != IGNORE]
+    counted = [
+        task.labels[label] for label in batch["labels"].flatten().tolist() if label != IGNORE
+    ]
     assert Counter(counted) == Counter(row["tags"])
 
 
@@ -80,12 +101,17 @@ def test_a_label_stands_at_the_first_token_of_its_word_alone(tiny: Any) -> None:
     words = task.tokenizer([["MARTIN", "S."]], is_split_into_words=True).word_ids(0)
     assert words.count(1) == 2
     expected = [IGNORE] * len(words)
-    expected[words.index(0)], expected[words.index(1)] = task.labels.index("B-STREET"), task.labels.index("O")
+    expected[words.index(0)], expected[words.index(1)] = (
+        task.labels.index("B-STREET"),
+        task.labels.index("O"),
+    )
     assert task.collate([[piece]])["labels"].tolist() == [expected]
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 4, 100])
-def test_every_word_gets_one_prediction_and_every_gold_entity_counts(tiny: Any, rows_at_once: int) -> None:
+def test_every_word_gets_one_prediction_and_every_gold_entity_counts(
+    tiny: Any, rows_at_once: int
+) -> None:
     task, row = task_of(tiny), long_document()
     model = tiny.model(task.recipe)
     pieces = pieces_of(task, [row])
@@ -95,7 +121,11 @@ def test_every_word_gets_one_prediction_and_every_gold_entity_counts(tiny: Any, 
         chosen = [pieces[i] for i in numbers]
         with torch.inference_mode():
             parts |= dict(
-                zip(numbers.tolist(), task.predict(model, task.collate([[piece] for piece in chosen]), chosen), strict=True)
+                zip(
+                    numbers.tolist(),
+                    task.predict(model, task.collate([[piece] for piece in chosen]), chosen),
+                    strict=True,
+                )
             )
     record = task.combine(row, [parts[i] for i in sorted(parts)])
     assert len(record["prediction"]) == len(record["score"]) == record["items"] == 500
@@ -104,14 +134,20 @@ def test_every_word_gets_one_prediction_and_every_gold_entity_counts(tiny: Any, 
     assert sum(found["support"] for found in report.values()) == len(chunks(row["tags"]))
     perfect = task.score([record | {"prediction": row["tags"]}]).values()
     assert perfect["f1"] == perfect["f1_strict"] == 1.0
-    half = row["tags"][:250] + ["O"] * 250  # a tagger that stops in the middle has its recall halved
-    assert task.score([record | {"prediction": half}]).values()["recall"] == pytest.approx(0.5, abs=0.02)
+    half = (
+        row["tags"][:250] + ["O"] * 250
+    )  # a tagger that stops in the middle has its recall halved
+    assert task.score([record | {"prediction": half}]).values()["recall"] == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def test_a_word_that_the_tokenizer_drops_is_tagged_outside(tiny: Any) -> None:
     task = task_of(tiny)
     words = ["MARTIN", "\u200b", "S.", "\u200b"]  # BERT's normalizer removes a zero-width space
-    (piece,) = pieces_of(task, [{"id": 0, "tokens": words, "tags": ["B-STREET", "O", "I-STREET", "O"]}])
+    (piece,) = pieces_of(
+        task, [{"id": 0, "tokens": words, "tags": ["B-STREET", "O", "I-STREET", "O"]}]
+    )
     assert piece["words"] == [0, 2]
     with torch.inference_mode():
         (part,) = task.predict(tiny.model(task.recipe), task.collate([[piece]]), [piece])
@@ -126,7 +162,9 @@ def test_documents_without_gold_are_tagged_too(tiny: Any) -> None:
     (row,) = task.text_rows(["8128 S. DR MARTIN LUTHER, CHICAGO"])
     pieces = pieces_of(task, [row])
     with torch.inference_mode():
-        parts = task.predict(tiny.model(task.recipe), task.collate([[piece] for piece in pieces]), pieces)
+        parts = task.predict(
+            tiny.model(task.recipe), task.collate([[piece] for piece in pieces]), pieces
+        )
     shown = task.show(task.combine(row, parts))
     assert set(shown) == {"id", "text", "tokens", "tags", "entities"}
     assert len(shown["tags"]) == len(shown["tokens"])
@@ -137,7 +175,10 @@ def test_documents_without_gold_are_tagged_too(tiny: Any) -> None:
 def test_given_tokens_keep_their_places_though_they_contain_spaces(tiny: Any) -> None:
     task = task_of(tiny)
     row = {"id": 0, "tokens": ["in", "New York", "DR"]}
-    shown = task.show(task.combine(row, []) | {"prediction": ["O", "B-CITY", "B-STREET"], "score": [1.0, 0.5, 0.25]})
+    shown = task.show(
+        task.combine(row, [])
+        | {"prediction": ["O", "B-CITY", "B-STREET"], "score": [1.0, 0.5, 0.25]}
+    )
     assert shown["text"] == "in New York DR"
     assert shown["entities"] == [
         {"start": 3, "end": 11, "label": "CITY", "score": 0.5, "text": "New York"},
@@ -147,11 +188,24 @@ def test_given_tokens_keep_their_places_though_they_contain_spaces(tiny: Any) ->
 
 def test_rows_with_a_text_keep_it_with_offsets_and_entities(tiny: Any) -> None:
     task = task_of(tiny)
-    row = {"id": 3, "tokens": ["a", "b"], "tags": ["O", "O"], "text": "a  b", "offsets": [[0, 1], [3, 4]]}
-    emissions = [[0.0 if label == best else -9.0 for label in task.labels] for best in ("O", "B-CITY")]
+    row = {
+        "id": 3,
+        "tokens": ["a", "b"],
+        "tags": ["O", "O"],
+        "text": "a  b",
+        "offsets": [[0, 1], [3, 4]],
+    }
+    emissions = [
+        [0.0 if label == best else -9.0 for label in task.labels] for best in ("O", "B-CITY")
+    ]
     record = task.combine(row, [{"words": [0, 1], "emissions": emissions, "nll": 0.0, "items": 2}])
-    assert {key: record[key] for key in ("text", "offsets")} == {"text": "a  b", "offsets": [[0, 1], [3, 4]]}
-    assert record["entities"] == [{"start": 3, "end": 4, "label": "CITY", "score": 1.0, "text": "b"}]
+    assert {key: record[key] for key in ("text", "offsets")} == {
+        "text": "a  b",
+        "offsets": [[0, 1], [3, 4]],
+    }
+    assert record["entities"] == [
+        {"start": 3, "end": 4, "label": "CITY", "score": 1.0, "text": "b"}
+    ]
     assert "text" not in task.combine({"id": 0, "tokens": ["a"]}, [])
 
 
@@ -164,8 +218,15 @@ def test_chinese_without_spaces_is_tagged_character_by_character(tiny: Any, tmp_
             texts.append(f"他{verb}{place}。")
             spans.append([[start, start + 2, "LOC"]])
             tags = ["O"] * start + ["B-LOC", "I-LOC", "O"]
-            sentences.append("".join(f"{character} {tag}\n" for character, tag in zip(texts[-1], tags, strict=True)))
-    rows = [json.dumps({"text": text, "entities": found}) for text, found in zip(texts, spans, strict=True)]
+            sentences.append(
+                "".join(
+                    f"{character} {tag}\n" for character, tag in zip(texts[-1], tags, strict=True)
+                )
+            )
+    rows = [
+        json.dumps({"text": text, "entities": found})
+        for text, found in zip(texts, spans, strict=True)
+    ]
     (tmp_path / "zh.jsonl").write_text("\n".join(rows))
     (tmp_path / "zh.conll").write_text("\n".join(sentences))
     for name in ("zh.jsonl", "zh.conll"):
@@ -177,7 +238,9 @@ def test_chinese_without_spaces_is_tagged_character_by_character(tiny: Any, tmp_
         )
         (shown,) = lmkit.load(tiny.fit(recipe).path).predict(["他离开上海。"])
         assert shown["tokens"] == list("他离开上海。")
-        assert [(e["start"], e["end"], e["label"], e["text"]) for e in shown["entities"]] == [(3, 5, "LOC", "上海")]
+        assert [(e["start"], e["end"], e["label"], e["text"]) for e in shown["entities"]] == [
+            (3, 5, "LOC", "上海")
+        ]
 
 
 def test_the_f1_of_long_documents_is_that_of_the_whole_file(tiny: Any, tmp_path: Path) -> None:
@@ -186,21 +249,33 @@ def test_the_f1_of_long_documents_is_that_of_the_whole_file(tiny: Any, tmp_path:
     from seqeval.scheme import IOB2
 
     documents = [long_document(num_words) for num_words in (300, 7, 150)]
-    blocks = ("".join(f"{word} {tag}\n" for word, tag in zip(d["tokens"], d["tags"], strict=True)) for d in documents)
+    blocks = (
+        "".join(f"{word} {tag}\n" for word, tag in zip(d["tokens"], d["tags"], strict=True))
+        for d in documents
+    )
     (tmp_path / "long.conll").write_text("\n".join(blocks))
     data = {name: str(tmp_path / "long.conll") for name in ("train", "validation")}
-    recipe = tiny.recipe("ner", data=data, train={"max_steps": 5, "learning_rate": 5e-3, "select_best": "last"})
+    recipe = tiny.recipe(
+        "ner", data=data, train={"max_steps": 5, "learning_rate": 5e-3, "select_best": "last"}
+    )
     assert len(tiny.prepared(recipe).encoded["validation"].pieces) > 20
     run = tiny.fit(recipe)
     lines = (run.eval_folder("validation") / "predictions.jsonl").read_text().splitlines()
-    gold, predicted = [d["tags"] for d in documents], [json.loads(line)["prediction"] for line in lines]  # gold: of the file
+    gold, predicted = (
+        [d["tags"] for d in documents],
+        [json.loads(line)["prediction"] for line in lines],
+    )  # gold: of the file
     assert [len(tags) for tags in predicted] == [300, 7, 150]
     found = {name: metric["value"] for name, metric in run.metrics("validation")["metrics"].items()}
     assert 0.1 < found["f1"] < 1
-    assert found["f1"] == pytest.approx(f1_score(gold, predicted))  # seqeval's default is conlleval's
+    assert found["f1"] == pytest.approx(
+        f1_score(gold, predicted)
+    )  # seqeval's default is conlleval's
     assert found["precision"] == pytest.approx(precision_score(gold, predicted))
     assert found["recall"] == pytest.approx(recall_score(gold, predicted))
-    assert found["f1_strict"] == pytest.approx(f1_score(gold, predicted, mode="strict", scheme=IOB2))
+    assert found["f1_strict"] == pytest.approx(
+        f1_score(gold, predicted, mode="strict", scheme=IOB2)
+    )
     support = sum(row["support"] for row in run.metrics("validation")["by_label"].values())
     assert support == sum(len(chunks(tags)) for tags in gold)
 
@@ -218,7 +293,9 @@ def test_the_labelled_token_is_the_first_that_carries_text() -> None:
     over_the_letter = [(0, 0), (0, 1), (0, 1), (0, 1), (0, 1), (0, 1), (1, 2), (0, 0)]
     assert first_with_text(ids, over_the_letter, words, tokens) == {0: 2, 1: 4, 2: 5}
     # the mark over a space; and words that have nothing but a mark
-    assert first_with_text([0, 0, 1, 2], [(0, 1), (1, 2), (0, 1), (0, 1)], [" 春", " ", "▁"], ["_", "春", "_", "▁"]) == {
+    assert first_with_text(
+        [0, 0, 1, 2], [(0, 1), (1, 2), (0, 1), (0, 1)], [" 春", " ", "▁"], ["_", "春", "_", "▁"]
+    ) == {
         0: 1,
         1: 2,
         2: 3,
@@ -231,7 +308,9 @@ def test_no_label_stands_at_a_bare_mark(tiny: Any, algorithm: str) -> None:
     task = task_of(tiny, algorithm)
     words = ["春", "日", "MARTIN", "Quixote"]
     (piece,) = pieces_of(task, [{"id": 0, "tokens": words, "tags": ["O"] * 4}])
-    tokens = task.tokenizer.convert_ids_to_tokens([piece["input_ids"][position] for position in piece["positions"]])
+    tokens = task.tokenizer.convert_ids_to_tokens(
+        [piece["input_ids"][position] for position in piece["positions"]]
+    )
     assert len(tokens) == 4
     assert not {"Ġ", "▁"} & set(tokens)
 
@@ -239,7 +318,14 @@ def test_no_label_stands_at_a_bare_mark(tiny: Any, algorithm: str) -> None:
 def test_a_word_belongs_to_the_window_with_most_context_around_it() -> None:
     first = {0: 1, 1: 2, 2: 3, 3: 4}  # word -> position
     second = {2: 1, 3: 2, 4: 3, 5: 4}
-    assert assign([first, second], [6, 6]) == [(0, 1, 0), (0, 2, 1), (0, 3, 2), (1, 2, 3), (1, 3, 4), (1, 4, 5)]
+    assert assign([first, second], [6, 6]) == [
+        (0, 1, 0),
+        (0, 2, 1),
+        (0, 3, 2),
+        (1, 2, 3),
+        (1, 3, 4),
+        (1, 4, 5),
+    ]
     # the edges of the document are no edges: no window has more context there
     assert assign([{0: 0, 1: 1}], [2]) == [(0, 0, 0), (0, 1, 1)]
     assert assign([{}, {0: 1}], [3, 3]) == [(1, 1, 0)]

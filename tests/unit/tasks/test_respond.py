@@ -24,7 +24,11 @@ def test_every_mask_is_filled_with_the_likeliest_tokens(tiny: Any) -> None:
     assert [len(fills) for fills in answer["fills"]] == [5, 5]
     encoded = task.tokenizer(text, return_tensors="pt")
     with torch.inference_mode():
-        probabilities = model(**encoded).logits[0].softmax(-1)[encoded["input_ids"][0] == task.tokenizer.mask_token_id]
+        probabilities = (
+            model(**encoded)
+            .logits[0]
+            .softmax(-1)[encoded["input_ids"][0] == task.tokenizer.mask_token_id]
+        )
     for fills, expected in zip(answer["fills"], probabilities, strict=True):
         scores = [fill["score"] for fill in fills]
         assert scores == pytest.approx(sorted(expected.tolist(), reverse=True)[:5], abs=1e-6)
@@ -53,16 +57,28 @@ def test_a_continuation_is_greedy_and_leaves_the_prompt_out(tiny: Any) -> None:
     for _ in range(3):
         with torch.inference_mode():
             expected.append(int(model(torch.tensor([ids + expected])).logits[0, -1].argmax()))
-    assert answer == {"id": 0, "text": "I know", "continuation": task.tokenizer.decode(expected, skip_special_tokens=True)}
+    assert answer == {
+        "id": 0,
+        "text": "I know",
+        "continuation": task.tokenizer.decode(expected, skip_special_tokens=True),
+    }
 
 
-def test_beams_of_a_continuation_are_weighed_by_its_length_as_asked(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, task = subject(tiny, "clm", generation={"num_beams": 3, "length_penalty": 2.5, "max_new_tokens": 3})
+def test_beams_of_a_continuation_are_weighed_by_its_length_as_asked(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, task = subject(
+        tiny, "clm", generation={"num_beams": 3, "length_penalty": 2.5, "max_new_tokens": 3}
+    )
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(model, "generate", lambda inputs, **options: asked.update(options) or inputs)
+    monkeypatch.setattr(
+        model, "generate", lambda inputs, **options: asked.update(options) or inputs
+    )
     task.respond(model, task.text_rows(["I know"]))
     assert asked["length_penalty"] == 2.5
-    with pytest.raises(RecipeError, match=r"generation\.length_penalty: has no effect with one beam"):
+    with pytest.raises(
+        RecipeError, match=r"generation\.length_penalty: has no effect with one beam"
+    ):
         subject(tiny, "clm", generation={"num_beams": 1, "length_penalty": 2.5})
 
 

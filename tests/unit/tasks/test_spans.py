@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lmkit.tasks.ner import entities
-from lmkit.tasks.spans import spans_of, words_with_tags
+from lmkit.tasks.ner.spans import spans_of, words_with_tags
+from lmkit.tasks.ner.task import entities
 
 TEXT = "Dr. Ada Lovelace-Byron of Köln met हिन्दी friends."
 
@@ -31,7 +31,9 @@ def test_an_entity_may_be_written_in_several_ways(entity: Any) -> None:
 
 
 def test_words_are_cut_at_the_borders_of_entities_alone() -> None:
-    row = words_with_tags({"text": TEXT, "entities": [[26, 30, "LOC"], [4, 16, "PER"], [35, 37, "X"]]})
+    row = words_with_tags(
+        {"text": TEXT, "entities": [[26, 30, "LOC"], [4, 16, "PER"], [35, 37, "X"]]}
+    )
     assert list(zip(row["tokens"], row["tags"], strict=True)) == [
         ("Dr", "O"),
         (".", "O"),
@@ -60,19 +62,26 @@ def test_entities_come_back_exactly(seed: int) -> None:
     draw = random.Random(seed)
     text = "".join(draw.choice("ab-é .,\n京म्ู'9") for _ in range(40))
     ends = sorted(draw.sample(range(41), 12))
-    spans = [(start, end, draw.choice("AB")) for start, end in zip(ends[::2], ends[1::2], strict=True)]
+    spans = [
+        (start, end, draw.choice("AB")) for start, end in zip(ends[::2], ends[1::2], strict=True)
+    ]
     spans = [span for span in spans if text[span[0] : span[1]].strip()]
     row = words_with_tags({"text": text, "entities": [list(span) for span in spans]})
     found = entities(text, row["offsets"], row["tags"], [1.0] * len(row["tags"]))
     trimmed = [(text[start:end].strip(), label) for start, end, label in spans]
     assert [(entity["text"], entity["label"]) for entity in found] == trimmed
-    assert [(entity["start"], entity["end"]) for entity in found] == [span[:2] for span in spans_of(spans, text)]
+    assert [(entity["start"], entity["end"]) for entity in found] == [
+        span[:2] for span in spans_of(spans, text)
+    ]
 
 
 @pytest.mark.parametrize(
     ("spans", "problem"),
     [
-        ([[4, 16, "PER"], [8, 22, "X"]], r"the entities 'Ada Lovelace' \(PER\) and 'Lovelace-Byron' \(X\) overlap"),
+        (
+            [[4, 16, "PER"], [8, 22, "X"]],
+            r"the entities 'Ada Lovelace' \(PER\) and 'Lovelace-Byron' \(X\) overlap",
+        ),
         ([[4, 16, "PER"], [4, 16, "PER"]], "overlap"),
         ([[26, 30, "LOC"], [4, 4, "PER"]], "entity 2: 4 to 4 is empty"),
         ([[3, 4, "PER"]], "entity 1: 3 to 4 is blank"),
@@ -84,9 +93,15 @@ def test_entities_come_back_exactly(seed: int) -> None:
         ([{"start": 4, "label": "PER"}], "found 4 and None"),
         ([[4, 16, ""]], "its label is to be a name, found ''"),
         ([{"start": 4, "end": 16}], "its label is to be a name, found None"),
-        (["PER"], "entity 1 is neither an object with start, end and label nor a list of the three: PER"),
+        (
+            ["PER"],
+            "entity 1 is neither an object with start, end and label nor a list of the three: PER",
+        ),
         ([[4, 16]], "neither an object"),
-        ([{"start": 27, "end": 31, "label": "LOC", "text": "Köln"}], "27 to 31 is 'öln ', but the entity says 'Köln'"),
+        (
+            [{"start": 27, "end": 31, "label": "LOC", "text": "Köln"}],
+            "27 to 31 is 'öln ', but the entity says 'Köln'",
+        ),
     ],
 )
 def test_what_cannot_stand_is_refused(spans: list[Any], problem: str) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torchcrf import CRF
 from transformers import AutoModelForTokenClassification
 
+from lmkit.batch import IGNORE
 from lmkit.errors import ModelError, RecipeError
 from lmkit.evaluation.evaluate import mean_loss, predict_records
 from lmkit.evaluation.records import kind_of
@@ -22,9 +23,8 @@ from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.heads import crf_of
 from lmkit.models.source import find_model
 from lmkit.run import Run
-from lmkit.tasks import ner
-from lmkit.tasks.base import IGNORE
-from lmkit.tasks.ner import WordTagging, sequence_losses
+from lmkit.tasks.ner import task as ner
+from lmkit.tasks.ner.task import WordTagging, sequence_losses
 from lmkit.train.checkpoint import checkpoint_steps
 from lmkit.train.optim import build_optimizer, set_learning_rate
 
@@ -32,14 +32,19 @@ LABELS = ["O", "B-A", "I-A", "B-B", "I-B"]
 
 
 def task_of(tiny: Any, **tagging: Any) -> WordTagging:
-    return WordTagging(tiny.recipe("ner", tagging=tagging), {"labels": LABELS, "word_split": "space"}, None)
+    return WordTagging(
+        tiny.recipe("ner", tagging=tagging), {"labels": LABELS, "word_split": "space"}, None
+    )
 
 
 def parts_of(*windows: tuple[list[int], list[list[float]]], **more: Any) -> list[dict[str, Any]]:
     """Windows as (words, probabilities of the first tags; the rest share what is left)."""
     parts = []
     for words, probabilities in windows:
-        full = [[*known, *[(1 - sum(known)) / (5 - len(known))] * (5 - len(known))] for known in probabilities]
+        full = [
+            [*known, *[(1 - sum(known)) / (5 - len(known))] * (5 - len(known))]
+            for known in probabilities
+        ]
         emissions = [[math.log(p) for p in word] for word in full]
         parts.append({"words": words, "emissions": emissions, "nll": 0.0, "items": 0} | more)
     return parts
@@ -52,7 +57,10 @@ def test_viterbi_takes_the_best_legal_sequence_across_windows(tiny: Any) -> None
     """The second window begins with I-A, which only the first window's word can allow."""
     row = {"id": 0, "tokens": ["a", "b", "c"]}
     parts = parts_of(([0, 1], [[0.9, 0.05, 0.01], [0.45, 0.35, 0.1]]), ([2], [[0.02, 0.08, 0.8]]))
-    argmax, best = task_of(tiny).combine(row, parts), task_of(tiny, decoding="viterbi").combine(row, parts)
+    argmax, best = (
+        task_of(tiny).combine(row, parts),
+        task_of(tiny, decoding="viterbi").combine(row, parts),
+    )
     assert argmax["prediction"] == ["O", "O", "I-A"]
     assert best["prediction"] == ["O", "B-A", "I-A"]
     assert best["score"] == pytest.approx([0.9, 0.35, 0.8])  # still the word's own probability
@@ -80,10 +88,16 @@ def test_a_word_that_was_not_read_is_outside_whatever_decodes(tiny: Any) -> None
     row = {"id": 0, "tokens": ["a", "\u200b", "b"]}
     parts = parts_of(([0, 2], [[0.05, 0.9, 0.01], [0.05, 0.15, 0.75]]))
     zero = [[0.0] * 5, [[0.0] * 5 for _ in range(5)], [0.0] * 5]
-    assert task_of(tiny, decoding="viterbi").combine(row, parts)["prediction"] == ["B-A", "O", "B-A"]
+    assert task_of(tiny, decoding="viterbi").combine(row, parts)["prediction"] == [
+        "B-A",
+        "O",
+        "B-A",
+    ]
     record = task_of(tiny, crf=True).combine(row, [part | {"transitions": zero} for part in parts])
     assert (record["prediction"], record["score"][1]) == (["B-A", "O", "B-A"], 0.0)
-    assert task_of(tiny, decoding="viterbi").combine({"id": 0, "tokens": ["\u200b"]}, [])["prediction"] == ["O"]
+    assert task_of(tiny, decoding="viterbi").combine({"id": 0, "tokens": ["\u200b"]}, [])[
+        "prediction"
+    ] == ["O"]
 
 
 def test_every_decoded_document_is_legal(tiny: Any) -> None:
@@ -94,24 +108,42 @@ def test_every_decoded_document_is_legal(tiny: Any) -> None:
     torch.nn.init.normal_(model.classifier.weight, std=2.0)
     for decoding, legal in (("argmax", False), ("viterbi", True)):
         task = tiny.prepared(tiny.merged(recipe, tagging={"decoding": decoding})).task
-        records = list(predict_records(model, task, prepared.encoded["validation"], tiny.accelerator, budget=64))
+        records = list(
+            predict_records(
+                model, task, prepared.encoded["validation"], tiny.accelerator, budget=64
+            )
+        )
         assert len({len(record["tokens"]) for record in records}) > 1
-        assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records) is legal
+        assert (
+            all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
+            is legal
+        )
 
 
 @pytest.mark.parametrize("tagging", [{}, {"decoding": "viterbi"}, {"crf": True}])
-def test_entities_without_types_are_entities_all_the_way(tiny: Any, tmp_path: Path, tagging: dict[str, Any]) -> None:
+def test_entities_without_types_are_entities_all_the_way(
+    tiny: Any, tmp_path: Path, tagging: dict[str, Any]
+) -> None:
     """Recognised, selected by f1, decoded, measured and predicted; the words of a keyphrase begin with k."""
     sentence = "a/O k1/B k2/I b/O k3/B".replace("/", " ").split()
-    block = "".join(f"{word} {tag}\n" for word, tag in zip(sentence[::2], sentence[1::2], strict=True))
+    block = "".join(
+        f"{word} {tag}\n" for word, tag in zip(sentence[::2], sentence[1::2], strict=True)
+    )
     path = tmp_path / "a.conll"
     path.write_text("\n".join([block] * 8))
-    recipe = tiny.recipe("ner", tagging=tagging, data={"train": str(path), "validation": str(path)}, train={"select_best": "f1"})
+    recipe = tiny.recipe(
+        "ner",
+        tagging=tagging,
+        data={"train": str(path), "validation": str(path)},
+        train={"select_best": "f1"},
+    )
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     task = prepared.task
     assert task.labels == ["O", "B", "I"]
     assert task.metrics[:2] == ("f1", "f1_strict")
-    records = list(predict_records(model, task, prepared.encoded["validation"], tiny.accelerator, budget=64))
+    records = list(
+        predict_records(model, task, prepared.encoded["validation"], tiny.accelerator, budget=64)
+    )
     assert set(task.metrics) - {"loss"} <= task.score(records).values().keys()
     if tagging:
         assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
@@ -119,7 +151,9 @@ def test_entities_without_types_are_entities_all_the_way(tiny: Any, tmp_path: Pa
     assert kind_of(gold) == "entities"
     assert task.score(gold).values()["f1_strict"] == 1
     assert task.score(gold).label_values()["_"]["support"] == 16
-    assert never_predicted([{**record, "prediction": ["O"] * 5} for record in gold], "entities") == ["_"]
+    assert never_predicted(
+        [{**record, "prediction": ["O"] * 5} for record in gold], "entities"
+    ) == ["_"]
     shown = task.show(gold[0])["entities"]
     assert [(each["text"], each["label"], each["start"], each["end"]) for each in shown] == [
         ("k1 k2", "_", 2, 7),
@@ -141,9 +175,13 @@ def test_the_loss_is_that_of_the_labelled_words_alone() -> None:
     labels = torch.tensor([[IGNORE, 2, IGNORE, 1], [IGNORE] * 4, [0, IGNORE, IGNORE, IGNORE]])
     found = sequence_losses(crf, logits, labels)
     yes = torch.ones(1, 2, dtype=torch.bool)
-    assert found[0].item() == pytest.approx(-crf(logits[:1, [1, 3]], torch.tensor([[2, 1]]), yes).item(), abs=1e-5)
+    assert found[0].item() == pytest.approx(
+        -crf(logits[:1, [1, 3]], torch.tensor([[2, 1]]), yes).item(), abs=1e-5
+    )
     assert found[1] == 0
-    assert found[2].item() == pytest.approx(-crf(logits[2:, :1], torch.tensor([[0]]), yes[:, :1]).item(), abs=1e-5)
+    assert found[2].item() == pytest.approx(
+        -crf(logits[2:, :1], torch.tensor([[0]]), yes[:, :1]).item(), abs=1e-5
+    )
     nothing = sequence_losses(crf, logits[1:2].requires_grad_(), labels[1:2]).sum()
     nothing.backward()  # a rank with nothing that counts still takes part in the step
     assert all(p.grad is None or not p.grad.any() for p in crf.parameters())
@@ -154,10 +192,14 @@ def test_the_loss_of_a_crf_does_not_depend_on_the_batches(tiny: Any) -> None:
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     encoded, task = prepared.encoded["validation"], prepared.task
     assert len(encoded.pieces) > len(encoded)  # some rows have several windows
-    losses = [mean_loss(model, task, encoded, tiny.accelerator, budget=budget) for budget in (1, 10_000)]
+    losses = [
+        mean_loss(model, task, encoded, tiny.accelerator, budget=budget) for budget in (1, 10_000)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     records = list(predict_records(model, task, encoded, tiny.accelerator, budget=64))
-    assert sum(r["nll"] for r in records) / sum(r["items"] for r in records) == pytest.approx(losses[0], abs=1e-5)
+    assert sum(r["nll"] for r in records) / sum(r["items"] for r in records) == pytest.approx(
+        losses[0], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -170,8 +212,14 @@ def test_a_crf_is_saved_beside_a_plain_model_and_loaded_again(
     assert built.new[-1] == "crf"
     assert all(parameter.requires_grad for parameter in crf_of(built.model).parameters())
     save_model(built.model.eval(), prepared.task, tmp_path)
-    assert set(load_file(tmp_path / "crf.safetensors")) == {"start_transitions", "transitions", "end_transitions"}
-    assert not [name for name in load_file(next(tmp_path.glob("*model.safetensors"))) if "crf" in name]
+    assert set(load_file(tmp_path / "crf.safetensors")) == {
+        "start_transitions",
+        "transitions",
+        "end_transitions",
+    }
+    assert not [
+        name for name in load_file(next(tmp_path.glob("*model.safetensors"))) if "crf" in name
+    ]
     source = find_model(str(tmp_path))
     assert source.description["recipe"]["tagging"]["crf"] is True
     fresh = load_trained(source, prepared.task)
@@ -179,10 +227,14 @@ def test_a_crf_is_saved_beside_a_plain_model_and_loaded_again(
     with torch.inference_mode():
         assert prepared.task.loss(fresh, batch) == prepared.task.loss(built.model, batch)
         if not lora:
-            plain, info = AutoModelForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
+            plain, info = AutoModelForTokenClassification.from_pretrained(
+                tmp_path, output_loading_info=True
+            )
             assert not info["missing_keys"] | info["unexpected_keys"]
             torch.testing.assert_close(
-                plain.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits,
+                plain.eval()(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                ).logits,
                 prepared.task.logits(fresh, batch)[0],
             )
     (tmp_path / "crf.safetensors").unlink()
@@ -191,7 +243,9 @@ def test_a_crf_is_saved_beside_a_plain_model_and_loaded_again(
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_crf_is_trained_proven_and_resumed_bit_for_bit(tiny: Any, lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crf_is_trained_proven_and_resumed_bit_for_bit(
+    tiny: Any, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sections: dict[str, Any] = {
         "train": {"max_steps": 4, "dropout": 0.2, "learning_rate": 1e-3, "select_best": "last"},
         "hardware": {"checkpoint_every": 2},
@@ -216,7 +270,10 @@ def test_a_crf_is_trained_proven_and_resumed_bit_for_bit(tiny: Any, lora: bool, 
     for file in ("crf.safetensors", "adapter_model.safetensors" if lora else "model.safetensors"):
         ours, theirs = load_file(whole.model / file), load_file(resumed.model / file)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    records = [json.loads(line) for line in (whole.eval_folder("validation") / "predictions.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (whole.eval_folder("validation") / "predictions.jsonl").read_text().splitlines()
+    ]
     assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
 
 
@@ -225,7 +282,11 @@ def test_transitions_have_a_rate_of_their_own(tiny: Any) -> None:
     model = tiny.model(recipe)
     optimizer = build_optimizer(model, recipe.train, crf_rate=0.01)
     set_learning_rate(optimizer, 5e-5)  # half of the peak
-    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    rates = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     assert len(rates) == len(list(model.parameters()))
     assert {rates[id(p)] for p in crf_of(model).parameters()} == {(5e-5 * 100, 0.0)}
     assert rates[id(model.classifier.weight)] == (5e-5, 0.01)
@@ -233,12 +294,17 @@ def test_transitions_have_a_rate_of_their_own(tiny: Any) -> None:
 
 def test_a_run_takes_the_rate_of_the_transitions_from_the_recipe(tiny: Any) -> None:
     """They begin within 0.1, and Adam's first step is as long as its rate."""
-    recipe = tiny.merged(crf_recipe(tiny, train={"max_steps": 1, "schedule": "constant"}), tagging={"crf_learning_rate": 0.5})
+    recipe = tiny.merged(
+        crf_recipe(tiny, train={"max_steps": 1, "schedule": "constant"}),
+        tagging={"crf_learning_rate": 0.5},
+    )
     transitions = load_file(tiny.fit(recipe).model / "crf.safetensors")["transitions"]
     assert 0.4 < transitions.abs().max() < 0.61
 
 
-def test_a_crf_goes_on_from_that_of_its_base_where_the_labels_are_the_same(tiny: Any, tmp_path: Path) -> None:
+def test_a_crf_goes_on_from_that_of_its_base_where_the_labels_are_the_same(
+    tiny: Any, tmp_path: Path
+) -> None:
     first = crf_recipe(tiny)
     model = tiny.model(first)
     save_model(model, tiny.prepared(first).task, tmp_path)
@@ -248,7 +314,9 @@ def test_a_crf_goes_on_from_that_of_its_base_where_the_labels_are_the_same(tiny:
     assert torch.equal(crf_of(built.model).transitions, crf_of(model).transitions)
 
 
-def test_fit_fails_where_the_saved_transitions_are_others(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_fails_where_the_saved_transitions_are_others(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lmkit.train import fit
 
     def careless(model: Any, task: Any, folder: Path) -> None:
@@ -257,7 +325,9 @@ def test_fit_fails_where_the_saved_transitions_are_others(tiny: Any, monkeypatch
             crf_of(model).transitions.add_(torch.eye(len(task.labels)))
 
     monkeypatch.setattr(fit, "save_model", careless)
-    with pytest.raises(ModelError, match="the saved model computes something else than the trained one"):
+    with pytest.raises(
+        ModelError, match="the saved model computes something else than the trained one"
+    ):
         tiny.fit(crf_recipe(tiny))
 
 
@@ -267,12 +337,26 @@ def test_fit_fails_where_the_saved_transitions_are_others(tiny: Any, monkeypatch
 @pytest.mark.parametrize(
     ("tagging", "labels", "problem"),
     [
-        ({"decoding": "viterbi"}, ["B", "I", "N", "O"], "tagging.decoding: every sequence of these tags is allowed"),
-        ({"decoding": "viterbi"}, ["DET", "NOUN"], "tagging.decoding: every sequence of these tags is allowed"),
-        ({"crf_learning_rate": 0.1}, LABELS, "tagging.crf_learning_rate: has no effect without a CRF"),
+        (
+            {"decoding": "viterbi"},
+            ["B", "I", "N", "O"],
+            "tagging.decoding: every sequence of these tags is allowed",
+        ),
+        (
+            {"decoding": "viterbi"},
+            ["DET", "NOUN"],
+            "tagging.decoding: every sequence of these tags is allowed",
+        ),
+        (
+            {"crf_learning_rate": 0.1},
+            LABELS,
+            "tagging.crf_learning_rate: has no effect without a CRF",
+        ),
     ],
 )
-def test_keys_without_effect_are_refused(tiny: Any, tagging: dict[str, Any], labels: list[str], problem: str) -> None:
+def test_keys_without_effect_are_refused(
+    tiny: Any, tagging: dict[str, Any], labels: list[str], problem: str
+) -> None:
     with pytest.raises(RecipeError, match=problem):
         WordTagging(tiny.recipe("ner", tagging=tagging), {"labels": labels}, None)
     WordTagging(tiny.recipe("ner", tagging=tagging | {"crf": True}), {"labels": labels}, None)
@@ -280,12 +364,20 @@ def test_keys_without_effect_are_refused(tiny: Any, tagging: dict[str, Any], lab
 
 def test_a_crf_has_no_label_smoothing(tiny: Any) -> None:
     with pytest.raises(RecipeError, match=r"train.label_smoothing: has no effect with tagging.crf"):
-        WordTagging(tiny.recipe("ner", tagging={"crf": True}, train={"label_smoothing": 0.1}), {"labels": LABELS}, None)
+        WordTagging(
+            tiny.recipe("ner", tagging={"crf": True}, train={"label_smoothing": 0.1}),
+            {"labels": LABELS},
+            None,
+        )
 
 
-def test_without_the_library_it_is_said_how_to_get_it(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_it_is_said_how_to_get_it(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ner, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"tagging.crf: .*pytorch-crf, is not installed\n  pip install"):
+    with pytest.raises(
+        RecipeError, match=r"tagging.crf: .*pytorch-crf, is not installed\n  pip install"
+    ):
         task_of(tiny, crf=True)
     task_of(tiny)
 

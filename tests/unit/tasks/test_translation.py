@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.batch import IGNORE, uncounted
 from lmkit.errors import ModelError
-from lmkit.tasks.base import IGNORE, TooLong, uncounted
-from lmkit.tasks.translation import tokenizer_for
+from lmkit.tasks.base import TooLong
+from lmkit.tasks.translation.task import tokenizer_for
 
 ROW = {"id": 0, "source": "I know about you two.", "target": "Os conozco a ambos."}
 
@@ -17,7 +18,11 @@ ROW = {"id": 0, "source": "I know about you two.", "target": "Os conozco a ambos
 def task_of(tiny: Any, **data: Any) -> Any:
     recipe = tiny.recipe("translation")
     task = tiny.prepared(recipe).task
-    return type(task)(recipe.model_copy(update={"data": recipe.data.model_copy(update=data)}), task.facts, task.tokenizer)
+    return type(task)(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update=data)}),
+        task.facts,
+        task.tokenizer,
+    )
 
 
 def test_both_sides_end_with_the_end_mark(tiny: Any) -> None:
@@ -30,7 +35,9 @@ def test_both_sides_end_with_the_end_mark(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["marian", "t5", "bart"])
-def test_the_decoder_sees_the_target_shifted_by_one(tiny: Any, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoder_sees_the_target_shifted_by_one(
+    tiny: Any, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tiny.recipe("translation", architecture)
     task, model = tiny.prepared(recipe).task, tiny.model(recipe)
     piece = {name: values[0] for name, values in task.encode([ROW]).items()}
@@ -50,7 +57,9 @@ def test_the_decoder_sees_the_target_shifted_by_one(tiny: Any, architecture: str
 
 
 @pytest.mark.parametrize("architecture", ["marian", "t5", "bart", "mbart"])
-def test_a_rank_without_examples_has_a_forward_pass_all_the_same(tiny: Any, architecture: str) -> None:
+def test_a_rank_without_examples_has_a_forward_pass_all_the_same(
+    tiny: Any, architecture: str
+) -> None:
     recipe = tiny.recipe("translation", architecture)
     task, model = tiny.prepared(recipe).task, tiny.model(recipe)
     piece = {name: values[0] for name, values in task.encode([ROW]).items()}
@@ -64,12 +73,16 @@ def test_long_pairs_are_refused_or_cut_with_the_end_mark_kept(tiny: Any) -> None
     task = task_of(tiny)
     with pytest.raises(TooLong) as refused:
         task.encode([ROW, long])
-    assert refused.value.rows == [(1, len(task.tokenizer(long["target"], verbose=False)["input_ids"]))]
+    assert refused.value.rows == [
+        (1, len(task.tokenizer(long["target"], verbose=False)["input_ids"]))
+    ]
     columns = task_of(tiny, long_text="head").encode([ROW, long])
     assert columns["cut"] == [0, 1]
     assert len(columns["labels"][1]) == 64
     assert columns["labels"][1][-1] == task.tokenizer.eos_token_id
-    assert columns["labels"][1][:63] == task.tokenizer(long["target"], verbose=False)["input_ids"][:63]
+    assert (
+        columns["labels"][1][:63] == task.tokenizer(long["target"], verbose=False)["input_ids"][:63]
+    )
 
 
 def test_sources_without_targets_are_translated(tiny: Any) -> None:
@@ -79,17 +92,23 @@ def test_sources_without_targets_are_translated(tiny: Any) -> None:
     assert columns["labels"] == [[]]
     piece = {name: values[0] for name, values in columns.items()}
     with torch.inference_mode():
-        (part,) = task.predict(tiny.model(tiny.recipe("translation")), task.collate([[piece]]), [piece])
+        (part,) = task.predict(
+            tiny.model(tiny.recipe("translation")), task.collate([[piece]]), [piece]
+        )
     assert task.show(task.combine(rows[0], [part])).keys() == {"id", "text", "translation", "score"}
     assert (part["nll"], part["items"]) == (0.0, 0)
 
 
-def test_the_source_is_encoded_once_for_the_loss_and_the_search(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_is_encoded_once_for_the_loss_and_the_search(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, model = task_of(tiny), tiny.model(tiny.recipe("translation"))
     piece = {name: values[0] for name, values in task.encode([ROW]).items()}
     encoder, calls = model.get_encoder(), []
     forward = encoder.forward
-    monkeypatch.setattr(encoder, "forward", lambda *given, **named: calls.append(1) or forward(*given, **named))
+    monkeypatch.setattr(
+        encoder, "forward", lambda *given, **named: calls.append(1) or forward(*given, **named)
+    )
     batch = task.collate([[piece]])
     with torch.inference_mode():
         (part,) = task.predict(model, batch, [piece])
@@ -99,7 +118,9 @@ def test_the_source_is_encoded_once_for_the_loss_and_the_search(tiny: Any, monke
 
 @pytest.mark.parametrize("architecture", ["marian", "t5", "bart", "mbart"])
 def test_the_loss_of_a_sentence_in_a_batch_is_its_loss_alone(tiny: Any, architecture: str) -> None:
-    recipe = tiny.recipe("translation", architecture, generation={"num_beams": 2, "max_new_tokens": 3})
+    recipe = tiny.recipe(
+        "translation", architecture, generation={"num_beams": 2, "max_new_tokens": 3}
+    )
     task, model = tiny.prepared(recipe).task, tiny.model(recipe).eval()
     rows = [ROW, {"id": 1, "source": "So lucky.", "target": "Qué suerte."}]
     pieces = [{name: values[0] for name, values in task.encode([row]).items()} for row in rows]
@@ -140,7 +161,9 @@ def test_nothing_is_written_beyond_the_positions_of_the_decoder(tiny: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["ฉันเป็นนักเรียน", "ຂ້ອຍເປັນນັກຮຽນ", "ကျွန်တော်ကျောင်းသားပါ", "ខ្ញុំជាសិស្ស"], ids=["Thai", "Lao", "Burmese", "Khmer"]
+    "text",
+    ["ฉันเป็นนักเรียน", "ຂ້ອຍເປັນນັກຮຽນ", "ကျွန်တော်ကျောင်းသားပါ", "ខ្ញុំជាសិស្ស"],
+    ids=["Thai", "Lao", "Burmese", "Khmer"],
 )
 def test_bleu_of_an_unspaced_sentence_is_not_all_or_nothing(tiny: Any, text: str) -> None:
     task = tiny.prepared(tiny.recipe("translation")).task
@@ -151,5 +174,7 @@ def test_bleu_of_an_unspaced_sentence_is_not_all_or_nothing(tiny: Any, text: str
 
 
 def test_a_few_words_of_another_script_do_not_decide_how_bleu_is_counted() -> None:
-    assert tokenizer_for(["The Thai word for water, which a guest hears every day, is น้ำ."]) == "13a"
+    assert (
+        tokenizer_for(["The Thai word for water, which a guest hears every day, is น้ำ."]) == "13a"
+    )
     assert tokenizer_for(["คุณใช้ Windows หรือ Linux"]) == "char"

@@ -24,17 +24,26 @@ from lmkit.tasks.words import joined, split_words
         ("❤\ufe0f!", ["❤\ufe0f", "!"]),
         ("2019年A4用紙", ["2019", "年", "A4", "用", "紙"]),
         ("東京タワー", ["東", "京", "タ", "ワ", "ー"]),
-        ("น้ำ ดี", ["น้", "ำ", "ดี"]),  # Thai has no spaces between words: letters, with their tones and vowels
+        (
+            "น้ำ ดี",
+            ["น้", "ำ", "ดี"],
+        ),  # Thai has no spaces between words: letters, with their tones and vowels
         ("서울은 한국", ["서울은", "한국"]),  # Korean has
     ],
 )
-def test_marks_stay_with_their_letters_and_unspaced_scripts_are_cut_into_letters(text: str, words: list[str]) -> None:
+def test_marks_stay_with_their_letters_and_unspaced_scripts_are_cut_into_letters(
+    text: str, words: list[str]
+) -> None:
     assert [text[start:end] for start, end in split_words(text, "punctuation")] == words
 
 
 def test_marks_stay_with_single_characters_too() -> None:
     text = "春が\u3099e\u0301"
-    assert [text[start:end] for start, end in split_words(text, "character")] == ["春", "が\u3099", "e\u0301"]
+    assert [text[start:end] for start, end in split_words(text, "character")] == [
+        "春",
+        "が\u3099",
+        "e\u0301",
+    ]
 
 
 @pytest.mark.parametrize("how", ["space", "punctuation", "character"])

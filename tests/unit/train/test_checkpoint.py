@@ -22,7 +22,17 @@ import torch
 from lmkit.errors import ModelError, TrainingStopped
 from lmkit.run import Run
 from lmkit.train import checkpoint, writer
-from lmkit.train.checkpoint import MOMENTS, STATE, SUMS, WEIGHTS, Stored, checkpoint_steps, name_of, newest_whole, part_of
+from lmkit.train.checkpoint import (
+    MOMENTS,
+    STATE,
+    SUMS,
+    WEIGHTS,
+    Stored,
+    checkpoint_steps,
+    name_of,
+    newest_whole,
+    part_of,
+)
 from lmkit.train.writer import Writer
 
 
@@ -62,7 +72,10 @@ def run(tmp_path: Path, trained: Trained) -> Run:
 def test_the_sums_are_those_of_the_files(run: Run) -> None:
     folder = run.checkpoints / name_of(2)
     sums = dict(reversed(line.split("  ")) for line in (folder / SUMS).read_text().splitlines())
-    assert sums == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS, MOMENTS, STATE)}
+    assert sums == {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in (WEIGHTS, MOMENTS, STATE)
+    }
 
 
 def truncated(path: Path) -> None:
@@ -112,11 +125,16 @@ def parts(tmp_path: Path) -> Run:
     folder = run.checkpoints / name_of(1)
     folder.mkdir(parents=True)
     for rank in range(3):
-        tensors = {"rows": rows[2 * rank : 2 * rank + 2].clone()} | ({"step": torch.tensor(7.0)} if rank == 0 else {})
+        tensors = {"rows": rows[2 * rank : 2 * rank + 2].clone()} | (
+            {"step": torch.tensor(7.0)} if rank == 0 else {}
+        )
         for kind in (WEIGHTS, MOMENTS):
             safetensors.torch.save_file(tensors, folder / part_of(kind, rank, 3))
     (folder / STATE).write_text("{}")
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.iterdir())]
+    sums = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.iterdir())
+    ]
     (folder / SUMS).write_text("".join(sums))
     return run
 
@@ -164,7 +182,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 @pytest.fixture
 def as_one_of_several() -> Iterator[Any]:
     """A process group of one."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
     yield SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     torch.distributed.destroy_process_group()
 
@@ -208,7 +228,9 @@ def test_where_a_copy_would_fill_the_memory_it_is_written_at_once(
     assert checkpoint_steps(into.run) == [1]
 
 
-def test_what_is_being_written_is_finished_after_an_error(tmp_path: Path, trained: Trained, held: threading.Event) -> None:
+def test_what_is_being_written_is_finished_after_an_error(
+    tmp_path: Path, trained: Trained, held: threading.Event
+) -> None:
     def train() -> None:
         with Writer(run) as into:
             trained.save(into, 1)
@@ -221,7 +243,9 @@ def test_what_is_being_written_is_finished_after_an_error(tmp_path: Path, traine
     assert checkpoint_steps(run) == [1]
 
 
-def test_leaving_at_once_does_not_wait_for_what_is_being_written(tmp_path: Path, trained: Trained, held: threading.Event) -> None:
+def test_leaving_at_once_does_not_wait_for_what_is_being_written(
+    tmp_path: Path, trained: Trained, held: threading.Event
+) -> None:
     into = Writer(Run(tmp_path))
 
     def train() -> None:
@@ -257,7 +281,10 @@ def test_an_error_of_the_thread_is_raised_at_the_next_checkpoint(
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
     """The system refuses to make a file longer than this, as with a quota."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         yield

@@ -23,7 +23,13 @@ from lmkit.train.measured import Bench
 class Pretended:
     """In the place of torch.compile: counts, and makes every pass through a layer slower or, against eager ones, faster."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, compiled_seconds: float = 0.0, eager_seconds: float = 0.0):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        compiled_seconds: float = 0.0,
+        eager_seconds: float = 0.0,
+    ):
         self.made = self.calls = 0
         self.is_eager = False
         monkeypatch.setattr(compiled, "TRIED_ON", ("cpu",))
@@ -54,16 +60,38 @@ class Pretended:
 
 
 def choose(
-    tiny: Any, known: dict[str, Any] | None = None, *, total: int = 10**6, seconds: float | None = None, **wish: Any
+    tiny: Any,
+    known: dict[str, Any] | None = None,
+    *,
+    total: int = 10**6,
+    seconds: float | None = None,
+    **wish: Any,
 ) -> Any:
     """What is chosen for a tiny classifier, and its model after it."""
     recipe = tiny.recipe("classification", hardware=wish)
     prepared = tiny.prepared(recipe)
-    batches = StepBatches(prepared.encoded["train"], Plan(10, 4, 1), prepared.task, rank=0, ranks=1, budget=64, packed=False)
+    batches = StepBatches(
+        prepared.encoded["train"],
+        Plan(10, 4, 1),
+        prepared.task,
+        rank=0,
+        ranks=1,
+        budget=64,
+        packed=False,
+    )
     model = tiny.model(recipe)
     before = [parameter.clone() for parameter in model.parameters()]
     found, layers = compiled.choose_compile(
-        recipe.hardware, model, batches, prepared.task, tiny.accelerator, None, known or {}, first=0, total=total, seconds=seconds
+        recipe.hardware,
+        model,
+        batches,
+        prepared.task,
+        tiny.accelerator,
+        None,
+        known or {},
+        first=0,
+        total=total,
+        seconds=seconds,
     )
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -88,18 +116,30 @@ def test_on_a_cpu_nothing_is_tried(tiny: Any, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("options", "why"),
-    [({"total": 499}, "499 steps are too few"), ({"total": 500}, "minutes"), ({"seconds": 60.0}, "about 1 minutes")],
+    [
+        ({"total": 499}, "499 steps are too few"),
+        ({"total": 500}, "minutes"),
+        ({"seconds": 60.0}, "about 1 minutes"),
+    ],
 )
-def test_nothing_is_compiled_for_a_short_run(tiny: Any, options: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_compiled_for_a_short_run(
+    tiny: Any, options: Any, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretended = Pretended(monkeypatch)
     found, _, model = choose(tiny, **options)
     assert (found["on"], pretended.made, is_compiled(model)) == (False, 0, False)
     assert why in found["why"]
 
 
-@pytest.mark.parametrize(("faster", "is_on"), [({"eager_seconds": 0.02}, True), ({"compiled_seconds": 0.02}, False)])
+@pytest.mark.parametrize(
+    ("faster", "is_on"), [({"eager_seconds": 0.02}, True), ({"compiled_seconds": 0.02}, False)]
+)
 def test_a_long_run_keeps_what_is_faster(
-    tiny: Any, faster: dict[str, float], is_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Any,
+    faster: dict[str, float],
+    is_on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     Pretended(monkeypatch, **faster)
     found, layers, model = choose(tiny)
@@ -110,7 +150,9 @@ def test_a_long_run_keeps_what_is_faster(
     assert not is_compiled(model)
 
 
-def test_a_decision_is_kept_for_the_same_wish_and_its_kernels_made_anew(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_is_kept_for_the_same_wish_and_its_kernels_made_anew(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretended = Pretended(monkeypatch, eager_seconds=0.02)
     found, _, _ = choose(tiny)
     monkeypatch.setattr(compiled, "_try", lambda *_, **__: pytest.fail("tried again"))
@@ -124,7 +166,9 @@ def test_a_decision_is_kept_for_the_same_wish_and_its_kernels_made_anew(tiny: An
     assert (again["on"], is_compiled(model)) == (False, False)
 
 
-def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_why(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_why(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiled, "TRIED_ON", ("cpu",))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
@@ -136,7 +180,9 @@ def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_why(tiny: A
     assert error.value.place == "hardware.compile"
 
 
-def test_a_layer_that_fails_to_compile_is_left_as_it_was(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_fails_to_compile_is_left_as_it_was(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def compile_(function: Any, *, dynamic: bool) -> Any:
         def run(*_: Any, **__: Any) -> Any:
             raise RuntimeError("no kernel for this\nand much more")
@@ -154,11 +200,15 @@ def test_a_layer_that_fails_to_compile_is_left_as_it_was(tiny: Any, monkeypatch:
 
 
 def bench_of(tiny: Any, recipe: Any) -> Bench:
-    return Bench(recipe, tiny.splits(recipe), find_model(recipe.model.base) if recipe.model.base else None)
+    return Bench(
+        recipe, tiny.splits(recipe), find_model(recipe.model.base) if recipe.model.base else None
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # dynamo reads what warns when read, and hides it where warnings are no errors
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # dynamo reads what warns when read, and hides it where warnings are no errors
 @pytest.mark.parametrize(
     ("task", "architecture", "options"),
     [
@@ -189,8 +239,19 @@ def test_compiled_layers_have_the_losses_and_gradients_of_eager_ones(
 def recipe_of(tiny: Any) -> Any:
     return tiny.recipe(
         "mlm",
-        train={"max_steps": 6, "batch_size": 3, "dropout": 0.2, "eval_every": 3, "select_best": "loss"},
-        hardware={"checkpoint_every": 2, "keep_checkpoints": 9, "micro_batch_tokens": 64, "compile": "on"},
+        train={
+            "max_steps": 6,
+            "batch_size": 3,
+            "dropout": 0.2,
+            "eval_every": 3,
+            "select_best": "loss",
+        },
+        hardware={
+            "checkpoint_every": 2,
+            "keep_checkpoints": 9,
+            "micro_batch_tokens": 64,
+            "compile": "on",
+        },
     )
 
 
@@ -200,7 +261,9 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_run_that_was_killed_goes_on_up_to_rounding(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run_that_was_killed_goes_on_up_to_rounding(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tiny.fit(recipe_of(tiny))
     recipe, append = recipe_of(tiny), Run.append_log
 
@@ -218,8 +281,15 @@ def test_a_compiled_run_that_was_killed_goes_on_up_to_rounding(tiny: Any, monkey
     resumed = tiny.fit(recipe, resume=True)
     for run in (whole, resumed):
         assert run.manifest["compiled"]["on"] is True
-    ours, theirs = ([line["loss"] for line in run.log_lines() if "loss" in line] for run in (whole, resumed))
+    ours, theirs = (
+        [line["loss"] for line in run.log_lines() if "loss" in line] for run in (whole, resumed)
+    )
     assert ours == pytest.approx(theirs, rel=1e-5)
-    with safe_open(whole.model / "model.safetensors", "pt") as one, safe_open(resumed.model / "model.safetensors", "pt") as other:
+    with (
+        safe_open(whole.model / "model.safetensors", "pt") as one,
+        safe_open(resumed.model / "model.safetensors", "pt") as other,
+    ):
         for name in one.keys():  # noqa: SIM118
-            torch.testing.assert_close(one.get_tensor(name), other.get_tensor(name), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                one.get_tensor(name), other.get_tensor(name), atol=1e-5, rtol=1e-4
+            )

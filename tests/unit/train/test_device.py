@@ -10,11 +10,21 @@ import torch
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
 from lmkit.train import device
-from lmkit.train.device import available_cores, build_accelerator, choose_precision, cpu_quota, micro_batch_tokens, share_of_cores
+from lmkit.train.device import (
+    available_cores,
+    build_accelerator,
+    choose_precision,
+    cpu_quota,
+    micro_batch_tokens,
+    share_of_cores,
+)
 
 
 def test_runs_of_one_python_process_may_differ_in_precision() -> None:
-    found = [build_accelerator(Hardware(precision=precision)).mixed_precision for precision in ("fp32", "bf16", "bf16", "fp32")]  # type: ignore[arg-type]
+    found = [
+        build_accelerator(Hardware(precision=precision)).mixed_precision
+        for precision in ("fp32", "bf16", "bf16", "fp32")
+    ]  # type: ignore[arg-type]
     assert found == ["no", "bf16", "bf16", "no"]
 
 
@@ -45,7 +55,10 @@ def test_tokens_of_a_pass_are_the_recipes_or_the_devices() -> None:
 
 def control_groups(root: Path, groups: str, files: dict[str, str]) -> Path:
     """A machine's files, as the kernel shows them."""
-    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()}}.items():
+    for name, text in {
+        "proc/self/cgroup": groups,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
@@ -56,10 +69,26 @@ def control_groups(root: Path, groups: str, files: dict[str, str]) -> Path:
     [
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),  # a container of version 2
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
-        ("0::/job/step\n", {"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "max 100000\n"}, 4.0),  # the group above
-        ("3:cpuset:/\n2:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
-        ("2:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ("2:cpu:/outside/name\n", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        (
+            "0::/job/step\n",
+            {"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "max 100000\n"},
+            4.0,
+        ),  # the group above
+        (
+            "3:cpuset:/\n2:cpu,cpuacct:/\n",
+            {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            2.0,
+        ),
+        (
+            "2:cpu,cpuacct:/\n",
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
+        (
+            "2:cpu:/outside/name\n",
+            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            3.0,
+        ),
         ("0::/\n", {}, None),
     ],
 )
@@ -83,7 +112,9 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert share_of_cores() == 2
 
 
-def test_there_are_no_more_threads_than_cores_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_no_more_threads_than_cores_unless_the_user_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before, told = torch.get_num_threads(), []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", told.append)

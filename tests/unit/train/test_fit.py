@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lmkit.data.plan import Plan
 from lmkit.errors import RecipeError, TrainingStopped
 from lmkit.run import Run
-from lmkit.tasks.classification import Classification
+from lmkit.tasks.classification.task import Classification
 from lmkit.train import session
 from lmkit.train.checkpoint import checkpoint_steps, name_of
 from lmkit.train.loop import Step, StepBatches
@@ -27,7 +27,14 @@ from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, total_s
 def run(tiny: Any) -> Run:
     recipe = tiny.recipe(
         "classification",
-        train={"max_steps": None, "epochs": 2, "eval_every": 0.5, "select_best": "loss", "learning_rate": 1e-2, "warmup": 0.5},
+        train={
+            "max_steps": None,
+            "epochs": 2,
+            "eval_every": 0.5,
+            "select_best": "loss",
+            "learning_rate": 1e-2,
+            "warmup": 0.5,
+        },
         hardware={"checkpoint_every": 2, "keep_checkpoints": 2},
     )
     found: Run = tiny.fit(recipe)
@@ -65,29 +72,60 @@ def test_the_log_has_a_line_for_every_step(run: Run) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     times = {"tokens_per_second", "data_wait", "seconds"}
     assert all(
-        line.keys() == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "padding", *times} for line in lines
+        line.keys()
+        == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "padding", *times}
+        for line in lines
     )
     assert [line["epoch"] for line in lines] == [0.3333, 0.6667, 1.0, 1.3333, 1.6667, 2.0]
-    assert [round(line["learning_rate"], 5) for line in lines] == [0.00333, 0.00667, 0.01, 0.01, 0.00667, 0.00333]
+    assert [round(line["learning_rate"], 5) for line in lines] == [
+        0.00333,
+        0.00667,
+        0.01,
+        0.01,
+        0.00667,
+        0.00333,
+    ]
     assert all(0 <= line["padding"] < 1 for line in lines)
     # two epochs of 10 rows in windows of 32 tokens
-    assert sum(line["tokens"] for line in lines) == run.manifest["tokens_seen"] == 2 * run.manifest["tokens_per_epoch"]
+    assert (
+        sum(line["tokens"] for line in lines)
+        == run.manifest["tokens_seen"]
+        == 2 * run.manifest["tokens_per_epoch"]
+    )
 
 
 def test_a_line_of_the_log_tells_speed_padding_and_the_share_of_waiting() -> None:
     zero = torch.zeros(())
     steps = [
-        Step(number, zero, zero, 0.1, items=1, tokens=tokens, slots=40, waited_seconds=waited, share=None, interrupted=False)
+        Step(
+            number,
+            zero,
+            zero,
+            0.1,
+            items=1,
+            tokens=tokens,
+            slots=40,
+            waited_seconds=waited,
+            share=None,
+            interrupted=False,
+        )
         for number, tokens, waited in ((1, 30, 1.0), (2, 34, 0.5))
     ]
     tally = session.Tally()
     for step in steps:
         tally.add(step)
     line = session._log_line(steps[-1], tally, Plan(4, 2, 13), seconds=2.0)
-    assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (64, 32.0, 0.2, 0.75)
+    assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (
+        64,
+        32.0,
+        0.2,
+        0.75,
+    )
 
 
-def test_the_clock_of_the_log_waits_for_the_losses(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_of_the_log_waits_for_the_losses(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A GPU is told what to compute long before it has computed it: without waiting its steps would seem to take no time."""
     check, waits = session._check_finite, []
 
@@ -99,7 +137,12 @@ def test_the_clock_of_the_log_waits_for_the_losses(tiny: Any, monkeypatch: pytes
     clock.perf_counter = lambda: plain() + sum(waits)
     monkeypatch.setattr(session, "_check_finite", waited)
     monkeypatch.setattr(session, "time", clock)
-    lines = [json.loads(line) for line in (tiny.fit(tiny.recipe("classification")).path / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tiny.fit(tiny.recipe("classification")).path / "log.jsonl")
+        .read_text()
+        .splitlines()
+    ]
     first, second = (line for line in lines if "tokens" in line)
     assert 1000 <= first["seconds"] < 2000 <= second["seconds"] < 3000
     assert first["tokens_per_second"] < 1
@@ -107,7 +150,18 @@ def test_the_clock_of_the_log_waits_for_the_losses(tiny: Any, monkeypatch: pytes
 
 def test_a_line_of_steps_in_which_no_label_counted_has_no_loss() -> None:
     zero = torch.zeros(())
-    step = Step(1, zero, zero, 0.1, items=0, tokens=3, slots=3, waited_seconds=0.0, share=None, interrupted=False)
+    step = Step(
+        1,
+        zero,
+        zero,
+        0.1,
+        items=0,
+        tokens=3,
+        slots=3,
+        waited_seconds=0.0,
+        share=None,
+        interrupted=False,
+    )
     tally = session.Tally()
     tally.add(step)
     assert session._log_line(step, tally, Plan(4, 2, 13), seconds=1.0)["loss"] is None
@@ -115,20 +169,35 @@ def test_a_line_of_steps_in_which_no_label_counted_has_no_loss() -> None:
 
 def test_the_manifest_says_what_the_run_was_made_of(run: Run) -> None:
     manifest = run.manifest
-    assert (manifest["task"], manifest["seed"], manifest["steps"], manifest["planned_steps"]) == ("classification", 13, 6, 6)
+    assert (manifest["task"], manifest["seed"], manifest["steps"], manifest["planned_steps"]) == (
+        "classification",
+        13,
+        6,
+        6,
+    )
     assert manifest["parent"] is None
-    assert [(entry["split"], entry["rows"], len(entry["sha256"])) for entry in manifest["data"]] == [
+    assert [
+        (entry["split"], entry["rows"], len(entry["sha256"])) for entry in manifest["data"]
+    ] == [
         ("train", 10, 64),
         ("validation", 10, 64),
     ]
     weights = load_file(run.model / "model.safetensors")
-    assert manifest["parameters"]["total"] == manifest["parameters"]["trained"] == sum(w.numel() for w in weights.values())
+    assert (
+        manifest["parameters"]["total"]
+        == manifest["parameters"]["trained"]
+        == sum(w.numel() for w in weights.values())
+    )
     assert manifest["hardware"]["precision"] == "fp32"
     assert manifest["hardware"]["processes"] == 1
 
 
 def test_the_checkpoint_with_the_best_validation_becomes_the_model(run: Run) -> None:
-    losses = {line["step"]: line["validation_loss"] for line in run.log_lines() if "validation_loss" in line}
+    losses = {
+        line["step"]: line["validation_loss"]
+        for line in run.log_lines()
+        if "validation_loss" in line
+    }
     assert list(losses) == [2, 4, 6]
     best = min(losses, key=lambda step: losses[step])
     assert run.manifest["best_step"] == best
@@ -139,27 +208,42 @@ def test_the_checkpoint_with_the_best_validation_becomes_the_model(run: Run) -> 
     assert set(checkpoint_steps(run)) == {4, 6, best}
 
 
-def test_the_best_is_kept_where_the_last_is_worse(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_is_kept_where_the_last_is_worse(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = iter([0.5, 0.9, 0.7])
     monkeypatch.setattr(session, "validate", lambda *arguments, **options: next(values))
-    recipe = tiny.recipe("classification", train={"max_steps": 3, "eval_every": 0.1}, hardware={"keep_checkpoints": 1})
+    recipe = tiny.recipe(
+        "classification",
+        train={"max_steps": 3, "eval_every": 0.1},
+        hardware={"keep_checkpoints": 1},
+    )
     run = tiny.fit(recipe)
     assert run.manifest["best_step"] == 2
     assert checkpoint_steps(run) == [2, 3]
-    stored, model = (load_file(folder / "model.safetensors") for folder in (run.checkpoints / name_of(2), run.model))
+    stored, model = (
+        load_file(folder / "model.safetensors")
+        for folder in (run.checkpoints / name_of(2), run.model)
+    )
     assert all(torch.equal(stored[name], model[name]) for name in model)
 
 
-def test_training_stops_early_without_improvement(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_stops_early_without_improvement(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = iter([0.5, 0.9, 0.7, 0.9, 0.9, 1.0])
     monkeypatch.setattr(session, "validate", lambda *arguments, **options: next(values))
-    recipe = tiny.recipe("classification", train={"max_steps": 9, "eval_every": 0.1, "early_stopping": 3})
+    recipe = tiny.recipe(
+        "classification", train={"max_steps": 9, "eval_every": 0.1, "early_stopping": 3}
+    )
     run = tiny.fit(recipe)
     assert (run.manifest["steps"], run.manifest["best_step"]) == (5, 2)
 
 
 def test_a_limit_of_time_ends_the_run_with_a_model(tiny: Any) -> None:
-    recipe = tiny.recipe("classification", train={"max_steps": None, "max_minutes": 0.005, "schedule": "linear"})
+    recipe = tiny.recipe(
+        "classification", train={"max_steps": None, "max_minutes": 0.005, "schedule": "linear"}
+    )
     run = tiny.fit(recipe)
     lines = [line for line in run.log_lines() if "loss" in line]
     assert run.manifest["planned_steps"] is None
@@ -189,7 +273,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny: Any) -> No
     assert checkpoint_steps(run) == [1]
     assert not run.model.exists()
     assert [line["step"] for line in run.log_lines()] == [1]
-    rows = [json.loads(line) for line in (run.path / "not-finite-step-2.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (run.path / "not-finite-step-2.jsonl").read_text().splitlines()
+    ]
     data = tiny.prepared(recipe).encoded["train"].rows
     examples = Plan(10, 3, recipe.seed).examples(1)
     assert [row["id"] for row in rows] == sorted(examples.tolist())
@@ -199,7 +285,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny: Any) -> No
 
 def test_a_loss_that_is_not_finite_is_found_between_lines_of_the_log(tiny: Any) -> None:
     recipe = tiny.recipe(
-        "classification", train={"max_steps": 6, "learning_rate": 1e30, "select_best": "last"}, logging={"every": 6}
+        "classification",
+        train={"max_steps": 6, "learning_rate": 1e30, "select_best": "last"},
+        logging={"every": 6},
     )
     with pytest.raises(TrainingStopped, match=r"step 2: .*there is no checkpoint yet"):
         tiny.fit(recipe)
@@ -208,9 +296,16 @@ def test_a_loss_that_is_not_finite_is_found_between_lines_of_the_log(tiny: Any) 
 def test_a_nan_planted_in_one_row_is_found_with_that_row(tiny: Any, tmp_path: Path) -> None:
     """As the vector of a token that no other row has."""
     base = shutil.copytree(tiny.base("classification"), tmp_path / "base")
-    recipe = tiny.recipe("classification", base=str(base), train={"max_steps": 9, "batch_size": 3, "select_best": "last"})
+    recipe = tiny.recipe(
+        "classification",
+        base=str(base),
+        train={"max_steps": 9, "batch_size": 3, "select_best": "last"},
+    )
     encoded, plan = tiny.prepared(recipe).encoded["train"], Plan(10, 3, recipe.seed)
-    tokens = [{token for piece in encoded.example(row) for token in piece["input_ids"]} for row in range(10)]
+    tokens = [
+        {token for piece in encoded.example(row) for token in piece["input_ids"]}
+        for row in range(10)
+    ]
     row = plan.examples(1).tolist()[0]
     (alone, *_) = tokens[row].difference(*tokens[:row], *tokens[row + 1 :])
     weights = load_file(base / "model.safetensors")
@@ -223,7 +318,9 @@ def test_a_nan_planted_in_one_row_is_found_with_that_row(tiny: Any, tmp_path: Pa
     assert len(rows) == 3
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss = Classification.loss
 
     def planted(task: Any, model: Any, batch: Any) -> Any:
@@ -267,7 +364,9 @@ def test_the_metric_that_chooses_is_checked(tiny: Any) -> None:
     assert chosen("loss") == "loss"
     assert chosen("last") is None
     assert chosen(None, with_validation=False) is None
-    with pytest.raises(RecipeError, match=r"classification has no metric 'f1_marco'\n.*did you mean 'f1_macro'"):
+    with pytest.raises(
+        RecipeError, match=r"classification has no metric 'f1_marco'\n.*did you mean 'f1_macro'"
+    ):
         chosen("f1_marco")
     with pytest.raises(RecipeError, match="there is no validation data to choose by"):
         chosen("accuracy", with_validation=False)
@@ -275,7 +374,9 @@ def test_the_metric_that_chooses_is_checked(tiny: Any) -> None:
 
 def test_checkpoints_come_after_steps_or_minutes(tiny: Any) -> None:
     def interval(every: Any) -> Any:
-        return checkpoint_interval(tiny.recipe("classification", hardware={"checkpoint_every": every}))
+        return checkpoint_interval(
+            tiny.recipe("classification", hardware={"checkpoint_every": every})
+        )
 
     assert interval(500) == (500, None)
     assert interval("10min") == (None, 600.0)
@@ -289,7 +390,15 @@ def test_a_rank_without_examples_takes_part_with_nothing_that_counts(tiny: Any) 
     prepared = tiny.prepared(tiny.recipe("classification"))
     plan = Plan(10, 3, 13)  # the last step has one example
     ranks = [
-        StepBatches(prepared.encoded["train"], plan, prepared.task, rank=rank, ranks=2, budget=1, packed=False)[3]
+        StepBatches(
+            prepared.encoded["train"],
+            plan,
+            prepared.task,
+            rank=rank,
+            ranks=2,
+            budget=1,
+            packed=False,
+        )[3]
         for rank in (0, 1)
     ]
     assert [sum(prepared.task.items(batch) for batch in micro) for micro in ranks] == [1, 0]

@@ -13,16 +13,25 @@ import pytest
 import torch
 
 from lmkit.errors import RecipeError
-from lmkit.models import flash, liger
-from lmkit.models.flash import Kernel
-from lmkit.models.liger import Kernels
-from lmkit.models.packing import Packing
+from lmkit.fast import flash, liger
+from lmkit.fast.flash import Kernel
+from lmkit.fast.liger import Kernels
+from lmkit.fast.packing import Packing
 from lmkit.recipe.schema import Hardware
 from lmkit.train import kernels
 
 
 def by_text(
-    query: Any, key: Any, value: Any, starts: Any, longest: int, *, causal: bool, window: Any, scale: Any, dropout: float
+    query: Any,
+    key: Any,
+    value: Any,
+    starts: Any,
+    longest: int,
+    *,
+    causal: bool,
+    window: Any,
+    scale: Any,
+    dropout: float,
 ) -> Any:
     """In the place of a kernel, for encoders that see all of a text."""
     assert not causal
@@ -37,7 +46,9 @@ def by_text(
 
 KERNEL = Kernel("stand-in", by_text)
 PACKING = Packing(causal=False)
-AS_ON_A_GPU: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=1, autocast=nullcontext)
+AS_ON_A_GPU: Any = SimpleNamespace(
+    device=torch.device("cpu"), num_processes=1, autocast=nullcontext
+)
 
 
 @pytest.fixture
@@ -45,53 +56,85 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that is taken for a GPU, in bf16, with a kernel."""
     monkeypatch.setattr(kernels, "TRIED_ON", ("cpu",))
     monkeypatch.setattr(kernels, "choose_precision", lambda _: "bf16")
-    monkeypatch.setattr(flash, "kernels", lambda: {"missing": "is not installed (pip install x)", "stand-in": KERNEL})
+    monkeypatch.setattr(
+        flash,
+        "kernels",
+        lambda: {"missing": "is not installed (pip install x)", "stand-in": KERNEL},
+    )
 
 
-def choose(tiny: Any, known: dict[str, Any] | None = None, *, packing: Packing | None = PACKING, **wish: Any) -> Any:
+def choose(
+    tiny: Any,
+    known: dict[str, Any] | None = None,
+    *,
+    packing: Packing | None = PACKING,
+    **wish: Any,
+) -> Any:
     model = tiny.model(tiny.recipe("mlm"))
-    return kernels.choose_attention(Hardware(**wish), model, AS_ON_A_GPU, packing, known or {}, longest=32)
+    return kernels.choose_attention(
+        Hardware(**wish), model, AS_ON_A_GPU, packing, known or {}, longest=32
+    )
 
 
 # ---------------------------------------------------------------------------------- attention
 
 
-def test_on_a_cpu_attention_is_sdpa_without_a_word(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_cpu_attention_is_sdpa_without_a_word(
+    tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, packing = choose(tiny)
     assert (found["on"], found["why"], packing) == ("SDPA", "it needs a GPU", PACKING)
     assert "attention" not in capsys.readouterr().out
 
 
 def test_flash_that_was_asked_for_on_a_cpu_is_refused(tiny: Any) -> None:
-    with pytest.raises(RecipeError, match="FlashAttention cannot be used here: it needs a GPU") as error:
+    with pytest.raises(
+        RecipeError, match="FlashAttention cannot be used here: it needs a GPU"
+    ) as error:
         choose(tiny, attention="flash")
     assert "hardware.attention" in str(error.value)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_kernel_that_is_proven_is_used_and_said(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kernel_that_is_proven_is_used_and_said(
+    tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, packing = choose(tiny)
     assert found["on"] == "FlashAttention, stand-in"
     assert packing == replace(PACKING, kernel=KERNEL)
-    assert "attention of shared rows: FlashAttention, stand-in; shown to compute" in capsys.readouterr().out
+    assert (
+        "attention of shared rows: FlashAttention, stand-in; shown to compute"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_kernel_that_is_refuted_is_not_used_and_the_reason_said(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    leaking = Kernel("stand-in", lambda q, k, v, *rest, **options: by_text(q, k, v, *rest, **options) + v.mean(0))
-    monkeypatch.setattr(flash, "kernels", lambda: {"missing": "is not installed", "stand-in": leaking})
+    leaking = Kernel(
+        "stand-in", lambda q, k, v, *rest, **options: by_text(q, k, v, *rest, **options) + v.mean(0)
+    )
+    monkeypatch.setattr(
+        flash, "kernels", lambda: {"missing": "is not installed", "stand-in": leaking}
+    )
     found, packing = choose(tiny)
     assert (found["on"], packing) == ("SDPA", PACKING)
     said = capsys.readouterr().out
-    assert "attention of shared rows: SDPA; missing is not installed; stand-in computes something else" in said
-    with pytest.raises(RecipeError, match="missing is not installed; stand-in computes something else"):
+    assert (
+        "attention of shared rows: SDPA; missing is not installed; stand-in computes something else"
+        in said
+    )
+    with pytest.raises(
+        RecipeError, match="missing is not installed; stand-in computes something else"
+    ):
         choose(tiny, attention="flash")
 
 
 @pytest.mark.usefixtures("gpu")
-def test_nothing_is_tried_where_it_cannot_be_used(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_tried_where_it_cannot_be_used(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(flash, "kernels", lambda: pytest.fail("looked for"))
     assert choose(tiny, packing=None)[0]["why"].startswith("texts share no rows")
     assert choose(tiny, attention="sdpa")[0]["why"] == "the recipe says so"
@@ -100,13 +143,17 @@ def test_nothing_is_tried_where_it_cannot_be_used(tiny: Any, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_resumed_run_has_the_attention_that_it_had(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_has_the_attention_that_it_had(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     had = json.loads(json.dumps(choose(tiny)[0]))
     better = {"better": KERNEL, "stand-in": KERNEL}
     monkeypatch.setattr(flash, "kernels", lambda: better)
     assert choose(tiny, had)[0] == had
     del better["stand-in"]
-    with pytest.raises(RecipeError, match="so far this run has computed with FlashAttention, stand-in"):
+    with pytest.raises(
+        RecipeError, match="so far this run has computed with FlashAttention, stand-in"
+    ):
         choose(tiny, had)
     sdpa = had | {"on": "SDPA", "why": "nothing was installed"}
     assert choose(tiny, sdpa) == (sdpa, PACKING)
@@ -114,37 +161,51 @@ def test_a_resumed_run_has_the_attention_that_it_had(tiny: Any, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_trained_weights_round_more_does_not_end_a_resumed_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_trained_weights_round_more_does_not_end_a_resumed_run(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The proof holds for the device and the versions that it was made with."""
     had = json.loads(json.dumps(choose(tiny)[0]))
     rounding = Kernel("stand-in", lambda *given, **options: by_text(*given, **options) * 1.01)
     monkeypatch.setattr(flash, "kernels", lambda: {"stand-in": rounding})
     assert choose(tiny, had)[0] == had
     monkeypatch.setattr(kernels, "versions", lambda: {"torch": "1.0"})
-    with pytest.raises(RecipeError, match="so far this run has computed with FlashAttention, stand-in"):
+    with pytest.raises(
+        RecipeError, match="so far this run has computed with FlashAttention, stand-in"
+    ):
         choose(tiny, had)
 
 
 # ---------------------------------------------------------------------------------- norms and gated layers
 
 
-def norm(states: Any, weight: Any, epsilon: float, added: float, cast: str, in_place: bool) -> torch.Tensor:
+def norm(
+    states: Any, weight: Any, epsilon: float, added: float, cast: str, in_place: bool
+) -> torch.Tensor:
     normed = states.float() * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + epsilon)
     return normed.to(states.dtype) * (weight + added)
 
 
 def test_ligers_kernels_need_a_gpu(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    found, modules = kernels.choose_kernels(Hardware(), tiny.model(tiny.recipe("clm")), AS_ON_A_GPU, {})
+    found, modules = kernels.choose_kernels(
+        Hardware(), tiny.model(tiny.recipe("clm")), AS_ON_A_GPU, {}
+    )
     modules.close()
     assert (found["on"], found["why"]) == ("PyTorch's", "they need a GPU")
     assert "kernels" not in capsys.readouterr().out
     with pytest.raises(RecipeError, match="they need a GPU"):
-        kernels.choose_kernels(Hardware(kernels="liger"), tiny.model(tiny.recipe("clm")), AS_ON_A_GPU, {})
+        kernels.choose_kernels(
+            Hardware(kernels="liger"), tiny.model(tiny.recipe("clm")), AS_ON_A_GPU, {}
+        )
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_is_not_installed_is_refused_where_it_was_asked_for(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liger, "liger_kernels", lambda: "liger-kernel is not installed (pip install 'lmkit[liger]')")
+def test_what_is_not_installed_is_refused_where_it_was_asked_for(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        liger, "liger_kernels", lambda: "liger-kernel is not installed (pip install 'lmkit[liger]')"
+    )
     model = tiny.model(tiny.recipe("clm", "llama"))
     assert kernels.choose_kernels(Hardware(), model, AS_ON_A_GPU, {})[0]["on"] == "PyTorch's"
     with pytest.raises(RecipeError, match=r"lmkit\[liger\]"):
@@ -164,19 +225,28 @@ def test_a_run_with_flash_learns_what_a_run_with_sdpa_learns(tiny: Any, task: st
     for attention in ("sdpa", "flash"):
         run = tiny.fit(tiny.recipe(task, hardware={"attention": attention}, **wish))
         losses[attention] = [line["loss"] for line in run.log_lines() if "loss" in line]
-        assert run.manifest["attention"]["on"] == {"sdpa": "SDPA", "flash": "FlashAttention, stand-in"}[attention]
+        assert (
+            run.manifest["attention"]["on"]
+            == {"sdpa": "SDPA", "flash": "FlashAttention, stand-in"}[attention]
+        )
         assert "lmkit_flash" not in (run.model / "config.json").read_text()
     assert losses["flash"] == pytest.approx(losses["sdpa"], rel=1e-5)
 
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_with_fused_norms_learns_the_same_and_saves_a_plain_model(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_fused_norms_learns_the_same_and_saves_a_plain_model(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(liger, "liger_kernels", lambda: Kernels(norm, {}))
     losses = {}
     for wanted in ("torch", "liger"):
         recipe = tiny.recipe(
-            "clm", "llama", hardware={"kernels": wanted, "attention": "sdpa"}, train={"max_steps": 4}, logging={"every": 1}
+            "clm",
+            "llama",
+            hardware={"kernels": wanted, "attention": "sdpa"},
+            train={"max_steps": 4},
+            logging={"every": 1},
         )
         run = tiny.fit(recipe)
         losses[wanted] = [line["loss"] for line in run.log_lines() if "loss" in line]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from lmkit.commands.proof import COMPARED, _logged
 from lmkit.errors import TrainingStopped
 from lmkit.run import Run
-from lmkit.tasks.mlm import MaskedLanguageModeling
+from lmkit.tasks.mlm.task import MaskedLanguageModeling
 from lmkit.train.checkpoint import checkpoint_steps
 
 STEPS = 8
@@ -29,8 +29,19 @@ STEPS = 8
 def recipe_of(tiny: Any) -> Any:
     return tiny.recipe(
         "mlm",
-        train={"max_steps": STEPS, "batch_size": 3, "dropout": 0.2, "eval_every": 3, "select_best": "loss"},
-        hardware={"checkpoint_every": 2, "keep_checkpoints": 3, "micro_batch_tokens": 64, "workers": 2},
+        train={
+            "max_steps": STEPS,
+            "batch_size": 3,
+            "dropout": 0.2,
+            "eval_every": 3,
+            "select_best": "loss",
+        },
+        hardware={
+            "checkpoint_every": 2,
+            "keep_checkpoints": 3,
+            "micro_batch_tokens": 64,
+            "workers": 2,
+        },
     )
 
 
@@ -59,7 +70,9 @@ def assert_same(run: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_is_the_uninterrupted_one_every_time(tiny: Any, whole: Run, kills: int) -> None:
+def test_a_run_killed_at_random_moments_is_the_uninterrupted_one_every_time(
+    tiny: Any, whole: Run, kills: int
+) -> None:
     moments = random.Random(kills)
     landed = set()
     for _ in range(kills):
@@ -103,7 +116,9 @@ def test_a_run_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(
     assert not list(run.checkpoints.glob(".*"))
 
 
-def test_a_loader_worker_that_dies_ends_the_run_with_a_message(tiny: Any, whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_worker_that_dies_ends_the_run_with_a_message(
+    tiny: Any, whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, collate, main = recipe_of(tiny), MaskedLanguageModeling.collate, os.getpid()
 
     def die(task: Any, *arguments: Any, **options: Any) -> Any:
@@ -113,7 +128,10 @@ def test_a_loader_worker_that_dies_ends_the_run_with_a_message(tiny: Any, whole:
 
     with monkeypatch.context() as patch:
         patch.setattr(MaskedLanguageModeling, "collate", die)
-        with pytest.raises(TrainingStopped, match=r"(?s)prepares batches died: DataLoader worker .*fewer hardware.workers"):
+        with pytest.raises(
+            TrainingStopped,
+            match=r"(?s)prepares batches died: DataLoader worker .*fewer hardware.workers",
+        ):
             tiny.fit(recipe)
     assert_same(tiny.fit(recipe, resume=True), whole)
 

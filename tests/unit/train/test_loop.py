@@ -21,7 +21,9 @@ class Listing:
     def __init__(self) -> None:
         self.seen: Counter[int] = Counter()
 
-    def collate(self, examples: list[list[dict[str, Any]]], *, epoch: int, packed: bool) -> dict[str, Any]:
+    def collate(
+        self, examples: list[list[dict[str, Any]]], *, epoch: int, packed: bool
+    ) -> dict[str, Any]:
         self.seen.update(piece["piece"] for example in examples for piece in example)
         return {"labels": torch.zeros(1, dtype=torch.long), "epoch": epoch}
 
@@ -32,7 +34,9 @@ class Data:
     def __init__(self) -> None:
         counts = [1, 3, 1, 2, 1, 1, 2, 1, 1]
         ends = np.cumsum(counts)
-        self.groups = [list(range(end - count, end)) for count, end in zip(counts, ends, strict=True)]
+        self.groups = [
+            list(range(end - count, end)) for count, end in zip(counts, ends, strict=True)
+        ]
         self.lengths = np.array([5, 90, 7, 40, 3, 8, 33, 2, 9])
 
     def slots(self, *, packed: bool) -> np.ndarray:
@@ -64,7 +68,9 @@ def test_a_step_is_the_same_wherever_it_is_read_from(tiny: Any) -> None:
     plan = Plan(len(prepared.encoded["train"]), 2, 13)
 
     def batches() -> StepBatches:
-        return StepBatches(prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=40, packed=True)
+        return StepBatches(
+            prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=40, packed=True
+        )
 
     straight = batches()
     in_order = [straight[step] for step in range(5)]
@@ -77,7 +83,9 @@ class Recorder(torch.optim.SGD):
     """Keeps the norm of the gradients and changes nothing."""
 
     def step(self, closure: Any = None) -> None:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
         self.norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
 
 
@@ -85,12 +93,26 @@ def steps_of(tiny: Any, recipe: Any, **options: Any) -> list[tuple[Step, float, 
     """Steps with the norm of the gradients, and the rate, that the optimizer saw."""
     prepared = tiny.prepared(recipe)
     plan = Plan(len(prepared.encoded["train"]), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=64, packed=False)
+    batches = StepBatches(
+        prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=64, packed=False
+    )
     model = tiny.model(recipe)
     model, optimizer = tiny.accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
-    defaults: dict[str, Any] = {"workers": 0, "share_done": lambda: None, "asked_to_stop": lambda: False}
+    defaults: dict[str, Any] = {
+        "workers": 0,
+        "share_done": lambda: None,
+        "asked_to_stop": lambda: False,
+    }
     steps = train_steps(
-        model, optimizer, batches, prepared.task, tiny.accelerator, first=0, total=3, packing=None, **(defaults | options)
+        model,
+        optimizer,
+        batches,
+        prepared.task,
+        tiny.accelerator,
+        first=0,
+        total=3,
+        packing=None,
+        **(defaults | options),
     )
     return [(step, optimizer.optimizer.norm, optimizer.param_groups[0]["lr"]) for step in steps]
 
@@ -134,7 +156,10 @@ def test_waiting_for_a_slow_batch_is_counted_and_workers_hide_it_behind_the_step
         time.sleep(0.25)  # a step that takes longer than its batch
 
     alone, hidden = (
-        [step.waited_seconds for step, _, _ in steps_of(tiny, recipe, share_done=share_done, workers=workers)]
+        [
+            step.waited_seconds
+            for step, _, _ in steps_of(tiny, recipe, share_done=share_done, workers=workers)
+        ]
         for workers in (0, 2)
     )
     assert min(alone) >= 0.04
@@ -142,9 +167,17 @@ def test_waiting_for_a_slow_batch_is_counted_and_workers_hide_it_behind_the_step
 
 
 def test_workers_are_taken_where_waiting_costs_more_than_a_core() -> None:
-    found = {(waited, share): workers_for(waited, share) for waited in (0.01, 0.3, 0.8) for share in (1, 2, 3, 16)}
+    found = {
+        (waited, share): workers_for(waited, share)
+        for waited in (0.01, 0.3, 0.8)
+        for share in (1, 2, 3, 16)
+    }
     assert {number for (_, share), number in found.items() if share <= 2} == {0}
-    assert [found[waited, 3] for waited in (0.01, 0.3, 0.8)] == [found[waited, 16] for waited in (0.01, 0.3, 0.8)] == [0, 1, 2]
+    assert (
+        [found[waited, 3] for waited in (0.01, 0.3, 0.8)]
+        == [found[waited, 16] for waited in (0.01, 0.3, 0.8)]
+        == [0, 1, 2]
+    )
 
 
 class Slow:
@@ -168,7 +201,9 @@ def read(monkeypatch: pytest.MonkeyPatch, *, cores: int, work: float) -> list[tu
     return found  # type: ignore[return-value]
 
 
-def test_workers_come_once_the_first_steps_show_that_training_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_come_once_the_first_steps_show_that_training_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     by_worker = [False] * (1 + loop.WATCHED_STEPS) + [True] * (19 - loop.WATCHED_STEPS)
     assert read(monkeypatch, cores=8, work=0.0) == list(zip(range(5, 25), by_worker, strict=True))
     assert read(monkeypatch, cores=2, work=0.0) == [(step, False) for step in range(5, 25)]
@@ -226,15 +261,23 @@ def test_dropout_is_drawn_anew_for_every_step_and_rank_and_alike_when_repeated(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_going_on_costs_the_same_at_step_100_and_100000(tiny: Any, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_on_costs_the_same_at_step_100_and_100000(
+    tiny: Any, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Counted in calls: examples read, orders made, batches collated."""
     prepared = tiny.prepared(tiny.recipe("mlm"))
     encoded = prepared.encoded["train"]
     calls: Counter[str] = Counter()
-    for owner, name in ((Plan, "order"), (type(encoded), "examples"), (type(prepared.task), "collate")):
+    for owner, name in (
+        (Plan, "order"),
+        (type(encoded), "examples"),
+        (type(prepared.task), "collate"),
+    ):
         method = getattr(owner, name)
 
-        def counting(*arguments: Any, _name: str = name, _method: Any = method, **options: Any) -> Any:
+        def counting(
+            *arguments: Any, _name: str = name, _method: Any = method, **options: Any
+        ) -> Any:
             calls[_name] += 1
             assert calls[_name] < 100
             return _method(*arguments, **options)
@@ -244,8 +287,13 @@ def test_going_on_costs_the_same_at_step_100_and_100000(tiny: Any, processes: in
     plan = Plan(len(encoded), 1, 13)
     for first in (plan.steps_per_epoch * 100, plan.steps_per_epoch * 100_000):
         calls.clear()
-        batches = StepBatches(encoded, plan, prepared.task, rank=0, ranks=processes, budget=10**6, packed=False)
-        assert [step for step, *_ in _read(batches, first, first + 2, workers=0, pinned=False)] == [first, first + 1]
+        batches = StepBatches(
+            encoded, plan, prepared.task, rank=0, ranks=processes, budget=10**6, packed=False
+        )
+        assert [step for step, *_ in _read(batches, first, first + 2, workers=0, pinned=False)] == [
+            first,
+            first + 1,
+        ]
         costs.append(dict(calls))
     assert costs[0] == costs[1]
     assert costs[0]["examples"] == 2
@@ -259,11 +307,22 @@ def test_other_processes_and_micro_batches_go_on_with_the_same_examples(tiny: An
 
     def examples(step: int, ranks: int, budget: int) -> list[list[int]]:
         parts = [
-            StepBatches(encoded, plan, prepared.task, rank=r, ranks=ranks, budget=budget, packed=False)[step]
+            StepBatches(
+                encoded, plan, prepared.task, rank=r, ranks=ranks, budget=budget, packed=False
+            )[step]
             for r in range(ranks)
         ]
-        rows = [row for part in parts for batch in part if "idle" not in batch for row in batch["input_ids"]]
-        return sorted([token for token in row.tolist() if token != prepared.task.tokenizer.pad_token_id] for row in rows)
+        rows = [
+            row
+            for part in parts
+            for batch in part
+            if "idle" not in batch
+            for row in batch["input_ids"]
+        ]
+        return sorted(
+            [token for token in row.tolist() if token != prepared.task.tokenizer.pad_token_id]
+            for row in rows
+        )
 
     for step in (1, plan.steps_per_epoch + 1, 1001):
         whole = examples(step, 1, 10**6)

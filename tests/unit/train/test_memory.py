@@ -15,20 +15,27 @@ from safetensors.torch import load_file
 from lmkit.data.plan import Plan
 from lmkit.errors import TrainingStopped
 from lmkit.models.memory import in_parts, is_out_of_memory
-from lmkit.tasks.classification import Classification as Task
+from lmkit.tasks.classification.task import Classification as Task
 from lmkit.train import micro_batch
 from lmkit.train.loop import StepBatches
 
 STEPS = 4
-CPU_ERROR = (
-    "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
-)
+CPU_ERROR = "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 
 
 def recipe_of(tiny: Any, **sections: Any) -> Any:
-    train = {"max_steps": STEPS, "batch_size": 5, "eval_every": 2, "select_best": "loss", "learning_rate": 1e-2, "epsilon": 1e-4}
+    train = {
+        "max_steps": STEPS,
+        "batch_size": 5,
+        "eval_every": 2,
+        "select_best": "loss",
+        "learning_rate": 1e-2,
+        "epsilon": 1e-4,
+    }
     hardware = {"checkpoint_every": 2} | sections.pop("hardware", {})
-    return tiny.recipe("classification", train=train | sections.pop("train", {}), hardware=hardware, **sections)
+    return tiny.recipe(
+        "classification", train=train | sections.pop("train", {}), hardware=hardware, **sections
+    )
 
 
 class Memory:
@@ -66,9 +73,14 @@ def test_a_run_that_runs_out_of_memory_ends_with_the_weights_of_one_that_does_no
         tight = tiny.fit(recipe_of(tiny, hardware={"workers": workers}))
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert 1 <= len(said) <= 3
-    assert all(line.startswith("warning: step 2: out of memory") for line in said)  # found once, kept for the rest of the run
+    assert all(
+        line.startswith("warning: step 2: out of memory") for line in said
+    )  # found once, kept for the rest of the run
     assert max(memory.passes[-2:]) <= 2
-    ours, theirs = (load_file(run.checkpoints / f"step-{STEPS:08d}" / "model.safetensors") for run in (roomy, tight))
+    ours, theirs = (
+        load_file(run.checkpoints / f"step-{STEPS:08d}" / "model.safetensors")
+        for run in (roomy, tight)
+    )
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], atol=1e-5, rtol=0, msg=name)
     for one, other in zip(roomy.log_lines(), tight.log_lines(), strict=True):
@@ -90,10 +102,13 @@ def test_a_resumed_run_begins_with_the_size_that_was_found(
     assert "out of memory" not in capsys.readouterr().err
 
 
-def test_without_memory_for_one_example_the_run_ends_with_what_to_do(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_for_one_example_the_run_ends_with_what_to_do(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Memory(monkeypatch, room=0)
     with pytest.raises(
-        TrainingStopped, match=r"step 1: out of memory, with one example in each micro-batch\n.*gradient_checkpointing"
+        TrainingStopped,
+        match=r"step 1: out of memory, with one example in each micro-batch\n.*gradient_checkpointing",
     ):
         tiny.fit(recipe_of(tiny))
 
@@ -109,7 +124,9 @@ def test_another_error_is_no_end_of_memory(tiny: Any, monkeypatch: pytest.Monkey
     assert not is_out_of_memory(ValueError(CPU_ERROR))
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="only glibc is told"
+)
 def test_memory_that_was_freed_serves_again_without_new_pages() -> None:
     program = """
 import resource, torch
@@ -124,7 +141,9 @@ for _ in range(20):  # the heap grows until it has a hole that is large enough w
     found.append(faults() - before)
 print(min(found))
 """
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
     assert int(told) < 100  # of 9,766 pages
 
 
@@ -144,14 +163,24 @@ def test_evaluation_goes_on_in_halves() -> None:
 def test_sizes_are_tried_until_memory_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny.recipe("classification", data={"max_rows": 100}, train={"batch_size": 100})
     prepared = tiny.prepared(recipe)
-    batches = StepBatches(prepared.encoded["train"], Plan(100, 100, 1), prepared.task, rank=0, ranks=1, budget=1, packed=False)
+    batches = StepBatches(
+        prepared.encoded["train"],
+        Plan(100, 100, 1),
+        prepared.task,
+        rank=0,
+        ranks=1,
+        budget=1,
+        packed=False,
+    )
     longest = int(prepared.encoded["train"].slots(packed=False).max())
     monkeypatch.setattr(micro_batch, "SMALLEST", longest)
     monkeypatch.setattr(micro_batch, "GAIN", 0.0)
     Memory(monkeypatch, room=8)
     model = tiny.model(recipe)
     before = [parameter.clone() for parameter in model.parameters()]
-    found = micro_batch.try_sizes(recipe.train, model, batches, prepared.task, tiny.accelerator, None)
+    found = micro_batch.try_sizes(
+        recipe.train, model, batches, prepared.task, tiny.accelerator, None
+    )
     assert found == 2 * longest == 8 * recipe.data.max_length
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -177,12 +206,23 @@ class Planted:
 
 
 def test_a_spike_is_skipped_and_counted(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = {"max_steps": 14, "eval_every": 99, "learning_rate": 1e-4, "on_spike": "skip", "spike_factor": 50}
+    train = {
+        "max_steps": 14,
+        "eval_every": 99,
+        "learning_rate": 1e-4,
+        "on_spike": "skip",
+        "spike_factor": 50,
+    }
     Planted(monkeypatch, 13)
-    run = tiny.fit(recipe_of(tiny, train=train, hardware={"checkpoint_every": 1, "keep_checkpoints": 9}))
+    run = tiny.fit(
+        recipe_of(tiny, train=train, hardware={"checkpoint_every": 1, "keep_checkpoints": 9})
+    )
     assert [line["skipped"] for line in run.log_lines() if "skipped" in line] == [0] * 12 + [1, 0]
     assert run.manifest["skipped_steps"] == 1
-    weights = [load_file(run.checkpoints / f"step-{step:08d}" / "model.safetensors") for step in (12, 13, 14)]
+    weights = [
+        load_file(run.checkpoints / f"step-{step:08d}" / "model.safetensors")
+        for step in (12, 13, 14)
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not all(torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
     norms = [line["grad_norm"] for line in run.log_lines() if "grad_norm" in line]
@@ -190,13 +230,23 @@ def test_a_spike_is_skipped_and_counted(tiny: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_spike_stops_the_run_with_its_rows(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = {"max_steps": 14, "eval_every": 99, "learning_rate": 1e-4, "on_spike": "stop", "spike_factor": 50}
+    train = {
+        "max_steps": 14,
+        "eval_every": 99,
+        "learning_rate": 1e-4,
+        "on_spike": "stop",
+        "spike_factor": 50,
+    }
     Planted(monkeypatch, 13)
     with pytest.raises(
-        TrainingStopped, match=r"step 13: the gradient norm .* last good checkpoint is step 12\n.*spike-step-13\.jsonl"
+        TrainingStopped,
+        match=r"step 13: the gradient norm .* last good checkpoint is step 12\n.*spike-step-13\.jsonl",
     ):
         tiny.fit(recipe := recipe_of(tiny, train=train, hardware={"checkpoint_every": 4}))
     from lmkit.run import Run
 
-    rows = [json.loads(line) for line in (Run(recipe.output).path / "spike-step-13.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (Run(recipe.output).path / "spike-step-13.jsonl").read_text().splitlines()
+    ]
     assert [row["id"] for row in rows] == sorted(Plan(10, 5, recipe.seed).examples(12).tolist())

@@ -71,11 +71,15 @@ def test_a_warm_up_longer_than_the_run_only_rises() -> None:
 
 def test_matrices_are_decayed_norms_and_biases_are_not(tiny: Any) -> None:
     model = tiny.model(tiny.recipe("classification"))
-    optimizer = build_optimizer(model, Train(weight_decay=0.1, learning_rate=1e-3, beta1=0.8, beta2=0.95, epsilon=1e-6))
+    optimizer = build_optimizer(
+        model, Train(weight_decay=0.1, learning_rate=1e-3, beta1=0.8, beta2=0.95, epsilon=1e-6)
+    )
     decayed, plain = optimizer.param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert all(names[p].endswith("weight") and "LayerNorm" not in names[p] for p in decayed["params"])
+    assert all(
+        names[p].endswith("weight") and "LayerNorm" not in names[p] for p in decayed["params"]
+    )
     assert all(names[p].endswith("bias") or "LayerNorm" in names[p] for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
     assert (decayed["betas"], decayed["eps"]) == ((0.8, 0.95), 1e-6)
@@ -104,12 +108,22 @@ def test_the_b_matrices_of_loraplus_learn_faster_as_pefts_do(tiny: Any) -> None:
     ours = build_optimizer(model, Train(learning_rate=1e-3), lora_ratio=16)
     theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
     rates = [
-        {name_of[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"] if "lora_" in name_of[id(p)]}
+        {
+            name_of[id(p)]: group["lr"]
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if "lora_" in name_of[id(p)]
+        }
         for optimizer in (ours, theirs)
     ]
     assert rates[0] == pytest.approx(rates[1])
     assert set(rates[0].values()) == {1e-3, 1.6e-2}
-    classifier = [group["lr"] for group in ours.param_groups for p in group["params"] if "classifier" in name_of[id(p)]]
+    classifier = [
+        group["lr"]
+        for group in ours.param_groups
+        for p in group["params"]
+        if "classifier" in name_of[id(p)]
+    ]
     assert classifier == [1e-3, 1e-3]
 
 
@@ -117,7 +131,11 @@ def test_the_b_matrices_of_loraplus_learn_faster_as_pefts_do(tiny: Any) -> None:
 def test_a_run_takes_the_rate_of_its_b_matrices_from_the_recipe(tiny: Any) -> None:
     """They begin at zero, and Adam's first step is as long as its rate."""
     lora = {"rank": 2, "learning_rate_ratio": 8}
-    run = tiny.fit(tiny.recipe("ner", base=tiny.base("mlm"), lora=lora, train={"max_steps": 1, "schedule": "constant"}))
+    run = tiny.fit(
+        tiny.recipe(
+            "ner", base=tiny.base("mlm"), lora=lora, train={"max_steps": 1, "schedule": "constant"}
+        )
+    )
     weights = load_file(run.model / "adapter_model.safetensors")
     longest = [weight.abs().max().item() for name, weight in weights.items() if "lora_B" in name]
     assert longest == pytest.approx([8e-3] * len(longest), rel=1e-3)
@@ -127,13 +145,18 @@ def test_a_run_takes_the_rate_of_its_b_matrices_from_the_recipe(tiny: Any) -> No
 def test_every_group_follows_the_schedule_to_its_last_step(tiny: Any) -> None:
     """Layer decay 0.5 over two layers, times LoRA+'s ratio for B (promise 25)."""
     recipe = tiny.recipe(
-        "ner", base=tiny.base("mlm"), lora={"rank": 2, "learning_rate_ratio": 4}, train={"layer_decay": 0.5, "max_steps": 3}
+        "ner",
+        base=tiny.base("mlm"),
+        lora={"rank": 2, "learning_rate_ratio": 4},
+        train={"layer_decay": 0.5, "max_steps": 3},
     )
     prepared = tiny.prepared(recipe)
     model = tiny.model(recipe)
     optimizer = build_optimizer(model, recipe.train, lora_ratio=4)
     plan = Plan(len(prepared.encoded["train"]), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=10**6, packed=False)
+    batches = StepBatches(
+        prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=10**6, packed=False
+    )
     model, optimizer = tiny.accelerator.prepare(model, optimizer)
     steps = train_steps(
         model, optimizer, batches, prepared.task, tiny.accelerator, first=0, total=3, packing=None, workers=0,
@@ -147,19 +170,25 @@ def test_every_group_follows_the_schedule_to_its_last_step(tiny: Any) -> None:
             for parameter in group["params"]:
                 name = name_of[id(parameter)]
                 layer = 0.25 if ".layer.0." in name else 0.5 if ".layer.1." in name else 1.0
-                assert group["lr"] == pytest.approx(planned * layer * (4 if ".lora_B." in name else 1)), name
+                assert group["lr"] == pytest.approx(
+                    planned * layer * (4 if ".lora_B." in name else 1)
+                ), name
     assert step.learning_rate == learning_rate(recipe.train, step=2, total=3) > 0
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e6, float("inf")])
-def test_gradients_that_are_clipped_in_the_update_give_the_update_of_clipped_gradients(tiny: Any, limit: float) -> None:
+def test_gradients_that_are_clipped_in_the_update_give_the_update_of_clipped_gradients(
+    tiny: Any, limit: float
+) -> None:
     torch.manual_seed(2)
     start, gradients = torch.randn(50, 70), [torch.randn(50, 70) for _ in range(3)]
     gradients[1].mul_(1e-7)  # below the limit: what the step before was divided by is forgotten
     found = []
     for clipped_apart in (True, False):
         weight = torch.nn.Parameter(start.clone())
-        optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], lr=0.1, fused=True))
+        optimizer = tiny.accelerator.prepare_optimizer(
+            torch.optim.AdamW([weight], lr=0.1, fused=True)
+        )
         norms = []
         for gradient in gradients:
             weight.grad = gradient.clone()

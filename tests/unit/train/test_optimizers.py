@@ -26,7 +26,15 @@ def recipe_of(tiny: Any, **train: Any) -> Any:
         pytest.importorskip(library)
     return tiny.recipe(
         "classification",
-        train={"max_steps": STEPS, "batch_size": 3, "dropout": 0.1, "eval_every": 3, "select_best": "loss", "warmup": 2} | train,
+        train={
+            "max_steps": STEPS,
+            "batch_size": 3,
+            "dropout": 0.1,
+            "eval_every": 3,
+            "select_best": "loss",
+            "warmup": 2,
+        }
+        | train,
         hardware={"checkpoint_every": 2, "keep_checkpoints": 9},
     )
 
@@ -42,7 +50,9 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("train", CHOICES, ids=lambda train: "-".join(map(str, train.values())))
-def test_every_optimizer_resumes_bit_for_bit(tiny: Any, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_optimizer_resumes_bit_for_bit(
+    tiny: Any, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tiny.fit(recipe_of(tiny, **train))
     recipe, append = recipe_of(tiny, **train), Run.append_log
 
@@ -56,11 +66,17 @@ def test_every_optimizer_resumes_bit_for_bit(tiny: Any, train: dict[str, Any], m
         with pytest.raises(KeyboardInterrupt):
             tiny.fit(recipe)
     broken = tiny.fit(recipe, resume=True)
-    for place in ("checkpoints/step-00000006/model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
+    for place in (
+        "checkpoints/step-00000006/model.safetensors",
+        "checkpoints/step-00000006/optimizer.safetensors",
+    ):
         ours, theirs = load_file(whole.path / place), load_file(broken.path / place)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), place
-    states = [json.loads((run.path / "checkpoints/step-00000006/state.json").read_text()) for run in (whole, broken)]
+    states = [
+        json.loads((run.path / "checkpoints/step-00000006/state.json").read_text())
+        for run in (whole, broken)
+    ]
     for state in states:  # times differ
         del state["seconds"], state["since_line"]["seconds"], state["since_line"]["waited"]
     assert states[0] == states[1]
@@ -70,7 +86,9 @@ def test_every_optimizer_resumes_bit_for_bit(tiny: Any, train: dict[str, Any], m
         for name, weight in load_file(whole.path / "model/model.safetensors").items()
         if "query.weight" in name
     )
-    losses = [[line["loss"] for line in run.log_lines() if "loss" in line] for run in (whole, broken)]
+    losses = [
+        [line["loss"] for line in run.log_lines() if "loss" in line] for run in (whole, broken)
+    ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == STEPS
 
@@ -82,15 +100,25 @@ def test_muon_trains_the_matrices_of_the_layers_and_adamw_the_rest(tiny: Any) ->
     hidden = [name_of[id(p)] for group in muon.param_groups for p in group["params"]]
     others = [name_of[id(p)] for group in adamw.param_groups for p in group["params"]]
     assert sorted(hidden + others) == sorted(name_of.values())
-    assert all(".layer." in name and name.endswith("weight") and "LayerNorm" not in name for name in hidden)
-    assert len(hidden) == 12  # two layers of query, key, value, output and two of the feed-forward network
-    assert {"classifier.weight", "bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight"} <= set(others)
+    assert all(
+        ".layer." in name and name.endswith("weight") and "LayerNorm" not in name for name in hidden
+    )
+    assert (
+        len(hidden) == 12
+    )  # two layers of query, key, value, output and two of the feed-forward network
+    assert {
+        "classifier.weight",
+        "bert.embeddings.word_embeddings.weight",
+        "bert.pooler.dense.weight",
+    } <= set(others)
 
 
 def test_muon_and_adamw_take_the_steps_they_take_alone() -> None:
     def layers() -> torch.nn.Module:
         torch.manual_seed(1)
-        return torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "head": torch.nn.Linear(4, 2)})
+        return torch.nn.ModuleDict(
+            {"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "head": torch.nn.Linear(4, 2)}
+        )
 
     together, alone = layers(), layers()
     train = Train(optimizer="muon", learning_rate=0.1, weight_decay=0.5)
@@ -119,9 +147,13 @@ def test_embeddings_are_left_without_decay_where_the_recipe_says_so(tiny: Any) -
 
     def decayed(**train: Any) -> set[str]:
         groups = build_optimizer(model, Train(weight_decay=0.1, **train)).param_groups
-        return {name_of[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+        return {
+            name_of[id(p)] for group in groups if group["weight_decay"] for p in group["params"]
+        }
 
-    embeddings = {f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")}
+    embeddings = {
+        f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
+    }
     assert decayed() - decayed(decay_embeddings=False) == embeddings
 
 
@@ -146,12 +178,16 @@ def test_the_averaged_weights_are_what_is_saved_and_evaluated(tiny: Any) -> None
     averaged = tiny.fit(recipe_of(tiny, ema=0.999, dropout=0.0, learning_rate=1e-2))
     plain = tiny.fit(recipe_of(tiny, dropout=0.0, learning_rate=1e-2))
     lines = [list(run.log_lines()) for run in (averaged, plain)]
-    assert [a["loss"] for a in lines[0] if "loss" in a] == [b["loss"] for b in lines[1] if "loss" in b]  # training is the same
+    assert [a["loss"] for a in lines[0] if "loss" in a] == [
+        b["loss"] for b in lines[1] if "loss" in b
+    ]  # training is the same
     assert lines[0][-1]["validation_loss"] != lines[1][-1]["validation_loss"]
     stored, model = (
         load_file(file)
         for file in (
-            averaged.checkpoints / f"step-{averaged.manifest['best_step']:08d}" / "model.safetensors",
+            averaged.checkpoints
+            / f"step-{averaged.manifest['best_step']:08d}"
+            / "model.safetensors",
             averaged.model / "model.safetensors",
         )
     )
@@ -164,10 +200,19 @@ def test_the_averaged_weights_are_what_is_saved_and_evaluated(tiny: Any) -> None
         ({"optimizer": "adafactor", "beta1": 0.8}, r"train\.beta1: adafactor has no beta1"),
         ({"optimizer": "adafactor", "epsilon": 1e-6}, r"train\.epsilon: adafactor has no epsilon"),
         ({"spike_factor": 3}, r"train\.spike_factor: has no effect without train\.on_spike"),
-        ({"decay_embeddings": False, "freeze_embeddings": True}, r"train\.decay_embeddings: has no effect beside"),
-        ({"decay_embeddings": False, "weight_decay": 0}, r"train\.decay_embeddings: has no effect where"),
+        (
+            {"decay_embeddings": False, "freeze_embeddings": True},
+            r"train\.decay_embeddings: has no effect beside",
+        ),
+        (
+            {"decay_embeddings": False, "weight_decay": 0},
+            r"train\.decay_embeddings: has no effect where",
+        ),
         ({"optimizer": "schedule_free"}, r"train\.schedule: schedule-free has a constant rate"),
-        ({"optimizer": "schedule_free", "schedule": "constant", "ema": 0.9}, r"train\.ema: schedule-free averages"),
+        (
+            {"optimizer": "schedule_free", "schedule": "constant", "ema": 0.9},
+            r"train\.ema: schedule-free averages",
+        ),
     ],
 )
 def test_keys_that_the_optimizer_would_ignore_are_refused(
@@ -180,10 +225,21 @@ def test_keys_that_the_optimizer_would_ignore_are_refused(
 
 def test_muon_and_lora_are_refused_together(tiny: Any) -> None:
     with pytest.raises(RecipeError, match=r"train\.optimizer: muon updates whole matrices"):
-        check_optimizer(tiny.recipe("classification", lora={"rank": 2}, train={"optimizer": "muon"}))
+        check_optimizer(
+            tiny.recipe("classification", lora={"rank": 2}, train={"optimizer": "muon"})
+        )
 
 
-def test_a_missing_library_is_named_with_its_extra(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_extra(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(optim, "_LIBRARIES", {"schedule_free": "no_such_library"})
-    with pytest.raises(RecipeError, match=r"no_such_library is not installed\n.*pip install 'lmkit\[schedule_free\]'"):
-        check_optimizer(tiny.recipe("classification", train={"optimizer": "schedule_free", "schedule": "constant"}))
+    with pytest.raises(
+        RecipeError,
+        match=r"no_such_library is not installed\n.*pip install 'lmkit\[schedule_free\]'",
+    ):
+        check_optimizer(
+            tiny.recipe(
+                "classification", train={"optimizer": "schedule_free", "schedule": "constant"}
+            )
+        )

@@ -29,7 +29,9 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", ["Megatron_LM", "Parallelism_Config"])
-def test_a_configuration_that_asks_for_what_lmkit_does_not_do_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_that_asks_for_what_lmkit_does_not_do_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Training would go on without it."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     with pytest.raises(RecipeError, match="lmkit shards by FSDP2 or DeepSpeed alone"):
@@ -40,11 +42,19 @@ def test_a_configuration_that_asks_for_what_lmkit_does_not_do_is_refused(name: s
     ("setting", "place"),
     [
         ({"FSDP_VERSION": "1"}, "fsdp_version: FSDP 1 is not supported"),
-        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: lmkit does not do this"),
-        ({"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing: lmkit does not do this"),
+        (
+            {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "fsdp_offload_params: lmkit does not do this",
+        ),
+        (
+            {"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "fsdp_activation_checkpointing: lmkit does not do this",
+        ),
     ],
 )
-def test_of_fsdp_what_lmkit_does_not_do_is_refused(setting: dict[str, str], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_fsdp_what_lmkit_does_not_do_is_refused(
+    setting: dict[str, str], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variable, value in {"ACCELERATE_USE_FSDP": "true", **setting}.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(RecipeError, match=place):
@@ -54,10 +64,18 @@ def test_of_fsdp_what_lmkit_does_not_do_is_refused(setting: dict[str, str], plac
 @pytest.mark.parametrize(
     ("key", "value", "place"),
     [
-        ("zero_stage", "3", "zero_stage: lmkit does stages 1 and 2, not 3\n  recipes/accelerate/fsdp.yaml shards the weights"),
+        (
+            "zero_stage",
+            "3",
+            "zero_stage: lmkit does stages 1 and 2, not 3\n  recipes/accelerate/fsdp.yaml shards the weights",
+        ),
         ("zero_stage", "0", "zero_stage: lmkit does stages 1 and 2, not 0\n  2"),
         ("config_file", "ds.json", r"config_file: lmkit does not do this \(ds.json\)"),
-        ("offload_optimizer_device", "cpu", r"offload_optimizer_device: lmkit does not do this \(cpu\)"),
+        (
+            "offload_optimizer_device",
+            "cpu",
+            r"offload_optimizer_device: lmkit does not do this \(cpu\)",
+        ),
         ("offload_param_device", "nvme", r"offload_param_device: lmkit does not do this \(nvme\)"),
     ],
 )
@@ -71,7 +89,9 @@ def test_of_deepspeed_what_lmkit_does_not_do_is_refused(
 
 
 def test_accelerate_does_not_take_deepspeed_from_lmkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = yaml.safe_load((ROOT / "recipes/accelerate/deepspeed.yaml").read_text())["deepspeed_config"]
+    settings = yaml.safe_load((ROOT / "recipes/accelerate/deepspeed.yaml").read_text())[
+        "deepspeed_config"
+    ]
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     for key, value in settings.items():
         monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{key.upper()}", str(value))
@@ -93,10 +113,15 @@ def test_accelerate_does_not_shard_behind_lmkit(monkeypatch: pytest.MonkeyPatch)
     ("sections", "place"),
     [
         ({"train": {"optimizer": "adafactor"}}, "train.optimizer"),
-        ({"model": {"config": {"model_type": "bart", "encoder_layerdrop": 0.1}}}, "model.config.encoder_layerdrop"),
+        (
+            {"model": {"config": {"model_type": "bart", "encoder_layerdrop": 0.1}}},
+            "model.config.encoder_layerdrop",
+        ),
     ],
 )
-def test_what_does_not_go_with_sharding_is_refused_by_its_key(tiny: Any, sections: dict[str, Any], place: str) -> None:
+def test_what_does_not_go_with_sharding_is_refused_by_its_key(
+    tiny: Any, sections: dict[str, Any], place: str
+) -> None:
     recipe = tiny.recipe("translation", "bart" if "model" in sections else None, **sections)
     with pytest.raises(RecipeError) as refused:
         check_sharding(recipe, tiny.model(recipe))
@@ -127,18 +152,27 @@ def test_what_does_not_go_with_deepspeed_is_refused_by_its_key(
     assert refused.value.place == place
 
 
-def test_deepspeed_that_is_not_installed_is_asked_for(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_that_is_not_installed_is_asked_for(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tiny.recipe("mlm")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"deepspeed is not installed\n  pip install 'lmkit\[deepspeed\]'"):
+    with pytest.raises(
+        RecipeError, match=r"deepspeed is not installed\n  pip install 'lmkit\[deepspeed\]'"
+    ):
         check_deepspeed(recipe, tiny.model(recipe))
 
 
-def test_another_version_of_deepspeed_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_deepspeed_is_refused(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tiny.recipe("mlm")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(zero, "version", lambda name: "0.20.1")
-    with pytest.raises(RecipeError, match=r"this is deepspeed 0.20.1, and lmkit is tried with 0.19\n  pip install 'lmkit"):
+    with pytest.raises(
+        RecipeError,
+        match=r"this is deepspeed 0.20.1, and lmkit is tried with 0.19\n  pip install 'lmkit",
+    ):
         check_deepspeed(recipe, tiny.model(recipe))
     monkeypatch.setattr(zero, "version", lambda name: "0.19.3")
     check_deepspeed(recipe, tiny.model(recipe))
@@ -147,7 +181,9 @@ def test_another_version_of_deepspeed_is_refused(tiny: Any, monkeypatch: pytest.
 def test_parameters_that_a_backward_pass_does_not_reach_are_known_before_it() -> None:
     used, unused = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     again = torch.utils.checkpoint.checkpoint(used, torch.ones(1, 3), use_reentrant=False)
-    assert _reached((used(again) + unused(again).detach()).sum()) == {id(parameter) for parameter in used.parameters()}
+    assert _reached((used(again) + unused(again).detach()).sum()) == {
+        id(parameter) for parameter in used.parameters()
+    }
     assert _reached(torch.zeros(())) == set()
 
 
@@ -159,13 +195,17 @@ def test_layers_are_units_unless_they_share_weights_with_something(tiny: Any) ->
     assert _layers(model) == []
 
 
-def test_data_are_prepared_before_the_process_group(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_are_prepared_before_the_process_group(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Elsewhere one process tokenises and the others' collectives time out (promise 20) [LLaMA-Factory#2424]."""
     order = []
     for name in ("prepare", "build_accelerator"):
         original = getattr(fitting, name)
 
-        def noted(*arguments: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
+        def noted(
+            *arguments: Any, _name: str = name, _original: Any = original, **options: Any
+        ) -> Any:
             order.append(_name)
             return _original(*arguments, **options)
 
@@ -176,13 +216,19 @@ def test_data_are_prepared_before_the_process_group(tiny: Any, monkeypatch: pyte
 
 def test_every_process_starts_from_the_first_ones_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.BatchNorm1d(3)
-    several: Any = SimpleNamespace(num_processes=2, device=torch.device("cpu"), prepare_model=lambda model, **_: model)
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: tensor.fill_(7 + source))
+    several: Any = SimpleNamespace(
+        num_processes=2, device=torch.device("cpu"), prepare_model=lambda model, **_: model
+    )
+    monkeypatch.setattr(
+        torch.distributed, "broadcast", lambda tensor, source: tensor.fill_(7 + source)
+    )
     prepare_parallel(several, model)
     assert all((tensor == 7).all() for tensor in model.state_dict().values())
 
 
-def test_the_process_that_starts_the_others_prepares_the_data_first(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_that_starts_the_others_prepares_the_data_first(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order = []
 
     def start(*_: Any, processes: int) -> None:
@@ -197,7 +243,9 @@ def test_the_process_that_starts_the_others_prepares_the_data_first(tiny: Any, m
 
 
 @pytest.mark.parametrize("flag", ["resume", "overwrite"])
-def test_an_old_run_is_left_to_the_first_of_the_processes(flag: str, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_run_is_left_to_the_first_of_the_processes(
+    flag: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It holds the lock, and knows whether the new run can begin."""
     recipe, given = tiny.recipe("classification", hardware={"processes": 2}), []
 
@@ -213,7 +261,9 @@ def test_an_old_run_is_left_to_the_first_of_the_processes(flag: str, tiny: Any, 
     with pytest.raises(ProcessFailed):
         train("finetune", recipe, **{flag: True})
     assert old.is_file()
-    assert [argument for argument in given if argument in ("--resume", "--overwrite")] == [f"--{flag}"]
+    assert [argument for argument in given if argument in ("--resume", "--overwrite")] == [
+        f"--{flag}"
+    ]
 
 
 def test_a_process_that_was_killed_is_said_with_what_to_do(
@@ -226,4 +276,7 @@ def test_a_process_that_was_killed_is_said_with_what_to_do(
     monkeypatch.setattr(preparing, "prepare", lambda *_: None)
     with pytest.raises(ProcessFailed):
         train("finetune", tiny.recipe("classification", hardware={"processes": 2}))
-    assert "process 1 was ended by SIGKILL; often the memory is full\n  --resume goes on" in capsys.readouterr().err
+    assert (
+        "process 1 was ended by SIGKILL; often the memory is full\n  --resume goes on"
+        in capsys.readouterr().err
+    )

@@ -26,13 +26,27 @@ TIMES = {"seconds", "tokens_per_second", "data_wait"}
 def recipe_of(tiny: Any, kind: str, *, workers: int = 0, **more: Any) -> Any:
     """Dropout is on, masks are drawn anew in every epoch, and an evaluation chooses the model."""
     sections: dict[str, Any] = {
-        "train": {"max_steps": STEPS, "batch_size": 3, "dropout": 0.2, "eval_every": 3, "select_best": "loss", "warmup": 0.3},
-        "hardware": {"checkpoint_every": 2, "keep_checkpoints": 9, "micro_batch_tokens": 64, "workers": workers},
+        "train": {
+            "max_steps": STEPS,
+            "batch_size": 3,
+            "dropout": 0.2,
+            "eval_every": 3,
+            "select_best": "loss",
+            "warmup": 0.3,
+        },
+        "hardware": {
+            "checkpoint_every": 2,
+            "keep_checkpoints": 9,
+            "micro_batch_tokens": 64,
+            "workers": workers,
+        },
     }
     if kind == "translation":
         sections["generation"] = {"num_beams": 1, "max_new_tokens": 1}
     if kind == "lora":
-        return tiny.recipe("classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.1}, **sections)
+        return tiny.recipe(
+            "classification", base=tiny.base("mlm"), lora={"rank": 2, "dropout": 0.1}, **sections
+        )
     return tiny.recipe(kind, **sections | more)
 
 
@@ -41,7 +55,9 @@ class Killed(BaseException):
 
 
 def log_of(run: Run) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in run.log_lines()]
+    return [
+        {key: value for key, value in line.items() if key not in TIMES} for line in run.log_lines()
+    ]
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
@@ -71,7 +87,9 @@ def uninterrupted(tiny: Any) -> Any:
     return find
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("mlm", 0), ("mlm", 2), ("lora", 0), ("translation", 0)])
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("mlm", 0), ("mlm", 2), ("lora", 0), ("translation", 0)]
+)
 def test_a_run_that_was_killed_goes_on_as_if_it_were_not(
     tiny: Any, uninterrupted: Any, kind: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +171,9 @@ def test_lines_of_several_steps_tell_of_the_same_steps_after_resuming(
     assert [line["step"] for line in log_of(whole) if "loss" in line] == [4, STEPS]
 
 
-def test_an_evaluation_after_a_signal_is_logged_once(tiny: Any, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_after_a_signal_is_logged_once(
+    tiny: Any, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the resumed run is killed before its next checkpoint."""
     recipe = recipe_of(tiny, "mlm")
     for step, how, ends in ((2, terminated, Interrupted), (3, killed, Killed)):
@@ -177,7 +197,9 @@ def test_a_run_that_is_done_is_not_changed_by_resuming(tiny: Any, uninterrupted:
     assert sorted(again.checkpoints.iterdir()) == files
 
 
-def test_resuming_without_a_checkpoint_starts_at_the_beginning(tiny: Any, uninterrupted: Any) -> None:
+def test_resuming_without_a_checkpoint_starts_at_the_beginning(
+    tiny: Any, uninterrupted: Any
+) -> None:
     assert_same_run(tiny.fit(recipe_of(tiny, "mlm"), resume=True), uninterrupted("mlm"))
 
 
@@ -194,7 +216,9 @@ def test_patience_is_not_renewed_by_resuming(tiny: Any, monkeypatch: pytest.Monk
 # ---------------------------------------------------------------------------------- checkpoints
 
 
-def test_a_checkpoint_is_whole_or_absent(tiny: Any, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_whole_or_absent(
+    tiny: Any, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import safetensors.torch
 
     save, calls = safetensors.torch.save_file, []
@@ -208,7 +232,9 @@ def test_a_checkpoint_is_whole_or_absent(tiny: Any, uninterrupted: Any, monkeypa
 
     recipe = recipe_of(tiny, "mlm")
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors.torch, "save_file", fall_in_the_second_file_of_the_second_checkpoint)
+        patch.setattr(
+            safetensors.torch, "save_file", fall_in_the_second_file_of_the_second_checkpoint
+        )
         with pytest.raises(Killed):
             tiny.fit(recipe)
     run = Run(recipe.output)
@@ -295,7 +321,9 @@ def test_a_changed_recipe_is_refused_by_the_name_of_the_key(
     assert log_of(run) == before
 
 
-def test_a_data_file_and_a_tokenizer_with_other_content_are_noticed(tiny: Any, tmp_path: Path) -> None:
+def test_a_data_file_and_a_tokenizer_with_other_content_are_noticed(
+    tiny: Any, tmp_path: Path
+) -> None:
     """Under the same path."""
     file = tmp_path / "texts.txt"
     file.write_text("the whale\nthe ship\nthe sea\n" * 9)
@@ -323,10 +351,18 @@ def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tin
     state = checkpoint.load_state(run, step)
     recipes = state["fingerprint"]["recipe"]
     del recipes["train"]["label_smoothing"], recipes["lora"]["variant"], recipes["tagging"]
-    assert fit._differences(fit._with_newer_keys(state["fingerprint"]), fit.fingerprint(recipe, tiny.prepared(recipe))) == []
+    assert (
+        fit._differences(
+            fit._with_newer_keys(state["fingerprint"]),
+            fit.fingerprint(recipe, tiny.prepared(recipe)),
+        )
+        == []
+    )
     del recipes["lora"]["rank"]  # not the default
     recipes["of_old"] = 1
-    named = fit._differences(fit._with_newer_keys(state["fingerprint"]), fit.fingerprint(recipe, tiny.prepared(recipe)))
+    named = fit._differences(
+        fit._with_newer_keys(state["fingerprint"]), fit.fingerprint(recipe, tiny.prepared(recipe))
+    )
     assert {"lora.rank", "of_old"} <= set(named)
 
 
@@ -336,7 +372,9 @@ def test_the_hardware_may_change(tiny: Any, uninterrupted: Any) -> None:
     tiny.fit(tiny.merged(recipe_of(tiny, "mlm"), output=str(run.path), **other), resume=True)
 
 
-def test_a_second_process_is_kept_out_of_the_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_is_kept_out_of_the_run(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the first was killed, and the processes that it had started go on."""
     recipe = recipe_of(tiny, "mlm")
     steps = session.train_steps

@@ -22,7 +22,10 @@ def test_a_turn_counts_what_the_steps_read_and_goes_on_where_the_last_one_ended(
     epoch = [trial.turn(0, settle=0) for _ in range(3)]  # 10 rows: 4, 4 and 2
     assert [(turn["steps"], turn["examples"]) for turn in epoch] == [(1, 4), (1, 4), (1, 2)]
     assert sum(turn["tokens"] for turn in epoch) == encoded.tokens
-    assert all(turn["slots"] >= turn["tokens"] and 0 < turn["waited_seconds"] < turn["seconds"] for turn in epoch)
+    assert all(
+        turn["slots"] >= turn["tokens"] and 0 < turn["waited_seconds"] < turn["seconds"]
+        for turn in epoch
+    )
     assert trial.turn(0, settle=1)["examples"] == 4  # one step of four was left out
 
 
@@ -45,26 +48,36 @@ def test_other_micro_batches_are_those_that_would_be_cut_otherwise(tiny: Any) ->
 def test_the_price_of_a_token_is_that_of_the_matrix_products(tiny: Any) -> None:
     """Counted by hand for bert-nano (2 layers, width 32, inner width 64), each text alone."""
     recipe = tiny.recipe("classification", hardware={"micro_batch_tokens": 64})
-    encoded, labels = tiny.prepared(recipe).encoded["train"], len(tiny.prepared(recipe).task.facts["labels"])
+    encoded, labels = (
+        tiny.prepared(recipe).encoded["train"],
+        len(tiny.prepared(recipe).task.facts["labels"]),
+    )
     width, inner, layers = 32, 64, 2
     forward = [
-        layers * (length * 4 * width * width + 2 * length * length * width + 2 * length * width * inner)
+        layers
+        * (length * 4 * width * width + 2 * length * length * width + 2 * length * width * inner)
         + width * width
         + width * labels
         for length in encoded.pieces.column("length")
     ]
-    by_hand = 3 * 2 * sum(forward) / sum(encoded.pieces.column("length"))  # backward twice the forward, 2 for a multiply-add
+    by_hand = (
+        3 * 2 * sum(forward) / sum(encoded.pieces.column("length"))
+    )  # backward twice the forward, 2 for a multiply-add
     assert trial_of(tiny, recipe).flops_per_token() == pytest.approx(by_hand, rel=1e-9)
 
 
 def test_recomputing_does_not_raise_the_price(tiny: Any) -> None:
     prices = {
-        trial_of(tiny, tiny.recipe("clm", hardware={"gradient_checkpointing": again})).flops_per_token()
+        trial_of(
+            tiny, tiny.recipe("clm", hardware={"gradient_checkpointing": again})
+        ).flops_per_token()
         for again in (False, True)
     }
     assert len(prices) == 1
 
 
-def test_the_peak_is_that_of_a_product_of_matrices(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_that_of_a_product_of_matrices(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lmkit.train.trial.SIDE", {"cpu": 64})
     assert trial_of(tiny, tiny.recipe("mlm")).matmul_peak(0) > 1e6

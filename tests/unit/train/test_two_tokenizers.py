@@ -27,9 +27,14 @@ def run(tiny: Any) -> Run:
 
 def test_each_language_has_its_own_pieces(tiny: Any) -> None:
     apart = tiny.prepared(tiny.recipe("translation", tokenizer=APART)).task.tokenizer
-    joint = tiny.prepared(tiny.recipe("translation", tokenizer={"train": APART["train"] | {"joint": True}})).task.tokenizer
+    joint = tiny.prepared(
+        tiny.recipe("translation", tokenizer={"train": APART["train"] | {"joint": True}})
+    ).task.tokenizer
     assert target_of(joint) is joint
-    letters = [{token for token in each.get_vocab() if token in set("ñáéíó¿¡")} for each in (apart, target_of(apart), joint)]
+    letters = [
+        {token for token in each.get_vocab() if token in set("ñáéíó¿¡")}
+        for each in (apart, target_of(apart), joint)
+    ]
     assert not letters[0]
     assert letters[1] == letters[2]
     assert letters[1]
@@ -42,7 +47,10 @@ def test_the_model_has_two_vocabularies(run: Run) -> None:
     assert (config["vocab_size"], config["decoder_vocab_size"]) == (len(source), len(target))
     assert not config["share_encoder_decoder_embeddings"]
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(run.model)
-    encoder, decoder = model.get_encoder().embed_tokens.weight, model.get_decoder().embed_tokens.weight
+    encoder, decoder = (
+        model.get_encoder().embed_tokens.weight,
+        model.get_decoder().embed_tokens.weight,
+    )
     assert len(encoder) == len(source)
     assert decoder is model.lm_head.weight
     assert len(decoder) == len(target)
@@ -63,12 +71,16 @@ def test_prediction_reads_with_one_and_writes_with_the_other(run: Run) -> None:
 def test_fine_tuning_goes_on_with_both(tiny: Any, run: Run) -> None:
     again = tiny.fit(tiny.recipe("translation", base=str(run.path)))
     assert (again.model / "target_tokenizer" / "tokenizer.json").is_file()
-    assert tokenizer_hash(load_tokenizer(str(again.model))) == tokenizer_hash(load_tokenizer(str(run.model)))
+    assert tokenizer_hash(load_tokenizer(str(again.model))) == tokenizer_hash(
+        load_tokenizer(str(run.model))
+    )
 
 
 def test_the_hash_is_of_both(run: Run, tmp_path: Any) -> None:
     apart = load_tokenizer(str(run.model))
-    shutil.copytree(run.model, tmp_path / "alone", ignore=shutil.ignore_patterns("target_tokenizer"))
+    shutil.copytree(
+        run.model, tmp_path / "alone", ignore=shutil.ignore_patterns("target_tokenizer")
+    )
     alone = load_tokenizer(str(tmp_path / "alone"))
     assert target_of(alone) is alone
     assert len({tokenizer_hash(each) for each in (apart, alone, target_of(apart))}) == 3

@@ -22,5 +22,7 @@ class Translation(evaluate.Metric):  # type: ignore[misc]
             features=datasets.Features({"predictions": text, "references": text}),
         )
 
-    def _compute(self, predictions: Any, references: Any, tokenize: str = "13a") -> dict[str, float]:
+    def _compute(
+        self, predictions: Any, references: Any, tokenize: str = "13a"
+    ) -> dict[str, float]:
         return translation_statistics(predictions, references, tokenize=tokenize).values()

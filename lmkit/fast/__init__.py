@@ -1,0 +1,1 @@
+"""How a model is computed faster, never what it computes; above `models/`."""

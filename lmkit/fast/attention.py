@@ -1,0 +1,196 @@
+"""Attention on CPUs, where PyTorch has no fused kernel with dropout, and a slow one for bf16 without a matrix unit; and of beams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lmkit.fast.dropout import dropout as drop
+
+TAKE_BEAMS = (
+    "bart",
+    "marian",
+    "mbart",
+    "m2m_100",
+)  # that hand on keys and values of the cache as they are; each is tested
+_added = WeakTensorKeyDictionary()  # by mask: what _backwards_only made of it
+_kernel: Any = getattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None
+)  # private: a later torch may be without it
+
+
+def use_cpu_attention(*, in_fp32: bool) -> None:
+    """Let transformers' "sdpa" take a faster way where it is differentiated on a CPU: the same function, other roundings.
+
+    Args:
+        in_fp32: what arrives as bf16 is computed in fp32. Without AMX the fused kernel's backward pass multiplies bf16
+            one number at a time.
+    """
+
+    def attend(
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if len(query) > len(key) and query.shape[2] == 1:
+            return _of_beams(module, query, key, value, attention_mask, **options), None
+        # checkpointed layers are computed twice and have to draw alike: both times with gradients, as use_reentrant=False does
+        unknown = options.get("position_bias") is not None or options.get("softcap") is not None
+        plain = value.device.type != "cpu" or not torch.is_grad_enabled() or unknown
+        if plain:
+            found: torch.Tensor = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, **options
+            )[0]
+        elif dropout and query.shape[1] == key.shape[1]:
+            found = _with_dropout(
+                module,
+                query.to(value.dtype),
+                key.to(value.dtype),
+                value,
+                attention_mask,
+                dropout,
+                **options,
+            )
+        elif in_fp32 and value.dtype == torch.bfloat16:
+            floats = attention_mask is not None and attention_mask.is_floating_point()
+            mask = attention_mask.float() if floats else attention_mask
+            with torch.autocast("cpu", enabled=False):
+                found = _fused(
+                    module, query.float(), key.float(), value.float(), mask, dropout, **options
+                ).to(value.dtype)
+        else:
+            found = _fused(module, query, key, value, attention_mask, dropout, **options)
+        return found, None
+
+    AttentionInterface.register("sdpa", attend)
+    attend.takes_beams = True  # type: ignore[attr-defined]
+
+
+def takes_beams(model: Any) -> bool:
+    """Whether the decoder may attend to sources that are fewer than its rows: each is read by as many, which follow one another."""
+    is_taken = (
+        getattr(ALL_ATTENTION_FUNCTIONS["sdpa"], "takes_beams", False)
+        and model.device.type == "cpu"
+    )
+    return (
+        is_taken
+        and model.config._attn_implementation == "sdpa"
+        and model.config.model_type in TAKE_BEAMS
+    )
+
+
+def _of_beams(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **options: Any,
+) -> torch.Tensor:
+    """Beams of a sentence are several queries to its source, which is read once.
+
+    Args:
+        query, mask: ``(rows, heads, 1, width)`` and ``(rows, 1, 1, length)``. key, value: ``(sources, heads, length, width)``.
+    """
+    rows, heads, _, width = query.shape
+    beams = rows // len(key)
+    together = query.view(len(key), beams, heads, width).transpose(1, 2)
+    options |= {"is_causal": False}
+    mask = None if mask is None else mask[::beams]
+    found: torch.Tensor = sdpa_attention_forward(module, together, key, value, mask, **options)[0]
+    return found.reshape(rows, 1, heads, width)
+
+
+def _fused(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    **options: Any,
+) -> torch.Tensor:
+    """PyTorch's attention; where a mask hides all keys after a query, as of packed texts, its kernel is told and skips them.
+
+    The public function takes a mask or ``is_causal``, its kernel both; no bit is another. The kernel checks nothing: what the
+    public function would not give it (nothing at all, numbers that do not lie side by side) goes to the public function.
+    """
+    groups = query.shape[1] // key.shape[1]
+    is_plain = (
+        _kernel is None
+        or torch.compiler.is_compiling()
+        or dropout
+        or mask is None
+        or not query.numel()
+        or key.shape != value.shape
+        or not query.dtype == key.dtype == value.dtype
+        or any(each.stride(-1) != 1 for each in (query, key, value))
+    )
+    if is_plain or (added := _backwards_only(mask, query)) is None:
+        found: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, **options
+        )[0]
+        return found
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    attended: torch.Tensor = _kernel(
+        query, key, value, 0.0, True, attn_mask=added, scale=options.get("scaling")
+    )[0]
+    return attended.transpose(1, 2).contiguous()
+
+
+def _backwards_only(mask: Any, query: torch.Tensor) -> torch.Tensor | None:
+    """What is added to the scores in place of the mask, if it lets no query see a key after it; once for all layers."""
+    if (
+        mask.dtype != torch.bool
+        or mask.dim() != 4
+        or mask.shape[-2:] != (query.shape[2], query.shape[2])
+    ):
+        return None
+    if mask not in _added:
+        hides = not mask.triu(1).any()
+        _added[mask] = torch.where(mask, 0.0, float("-inf")).to(query.dtype) if hides else None
+    added: torch.Tensor | None = _added[mask]
+    return None if added is None else added.to(query.dtype)
+
+
+def _with_dropout(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    rate: float,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """``(batch, heads, length, width)`` each -> ``(batch, length, heads, width)``; the mask is added, or False where none may look."""
+    length, scale = query.shape[2], query.shape[-1] ** -0.5 if scaling is None else scaling
+    if (
+        mask is None
+        and length > 1
+        and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    ):
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool).tril()
+    scores = query * scale @ key.transpose(-1, -2)
+    if mask is not None and mask.dtype == torch.bool:
+        # filling would pass over all heads, forward and backward; where nothing is hidden, 0 is added
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(
+            ~mask, torch.finfo(scores.dtype).min
+        )
+    scores = scores if mask is None else scores + mask
+    with torch.autocast(
+        "cpu", enabled=False
+    ):  # which would have softmax return fp32, to be rounded before the product
+        shares = drop(scores.to(value.dtype).softmax(-1), rate)
+    return (shares @ value).transpose(1, 2).contiguous()
