@@ -75,9 +75,6 @@ def number_of_processes(recipe: Recipe) -> int:
     """Return ``hardware.processes``, where auto is one per GPU."""
     if recipe.hardware.processes != "auto":
         return recipe.hardware.processes
-    from lmkit.models.imports import import_torch
-
-    import_torch()
     import torch
 
     return max(1, torch.cuda.device_count())

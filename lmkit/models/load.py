@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError
-from lmkit.models.imports import import_models
 from lmkit.models.source import ModelSource
 from lmkit.recipe.schema import Model, Recipe
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
     """The config of a model directory or hub id."""
-    import_models()
     from transformers import AutoConfig
 
     place = f"model.base: {source.location}"

@@ -244,13 +244,13 @@ class _Passes:
         return largest(self._accelerator, [value])[0]
 
     def _run(self, batch: Batch) -> None:
-        from lmkit.fast.dropout import drawn_faster
+        from lmkit.fast.registry import computed_faster
 
         self._model.train()
         moved = {key: value.to(self._accelerator.device) for key, value in batch.items()}
         with (
             shared_rows(self._model, self._packing, moved) as given,
-            drawn_faster(self._accelerator.device),
+            computed_faster(self._model, self._accelerator.device),
         ):
             self._accelerator.backward(
                 self._task.loss(self._model, given) / max(self._task.items(batch), 1)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
 
@@ -105,9 +106,6 @@ def build_accelerator(
     Raises:
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
     """
-    from lmkit.models.imports import import_modeling
-
-    import_modeling()
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -133,11 +131,9 @@ def build_accelerator(
             remedy="install the tracker, or leave it out",
         ) from None
     _limit_threads()  # after Accelerate, which has a number of its own
-    if accelerator.device.type == "cpu":
-        from lmkit.fast.attention import use_cpu_attention
+    if accelerator.device.type == "cpu" and console.owns_process():
         from lmkit.models.memory import keep_freed_memory
 
-        use_cpu_attention(in_fp32=not torch.cpu._is_amx_tile_supported())
         keep_freed_memory()
     if hardware.processes not in ("auto", accelerator.num_processes):
         raise RecipeError(
