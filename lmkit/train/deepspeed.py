@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import Batch
 from lmkit.errors import RecipeError, TrainingStopped
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
 from lmkit.train.device import choose_precision
