@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
-    from lmkit.evaluation.records import Record
+    from lmkit.tasks.answers import Record
     from lmkit.tasks.base import Task
 
 
@@ -83,8 +83,8 @@ def evaluate(
     from lmkit.data.splits import provenance
     from lmkit.evaluation.analysis import Background
     from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
-    from lmkit.evaluation.records import kind_of
     from lmkit.models.build import load_trained
+    from lmkit.tasks.answers import answer_of
     from lmkit.train.device import build_accelerator, micro_batch_tokens
 
     task = cls(recipe, splits.facts, tokenizer_of(recipe, found)).for_evaluation()
@@ -99,7 +99,7 @@ def evaluate(
         aside = encode(others["validation"], task)
         say_left_out(aside, recipe.data, split="validation")
         fitted_on = list(predict_records(model, task, aside, accelerator, budget=budget))
-        if fitted_on and kind_of(fitted_on) != "label":
+        if fitted_on and not answer_of(task).has_temperature:
             raise RecipeError(
                 "a temperature is fitted where each text has one label",
                 place="eval.temperature",
