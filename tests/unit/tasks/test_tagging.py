@@ -384,7 +384,7 @@ def test_without_the_library_it_is_said_how_to_get_it(
 
 
 def test_other_tasks_refuse_the_section(tiny: Any) -> None:
-    from lmkit.commands.train import check_stage
+    from lmkit.preflight import check_stage
 
     check_stage(tiny.recipe("classification"), "finetune")
     with pytest.raises(RecipeError, match="tagging: has no effect on classification"):
@@ -392,7 +392,8 @@ def test_other_tasks_refuse_the_section(tiny: Any) -> None:
 
 
 def test_a_trained_run_keeps_its_crf_but_may_decode_in_another_way(tiny: Any) -> None:
-    from lmkit.commands.evaluate import evaluate, find_subject
+    from lmkit.commands.evaluate import evaluate
+    from lmkit.subject import find_subject
 
     run = tiny.fit(crf_recipe(tiny))
     for key in ("tagging.crf=false", "tagging.crf_learning_rate=1"):
