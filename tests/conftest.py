@@ -13,7 +13,6 @@ import os
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "ACCELERATE_USE_CPU": "true",
-    "DS_ACCELERATOR": "cpu",  # else ``accelerate launch`` writes a line of DeepSpeed's to standard output
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -22,7 +22,6 @@ from lmkit.models.layers import stacks
 from lmkit.models.memory import free_cached_memory
 from lmkit.recipe.schema import Hardware
 from lmkit.tasks.base import Task
-from lmkit.train.deepspeed import is_partitioned
 from lmkit.train.loop import StepBatches
 from lmkit.train.parallel import largest
 from lmkit.train.sharding import is_sharded
@@ -200,7 +199,7 @@ class _Passes:
             packing,
         )
         self.is_sharded, self.device = (
-            is_sharded(model) or is_partitioned(model),
+            is_sharded(model),
             accelerator.device.type,
         )
 

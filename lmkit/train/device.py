@@ -161,29 +161,19 @@ def asks_to_shard() -> bool:
     return _asks_for("ACCELERATE_USE_FSDP")
 
 
-def zero_stage() -> int | None:
-    """The stage of DeepSpeed's ZeRO that the Accelerate configuration asks for; None: it does not ask for DeepSpeed."""
-    return (
-        int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-        if _asks_for("ACCELERATE_USE_DEEPSPEED")
-        else None
-    )
-
-
 def _refuse_foreign_sharding() -> None:
     """Refuse what an Accelerate configuration may ask for and lmkit does not do: training would go on without it."""
     for name, variable in (
+        ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
         ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
         ("tensor parallelism", "ACCELERATE_USE_PARALLELISM_CONFIG"),
     ):
         if _asks_for(variable):
             raise RecipeError(
-                f"the Accelerate configuration asks for {name}, and lmkit shards by FSDP2 or DeepSpeed alone",
+                f"the Accelerate configuration asks for {name}, and lmkit shards by FSDP2 alone",
                 place="accelerate launch",
                 remedy="recipes/accelerate/fsdp.yaml, or distributed_type: MULTI_GPU; docs/scale.md says what each costs",
             )
-    if zero_stage() is not None:
-        _refuse_of_deepspeed()
     if not asks_to_shard():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -204,46 +194,17 @@ def _refuse_foreign_sharding() -> None:
             )
 
 
-def _refuse_of_deepspeed() -> None:
-    """Refuse the settings of ``deepspeed_config`` that would change more than how a run is computed, or are not done."""
-    if (stage := zero_stage()) not in (1, 2):
-        raise RecipeError(
-            f"lmkit does stages 1 and 2, not {stage}",
-            place="deepspeed_config.zero_stage",
-            remedy="recipes/accelerate/fsdp.yaml shards the weights, too" if stage == 3 else "2",
-        )
-    for key, remedy in (
-        ("deepspeed_config_file", "zero_stage in its place"),
-        (
-            "offload_optimizer_device",
-            "none; lora and hardware.gradient_checkpointing save memory too",
-        ),
-        ("offload_param_device", "none"),
-    ):
-        found = os.environ.get(
-            f"ACCELERATE_DEEPSPEED_{key.removeprefix('deepspeed_').upper()}", "none"
-        ).lower()
-        if found != "none":
-            raise RecipeError(
-                f"lmkit does not do this ({found})", place=f"deepspeed_config.{key}", remedy=remedy
-            )
-
-
 @contextmanager
 def _without_accelerates_sharding() -> Iterator[None]:
-    """Accelerate would prepare models for its own FSDP or DeepSpeed; see lmkit/train/{sharding,deepspeed}.py."""
-    asked = {
-        name: os.environ.pop(name, None)
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    }
+    """Keep Accelerate from preparing models for its own FSDP; see lmkit/train/sharding.py."""
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
         yield
     finally:
-        os.environ |= {name: value for name, value in asked.items() if value is not None}
-        if asked["ACCELERATE_USE_FSDP"] is not None:
-            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = (
-                "false"  # transformers would leave the weights to the first process
-            )
+        if asked is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = asked
+            # else transformers would leave the weights to the first process
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def micro_batch_tokens(hardware: Hardware, device: Any) -> int:

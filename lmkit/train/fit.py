@@ -38,13 +38,11 @@ from lmkit.train.checkpoint import (
     load_weights,
     newest_whole,
 )
-from lmkit.train.deepspeed import ZeroOptimizer, check_deepspeed
 from lmkit.train.device import (
     asks_to_shard,
     build_accelerator,
     micro_batch_tokens,
     peak_memory_bytes,
-    zero_stage,
 )
 from lmkit.train.kernels import choose_attention, choose_kernels
 from lmkit.train.manifest import announce, now, start_manifest
@@ -133,18 +131,13 @@ def _fit(
     accelerator = build_accelerator(
         recipe.hardware, trackers=recipe.logging.to, folder=str(run.path)
     )
-    stage = zero_stage() if accelerator.num_processes > 1 else None
     sharded = asks_to_shard() and accelerator.num_processes > 1
     if accelerator.num_processes > 1:
         parts = ", each with a part of the weights (FSDP2)" if sharded else ""
-        if stage is not None:
-            parts = f", each with a part of the optimizer's state (DeepSpeed, ZeRO stage {stage})"
         console.say(f"processes: {accelerator.num_processes}{parts}")
     built = build_model(recipe, task, source)
     if sharded:
         check_sharding(recipe, built.model)
-    if stage is not None:
-        check_deepspeed(recipe, built.model)
     packing = choose_packing(recipe, task, built.model)
     plan = plan_of(recipe, prepared.encoded["train"])
     total = total_steps(recipe, plan)
@@ -158,7 +151,6 @@ def _fit(
         plan,
         total,
         sharded=sharded,
-        zero_stage=stage,
     )
     if accelerator.is_main_process:
         run.start(resume=resume, overwrite=overwrite)
@@ -174,12 +166,7 @@ def _fit(
         lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
         crf_rate=recipe.tagging.crf_learning_rate,
     )
-    if stage is None:
-        optimizer = accelerator.prepare_optimizer(optimizer)
-    else:
-        optimizer = ZeroOptimizer(
-            model, optimizer, task, accelerator, stage=stage, max_grad_norm=train.max_grad_norm
-        )
+    optimizer = accelerator.prepare_optimizer(optimizer)
     if resume:
         progress = _resume(run, newest, model, optimizer, progress)
     if accelerator.is_main_process:
@@ -210,8 +197,6 @@ def _fit(
             metric=metric,
         )
     use_average(optimizer)
-    if isinstance(optimizer, ZeroOptimizer):
-        optimizer.close()
 
     mean_of = _choose(run, recipe, plan, progress, model)
     del optimizer
@@ -312,8 +297,6 @@ def _resume(run: Run, step: int | None, model: Any, optimizer: Any, progress: Pr
     state = load_checkpoint(run, step, model, optimizer)
     console.say(f"resume: going on from step {step}")
     progress = Progress(**state)
-    if isinstance(optimizer, ZeroOptimizer):
-        optimizer.take_weights()
     set_group_values(optimizer, progress.groups)
     use_trained(optimizer)
     return progress

@@ -27,7 +27,6 @@ from lmkit.fast.unpadding import shared_rows
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.tasks.base import Task
 from lmkit.train.averages import update_ema
-from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import share_of_cores
 from lmkit.train.optim import clip_gradients, learning_rate, set_learning_rate
 from lmkit.train.parallel import largest, sum_gradients
@@ -163,7 +162,7 @@ def train_steps(
     """Run the optimizer steps ``first`` ... ``total`` - 1, yielding after each.
 
     Args:
-        model, optimizer: prepared by Accelerate; or the optimizer by DeepSpeed.
+        model, optimizer: prepared by Accelerate.
         share_done: the share of ``train.max_minutes`` that is gone, or None; the first rank's is used.
         asked_to_stop: whether this rank received a signal.
         spikes: judges the gradient norms; a step whose norm is a spike changes no weight.
@@ -171,7 +170,6 @@ def train_steps(
     train = task.recipe.train
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     limit = train.max_grad_norm if train.max_grad_norm is not None else float("inf")
-    zero = optimizer if isinstance(optimizer, ZeroOptimizer) else None
     model.train()
     for step, micro, waited in _read(
         batches, first, total, workers=workers, pinned=accelerator.device.type == "cuda"
@@ -185,7 +183,7 @@ def train_steps(
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
         set_learning_rate(optimizer, rate)
-        if zero is not None or is_sharded(model):
+        if is_sharded(model):
             micro = as_many(accelerator, micro, partial(batches.idle, step))
         loss_sum = _backward(
             model,
@@ -194,25 +192,20 @@ def train_steps(
             task,
             accelerator,
             packing,
-            zero,
             step=step,
             micro=micro,
             items=items,
         )
-        if zero is not None:
-            _update(zero)  # which clips, too
-            grad_norm, is_spike = zero.grad_norm, False
+        grad_norm = clip_gradients(accelerator, optimizer, parameters, limit)
+        is_spike = spikes is not None and spikes.judge(grad_norm.item())
+        if is_spike:
+            if optimizer.scaler is not None:
+                optimizer.scaler.update()  # it has looked at these gradients
         else:
-            grad_norm = clip_gradients(accelerator, optimizer, parameters, limit)
-            is_spike = spikes is not None and spikes.judge(grad_norm.item())
-            if is_spike:
-                if optimizer.scaler is not None:
-                    optimizer.scaler.update()  # it has looked at these gradients
-            else:
-                _update(optimizer)
-                if train.ema is not None:
-                    update_ema(optimizer, train.ema, step=step)
-            optimizer.zero_grad(set_to_none=True)
+            _update(optimizer)
+            if train.ema is not None:
+                update_ema(optimizer, train.ema, step=step)
+        optimizer.zero_grad(set_to_none=True)
         yield Step(
             number=step + 1,
             loss=accelerator.reduce(loss_sum, "sum") / max(items, 1),
@@ -308,7 +301,6 @@ def _backward(
     task: Task,
     accelerator: Accelerator,
     packing: Packing | None,
-    zero: ZeroOptimizer | None,
     *,
     step: int,
     micro: list[Batch],
@@ -328,14 +320,11 @@ def _backward(
         loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.double)
         is_out, left = False, 0
         try:
-            for number, batch in enumerate(micro, 1):
+            for batch in micro:
                 batch = batch.to(accelerator.device, non_blocking=True)
                 with shared_rows(model, packing, batch) as given, drawn_faster(accelerator.device):
-                    if zero is not None:
-                        loss = zero.backward(given, items=items, last=number == len(micro))
-                    else:
-                        loss = task.loss(model, given)
-                        accelerator.backward(loss / max(items, 1))
+                    loss = task.loss(model, given)
+                    accelerator.backward(loss / max(items, 1))
                 loss_sum += loss.detach()
         except RuntimeError as error:
             if "without overflow" in str(
@@ -346,11 +335,9 @@ def _backward(
                 ) from None
             if not is_out_of_memory(error):
                 raise
-            if zero is not None or is_sharded(model):
+            if is_sharded(model):
                 raise stopped_by_memory(step + 1, batches.budget) from None
             is_out, left = True, batches.largest(step)
-        if zero is not None:
-            return loss_sum  # the gradients are summed already
         is_stuck = is_out and not left
         has_gradient = [
             float(has_own_gradient(parameter))

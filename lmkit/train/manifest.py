@@ -36,7 +36,6 @@ def start_manifest(
     total: int,
     *,
     sharded: bool,
-    zero_stage: int | None,
 ) -> dict[str, Any]:
     import torch
 
@@ -56,7 +55,6 @@ def start_manifest(
             "device": str(accelerator.device),
             "processes": accelerator.num_processes,
             "sharded": sharded,
-            "zero_stage": zero_stage,
             "precision": choose_precision(recipe.hardware),
             "threads": torch.get_num_threads(),
         },

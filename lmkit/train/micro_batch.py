@@ -12,7 +12,6 @@ from lmkit.fast.unpadding import shared_rows
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.recipe.schema import Hardware, Train
 from lmkit.tasks.base import Task
-from lmkit.train.deepspeed import is_partitioned
 from lmkit.train.device import micro_batch_tokens
 from lmkit.train.loop import StepBatches
 from lmkit.train.optim import state_bytes
@@ -55,7 +54,7 @@ def choose_micro_batch(
         return known
     tokens = micro_batch_tokens(hardware, accelerator.device)
     if hardware.micro_batch_tokens == "auto":
-        if is_sharded(model) or is_partitioned(model):
+        if is_sharded(model):
             tokens = SHARDED
         elif accelerator.device.type == "cuda":
             tokens = -int(

@@ -27,7 +27,6 @@ from lmkit.train.checkpoint import (
     set_aside_after,
 )
 from lmkit.train.compiled import choose_compile, uncompiled
-from lmkit.train.deepspeed import ZeroOptimizer
 from lmkit.train.device import choose_precision, micro_batch_tokens
 from lmkit.train.loop import Step, StepBatches, train_steps
 from lmkit.train.micro_batch import choose_micro_batch
@@ -205,8 +204,6 @@ def run_steps(
     def save() -> None:
         settle()
         if not (accelerator.is_main_process or sharded):
-            if isinstance(optimizer, ZeroOptimizer):
-                optimizer.give_moments()
             return
         state = {key: value for key, value in vars(progress).items() if key != "step"}
         step, best, keep = progress.step, progress.best_step, recipe.hardware.keep_checkpoints

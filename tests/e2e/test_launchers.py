@@ -6,7 +6,6 @@ the other way round: data order, losses, decisions and weights have to be those 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,9 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CPU, FSDP, ZERO = (
-    ROOT / f"recipes/accelerate/{name}.yaml" for name in ("cpu", "fsdp", "deepspeed")
-)
+CPU, FSDP = (ROOT / f"recipes/accelerate/{name}.yaml" for name in ("cpu", "fsdp"))
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PORT = ["--main_process_port", "0"]
 ACCELERATE = ["accelerate.commands.launch", "--config_file", str(CPU), *PORT]
@@ -103,20 +100,7 @@ def stories(
     assert (
         json.loads((folder / "one to two/manifest.json").read_text())["hardware"]["processes"] == 2
     )
-    if importlib.util.find_spec("deepspeed") is not None:
-        finetune(
-            "zero",
-            HALF,
-            [
-                "accelerate.commands.launch",
-                "--config_file",
-                str(ZERO),
-                "--num_processes",
-                "2",
-                *PORT,
-            ],
-        )
-    return {name: folder / name for name in ("one", "one to two", "two to one", "sharded", "zero")}
+    return {name: folder / name for name in ("one", "one to two", "two to one", "sharded")}
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -166,17 +150,10 @@ def test_patience_ends_at_the_same_step_and_the_same_model_is_kept(
     assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sharded", "zero"])
-def test_the_configuration_that_shards_does_and_learns_the_same(
-    stories: dict[str, Path], name: str
-) -> None:
-    if name == "zero":
-        pytest.importorskip("deepspeed")
-    hardware = json.loads((stories[name] / "manifest.json").read_text())["hardware"]
-    assert (hardware["processes"], hardware["sharded"], hardware["zero_stage"]) == (
-        (2, True, None) if name == "sharded" else (2, False, 2)
-    )
-    mine, theirs = (lines(stories[each]) for each in ("one", name))
+def test_the_configuration_that_shards_does_and_learns_the_same(stories: dict[str, Path]) -> None:
+    hardware = json.loads((stories["sharded"] / "manifest.json").read_text())["hardware"]
+    assert (hardware["processes"], hardware["sharded"]) == (2, True)
+    mine, theirs = (lines(stories[each]) for each in ("one", "sharded"))
     for one, other in zip(mine, theirs, strict=False):
         assert [
             one.get(key) for key in ("step", "loss", "grad_norm", "validation_accuracy")
@@ -185,9 +162,26 @@ def test_the_configuration_that_shards_does_and_learns_the_same(
             abs=1e-5,
         )
     assert theirs[-1]["step"] == HALF
-    files = {path.name for path in (stories[name] / f"checkpoints/step-{HALF:08d}").iterdir()}
-    parts = {"model-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"}
-    assert (parts if name == "sharded" else {"model.safetensors", "optimizer.safetensors"}) < files
+    files = {path.name for path in (stories["sharded"] / f"checkpoints/step-{HALF:08d}").iterdir()}
+    assert {"model-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"} < files
+
+
+def test_a_configuration_for_deepspeed_is_refused_with_the_one_that_shards(
+    process: Any, project: Path, tmp_path: Path
+) -> None:
+    """What ``accelerate launch`` sets for ``distributed_type: DEEPSPEED`` reaches the command in the environment."""
+    ended = process(
+        "pretrain",
+        "language.yaml",
+        "-o",
+        str(tmp_path / "run"),
+        cwd=project,
+        env={"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    )
+    assert ended.status == 2
+    assert "asks for DeepSpeed, and lmkit shards by FSDP2 alone" in ended.err
+    assert "recipes/accelerate/fsdp.yaml" in ended.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_number_of_processes_than_the_recipe_wants_is_refused(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,31 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from lmkit.commands.train import train
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
-from lmkit.train import deepspeed as zero
 from lmkit.train import fit as fitting
 from lmkit.train import launch as launching
 from lmkit.train import prepare as preparing
-from lmkit.train.deepspeed import _reached, check_deepspeed
-from lmkit.train.device import asks_to_shard, build_accelerator, zero_stage
+from lmkit.train.device import asks_to_shard, build_accelerator
 from lmkit.train.launch import ProcessFailed
 from lmkit.train.parallel import prepare_parallel
 from lmkit.train.sharding import _layers, check_sharding
 
-ROOT = Path(__file__).parents[3]
 
-
-@pytest.mark.parametrize("name", ["Megatron_LM", "Parallelism_Config"])
+@pytest.mark.parametrize("name", ["DeepSpeed", "Megatron_LM", "Parallelism_Config"])
 def test_a_configuration_that_asks_for_what_lmkit_does_not_do_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training would go on without it."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
-    with pytest.raises(RecipeError, match="lmkit shards by FSDP2 or DeepSpeed alone"):
+    with pytest.raises(RecipeError, match=r"by FSDP2 alone\n  recipes/accelerate/fsdp\.yaml"):
         build_accelerator(Hardware(precision="fp32"))
 
 
@@ -59,44 +53,6 @@ def test_of_fsdp_what_lmkit_does_not_do_is_refused(
         monkeypatch.setenv(variable, value)
     with pytest.raises(RecipeError, match=place):
         build_accelerator(Hardware(precision="fp32"))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "place"),
-    [
-        (
-            "zero_stage",
-            "3",
-            "zero_stage: lmkit does stages 1 and 2, not 3\n  recipes/accelerate/fsdp.yaml shards the weights",
-        ),
-        ("zero_stage", "0", "zero_stage: lmkit does stages 1 and 2, not 0\n  2"),
-        ("config_file", "ds.json", r"config_file: lmkit does not do this \(ds.json\)"),
-        (
-            "offload_optimizer_device",
-            "cpu",
-            r"offload_optimizer_device: lmkit does not do this \(cpu\)",
-        ),
-        ("offload_param_device", "nvme", r"offload_param_device: lmkit does not do this \(nvme\)"),
-    ],
-)
-def test_of_deepspeed_what_lmkit_does_not_do_is_refused(
-    key: str, value: str, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{key.upper()}", value)
-    with pytest.raises(RecipeError, match=place):
-        build_accelerator(Hardware(precision="fp32"))
-
-
-def test_accelerate_does_not_take_deepspeed_from_lmkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = yaml.safe_load((ROOT / "recipes/accelerate/deepspeed.yaml").read_text())[
-        "deepspeed_config"
-    ]
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    for key, value in settings.items():
-        monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{key.upper()}", str(value))
-    assert build_accelerator(Hardware(precision="fp32")).distributed_type.value == "NO"
-    assert zero_stage() == 2
 
 
 def test_accelerate_does_not_shard_behind_lmkit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,65 +82,6 @@ def test_what_does_not_go_with_sharding_is_refused_by_its_key(
     with pytest.raises(RecipeError) as refused:
         check_sharding(recipe, tiny.model(recipe))
     assert refused.value.place == place
-
-
-@pytest.mark.parametrize(
-    ("task", "sections", "place"),
-    [
-        ("mlm", {"train": {"optimizer": "muon"}}, "train.optimizer"),
-        ("mlm", {"train": {"ema": 0.9}}, "train.ema"),
-        ("mlm", {"train": {"on_spike": "skip"}}, "train.on_spike"),
-        ("mlm", {"hardware": {"compile": "on"}}, "hardware.compile"),
-        ("ner", {"tagging": {"crf": True}}, "tagging.crf"),
-        (
-            "translation",
-            {"model": {"config": {"model_type": "bart", "encoder_layerdrop": 0.1}}},
-            "model.config.encoder_layerdrop",
-        ),
-    ],
-)
-def test_what_does_not_go_with_deepspeed_is_refused_by_its_key(
-    tiny: Any, task: str, sections: dict[str, Any], place: str
-) -> None:
-    recipe = tiny.recipe(task, "bart" if "model" in sections else None, **sections)
-    with pytest.raises(RecipeError) as refused:
-        check_deepspeed(recipe, tiny.model(recipe))
-    assert refused.value.place == place
-
-
-def test_deepspeed_that_is_not_installed_is_asked_for(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny.recipe("mlm")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        RecipeError, match=r"deepspeed is not installed\n  pip install 'lmkit\[deepspeed\]'"
-    ):
-        check_deepspeed(recipe, tiny.model(recipe))
-
-
-def test_another_version_of_deepspeed_is_refused(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny.recipe("mlm")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(zero, "version", lambda name: "0.20.1")
-    with pytest.raises(
-        RecipeError,
-        match=r"this is deepspeed 0.20.1, and lmkit is tried with 0.19\n  pip install 'lmkit",
-    ):
-        check_deepspeed(recipe, tiny.model(recipe))
-    monkeypatch.setattr(zero, "version", lambda name: "0.19.3")
-    check_deepspeed(recipe, tiny.model(recipe))
-
-
-def test_parameters_that_a_backward_pass_does_not_reach_are_known_before_it() -> None:
-    used, unused = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
-    again = torch.utils.checkpoint.checkpoint(used, torch.ones(1, 3), use_reentrant=False)
-    assert _reached((used(again) + unused(again).detach()).sum()) == {
-        id(parameter) for parameter in used.parameters()
-    }
-    assert _reached(torch.zeros(())) == set()
 
 
 def test_layers_are_units_unless_they_share_weights_with_something(tiny: Any) -> None:
