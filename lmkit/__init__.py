@@ -52,13 +52,14 @@ def _train(
 
 def evaluate(recipe_or_run: str | Path | Mapping[str, Any] | Recipe | Run) -> Run:
     """Evaluate a run, a model directory or a recipe; the numbers are in ``run.metrics("test")``."""
-    from lmkit.commands.evaluate import evaluate as run_evaluation
-    from lmkit.commands.evaluate import find_subject
+    from lmkit.flow.evaluation import evaluate_subject
     from lmkit.run import Run
+    from lmkit.subject import find_subject
 
-    source = str(recipe_or_run.path) if isinstance(recipe_or_run, Run) else recipe_or_run
-    run_evaluation(source)
-    return find_subject(source, ())[2]
+    source = recipe_or_run.path if isinstance(recipe_or_run, Run) else recipe_or_run
+    subject = find_subject(source)
+    evaluate_subject(subject)
+    return subject.run
 
 
 def load(run: str | Path | Run) -> Predictor:

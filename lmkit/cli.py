@@ -246,18 +246,17 @@ def _train(
         raise LmkitError(
             "--smoke and --dry-run contradict each other", remedy="keep one of the two"
         )
-    from lmkit.commands.train import train
+    from lmkit.commands import train
 
-    summary = train(
-        stage,
-        recipe,
-        overrides or (),
-        output=output,
-        resume=resume,
-        overwrite=overwrite,
-        smoke=smoke,
-        dry_run=dry_run,
-    )
+    keys = overrides or ()
+    if smoke:
+        summary = train.smoke(stage, recipe, keys)
+    elif dry_run:
+        summary = train.dry_run(stage, recipe, keys, output=output)
+    else:
+        summary = train.train(
+            stage, recipe, keys, output=output, resume=resume, overwrite=overwrite
+        )
     console.emit(summary)
 
 

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.commands.repeat import check_repeat, is_repeated, single_runs
-from lmkit.commands.train import check_model_keys, check_stage
 from lmkit.errors import LmkitError, RecipeError, TrainingStopped
+from lmkit.flow.singles import check_repeat, is_repeated, single_runs
 from lmkit.models.source import ModelSource, find_model
+from lmkit.preflight import check_model_keys, check_stage
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.tasks.registry import task_class
 

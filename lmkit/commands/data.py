@@ -10,8 +10,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.commands.repeat import check_repeat, is_repeated, single_runs
 from lmkit.errors import RecipeError
+from lmkit.flow.singles import check_repeat, is_repeated, single_runs
 from lmkit.recipe import load_recipe
 from lmkit.tasks.registry import TASKS, task_class
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lmkit import console
-from lmkit.commands.evaluate import evaluate
-from lmkit.commands.train import train
 from lmkit.errors import RunError
+from lmkit.flow.evaluation import evaluate_subject
+from lmkit.flow.training import train_one
+from lmkit.preflight import check_recipe
 from lmkit.recipe import load_recipe
 from lmkit.run import is_run, write_json
+from lmkit.subject import find_subject
 
 
 def run_demo(output: str, *, overwrite: bool = False) -> dict[str, Any]:
@@ -97,10 +99,10 @@ def _run(
     """Train and evaluate; the test metrics with the seconds of both."""
     console.say(f"\n== {folder.name}: lmkit {stage} demo/{name} {' '.join(overrides)}")
     begun = time.perf_counter()
-    train(
-        stage, f"demo/{name}", overrides, output=str(folder), overwrite=overwrite and is_run(folder)
-    )
-    found = evaluate(str(folder), ["eval.baseline=true"])
+    recipe = load_recipe(f"demo/{name}", overrides).model_copy(update={"output": str(folder)})
+    check_recipe(recipe, stage)
+    train_one(stage, recipe, overwrite=overwrite and is_run(folder))
+    found = evaluate_subject(find_subject(folder, ["eval.baseline=true"]))
     return found | {"total_seconds": time.perf_counter() - begun}
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.batch import Row
-from lmkit.commands.evaluate import facts_of, find_subject, tokenizer_of
 from lmkit.errors import DataError
+from lmkit.subject import facts_of, find_subject, tokenizer_of
 from lmkit.tasks.base import Task, TooLong
 from lmkit.tasks.fields import Field
 from lmkit.tasks.registry import task_class
@@ -26,13 +26,14 @@ class Predictor:
     """A trained model that answers: ``lmkit.load(run).predict([...])``."""
 
     def __init__(self, source: str | Path, overrides: Sequence[str] = ()):
-        recipe, found, _ = find_subject(str(source), overrides)
+        subject = find_subject(str(source), overrides)
+        recipe, found = subject.recipe, subject.source
         from lmkit.evaluation.evaluate import forward_tokens
         from lmkit.models.build import load_trained
         from lmkit.train.device import build_accelerator, micro_batch_tokens
 
         cls = task_class(recipe.task)
-        facts = found.description.get("facts") or facts_of(found, recipe)
+        facts = facts_of(found, recipe)
         self.recipe = recipe
         self.task: Task = cls(recipe, facts, tokenizer_of(recipe, found))
         self.accelerator = build_accelerator(

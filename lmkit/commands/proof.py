@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.commands.smoke import few_rows, tiny_recipe
 from lmkit.data.splits import Splits, load_splits
 from lmkit.errors import ProofFailed
+from lmkit.flow.smoke import few_rows, tiny_recipe
 from lmkit.models.source import ModelSource, find_model
+from lmkit.preflight import check_model_keys, check_stage
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import TIMES, Run
 from lmkit.tasks.registry import task_class
@@ -112,8 +113,6 @@ def table(proofs: Sequence[dict[str, Any]]) -> str:
 
 def shrunk(recipe: Recipe, folder: Path, *, dropout: float) -> Case:
     """The same task, architecture and options with a tiny model, a few rows and short steps, in fp32 on one process."""
-    from lmkit.commands.train import check_model_keys, check_stage
-
     check_stage(recipe, task_class(recipe.task).stage if recipe.task else "finetune")
     if recipe.model.base is None or recipe.model.preset:
         check_model_keys(recipe, None)
@@ -333,7 +332,8 @@ def _same(name: str, whole: Any, killed: Any) -> Verdict:
 # ---------------------------------------------------------------------------------- the processes
 
 
-def _main(what: str, folder: Path) -> None:
+def run_part(what: str, folder: Path) -> None:
+    """Do what one of the started processes is for."""
     case: Case = pickle.loads((folder / CASE).read_bytes())
     if what == "fit":
         from lmkit.train.fit import fit
@@ -353,6 +353,6 @@ def _main(what: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     # by its name and not as __main__, so that what was pickled is found
-    from lmkit.commands import proof
+    from lmkit.commands.proof import run_part
 
-    proof._main(sys.argv[1], Path(sys.argv[2]))
+    run_part(sys.argv[1], Path(sys.argv[2]))

@@ -93,9 +93,8 @@ def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
     Returns:
         What was found, for ``--json``.
     """
-    from lmkit.commands.evaluate import check_metrics
-    from lmkit.commands.train import check_choice, check_model_keys
     from lmkit.models.source import find_model
+    from lmkit.preflight import check_choice, check_metrics, check_model_keys
     from lmkit.tasks.registry import TASKS, task_class
 
     recipe = load_recipe(source, overrides)

@@ -20,9 +20,9 @@ from lmkit.errors import RecipeError
 from lmkit.evaluation.compare import Test, compare_pair, headline, score_together
 from lmkit.evaluation.evaluate import finite
 from lmkit.evaluation.ngram import KneserNey, grams
-from lmkit.evaluation.records import Record
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.recipe.schema import Eval
+from lmkit.tasks.answers import Record
 from lmkit.tasks.base import Task
 from lmkit.tasks.ner.task import marks_entities
 

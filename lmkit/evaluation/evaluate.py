@@ -24,11 +24,12 @@ from lmkit.data.splits import Splits
 from lmkit.errors import ModelError
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
-from lmkit.evaluation.records import Record, headline, kind_of, store
+from lmkit.evaluation.records import headline, store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.memory import in_parts
 from lmkit.recipe.schema import Eval
 from lmkit.run import atomic_directory, write_rejects
+from lmkit.tasks.answers import Record, answer_of
 from lmkit.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def validate(
             if (
                 accelerator.is_main_process and not task.tunes
             ):  # else answers are not yet those the model will give
-                answer = suspicions.always_predicted(records, kind_of(records))
+                answer = answer_of(task).only_decision(records)
                 suspicions.warn_of_always_predicted(answer, split="validation", training=True)
     found = [value]
     if accelerator.num_processes > 1:
@@ -396,6 +397,7 @@ def explain(
     metric = headline(task.metrics, found)
     suspicions.say(
         analysis["suspicions"],
+        answer_of(task),
         split=found["split"],
         metric=metric,
         value=found["metrics"][metric]["value"],

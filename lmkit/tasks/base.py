@@ -111,6 +111,11 @@ class Task(ABC):
         """What has to be known of the training rows, and of their labels, before a model is built: JSON-ready."""
         return {}
 
+    @classmethod
+    def recover(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what stored predictions tell of the facts, where their model is not beside them."""
+        return {}
+
     def model_config(self) -> dict[str, Any]:
         """Fields of the Hugging Face config that this task decides."""
         return {}

@@ -362,7 +362,17 @@ def test_help_and_errors_import_little_beside_typer_yaml_and_msgspec(folder: Pat
     libraries = imported("import typer, yaml, msgspec; typer.Typer()")
     assert of_lmkit("--help") == {"cli", "console", "errors"}
     rooms = {name.partition(".")[0] for name in of_lmkit("finetune", "good.yaml", "train.lr=1")}
-    assert rooms == {"cli", "console", "errors", "commands", "recipe", "run", "models", "tasks"}
+    assert rooms == {
+        "cli",
+        "console",
+        "errors",
+        "commands",
+        "preflight",
+        "recipe",
+        "run",
+        "models",
+        "tasks",
+    }
     assert not {"data.rows", "data.labels"} & of_lmkit(
         "finetune", "good.yaml", "data.train=trian.jsonl"
     )

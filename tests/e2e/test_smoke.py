@@ -15,10 +15,10 @@ from lmkit.tasks.registry import task_class
 def test_shipped_recipe_passes_smoke(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmkit.commands.train import train
+    from lmkit.commands.train import smoke
 
     monkeypatch.chdir(tmp_path)  # a user's folder: nothing but what ships is there
-    found = train(task_class(load_recipe(name).task).stage, name, smoke=True)
+    found = smoke(task_class(load_recipe(name).task).stage, name)
     assert found["smoke"]
     assert found["steps"] == 4
     assert found["evaluation"]["examples"] > 0
@@ -26,14 +26,14 @@ def test_shipped_recipe_passes_smoke(
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmkit.commands.train import train
+    from lmkit.commands.train import smoke
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         RunError,
         match="--smoke: one process is enough for it\\n  the same command without the launcher",
     ):
-        train("pretrain", shipped_pretraining(), smoke=True)
+        smoke("pretrain", shipped_pretraining())
 
 
 def shipped_pretraining() -> str:

@@ -114,6 +114,15 @@ class Classification(Task):
         check(rows, counts)
         return facts | {"rows": len(rows), "counts": [counts[label] for label in labels]}
 
+    @classmethod
+    def recover(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        gold = records[0]["gold"] if records else ""
+        if isinstance(gold, list):
+            return {"kind": "multi_label"}
+        if isinstance(gold, (int, float)):
+            return {"kind": "regression", "labels": ["value"]}
+        return {"kind": "single_label"}
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: Any):
         super().__init__(recipe, facts, tokenizer)
         self.kind: str = self.facts.get("kind", "single_label")

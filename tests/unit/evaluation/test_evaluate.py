@@ -313,8 +313,8 @@ def test_further_metrics_stand_beside_the_tasks_own(tiny: Any, tmp_path: Path) -
 
 
 def test_language_model_has_no_predictions_for_other_metrics(tiny: Any) -> None:
-    from lmkit.commands.evaluate import check_metrics
     from lmkit.errors import RecipeError
+    from lmkit.preflight import check_metrics
 
     with pytest.raises(RecipeError, match=r"eval.metrics: a language model has no predictions"):
         check_metrics(tiny.recipe("clm", eval={"metrics": ["lmkit_tagging"]}))

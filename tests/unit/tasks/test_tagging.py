@@ -16,13 +16,13 @@ from transformers import AutoModelForTokenClassification
 from lmkit.batch import IGNORE
 from lmkit.errors import ModelError, RecipeError
 from lmkit.evaluation.evaluate import mean_loss, predict_records
-from lmkit.evaluation.records import kind_of
 from lmkit.evaluation.suspicions import never_predicted
 from lmkit.metrics.tagging import chunks
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.heads import crf_of
 from lmkit.models.source import find_model
 from lmkit.run import Run
+from lmkit.tasks.answers import answer_of
 from lmkit.tasks.ner import task as ner
 from lmkit.tasks.ner.task import WordTagging, sequence_losses
 from lmkit.train.checkpoint import checkpoint_steps
@@ -148,12 +148,13 @@ def test_entities_without_types_are_entities_all_the_way(
     if tagging:
         assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
     gold = [{**record, "prediction": record["gold"]} for record in records]
-    assert kind_of(gold) == "entities"
+    answer = answer_of(task)
+    assert answer.kind == "entities"
     assert task.score(gold).values()["f1_strict"] == 1
     assert task.score(gold).label_values()["_"]["support"] == 16
-    assert never_predicted(
-        [{**record, "prediction": ["O"] * 5} for record in gold], "entities"
-    ) == ["_"]
+    assert never_predicted([{**record, "prediction": ["O"] * 5} for record in gold], answer) == [
+        "_"
+    ]
     shown = task.show(gold[0])["entities"]
     assert [(each["text"], each["label"], each["start"], each["end"]) for each in shown] == [
         ("k1 k2", "_", 2, 7),
@@ -383,7 +384,7 @@ def test_without_the_library_it_is_said_how_to_get_it(
 
 
 def test_other_tasks_refuse_the_section(tiny: Any) -> None:
-    from lmkit.commands.train import check_stage
+    from lmkit.preflight import check_stage
 
     check_stage(tiny.recipe("classification"), "finetune")
     with pytest.raises(RecipeError, match="tagging: has no effect on classification"):
@@ -391,7 +392,8 @@ def test_other_tasks_refuse_the_section(tiny: Any) -> None:
 
 
 def test_a_trained_run_keeps_its_crf_but_may_decode_in_another_way(tiny: Any) -> None:
-    from lmkit.commands.evaluate import evaluate, find_subject
+    from lmkit.commands.evaluate import evaluate
+    from lmkit.subject import find_subject
 
     run = tiny.fit(crf_recipe(tiny))
     for key in ("tagging.crf=false", "tagging.crf_learning_rate=1"):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmkit.commands.train import check_model_keys
 from lmkit.errors import RecipeError
+from lmkit.preflight import check_model_keys
 from lmkit.recipe.schema import Train
 from lmkit.run import Run
 from lmkit.train import optim

@@ -10,10 +10,10 @@ import pytest
 import transformers
 
 from lmkit.commands.predict import Predictor
-from lmkit.commands.smoke import smoke_run
-from lmkit.commands.train import check_model_keys
 from lmkit.errors import RecipeError
+from lmkit.flow.smoke import smoke_run
 from lmkit.models.tokenizer import load_tokenizer, save_tokenizer, target_of, tokenizer_hash
+from lmkit.preflight import check_model_keys
 from lmkit.run import Run
 
 APART = {"train": {"joint": False, "algorithm": "unigram", "vocab_size": 300}}
@@ -90,7 +90,7 @@ def test_the_hash_is_of_both(run: Run, tmp_path: Any) -> None:
 
 
 def test_a_smoke_run_has_two_as_well(tiny: Any) -> None:
-    found = smoke_run("finetune", tiny.recipe("translation", tokenizer=APART))
+    found = smoke_run(tiny.recipe("translation", tokenizer=APART))
     assert found["smoke"]
 
 

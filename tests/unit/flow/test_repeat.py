@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from lmkit.commands import repeat as repeating
 from lmkit.commands.compare import compare
-from lmkit.commands.evaluate import find_subject
-from lmkit.commands.repeat import summarise
-from lmkit.commands.train import train
+from lmkit.commands.train import dry_run, train
 from lmkit.data.labels import split_by_fold
 from lmkit.data.row import hash_of
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, LmkitError, RecipeError, RunError
+from lmkit.flow import repeat as repeating
+from lmkit.flow.repeat import summarise
 from lmkit.metrics.intervals import student_interval
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run
+from lmkit.subject import find_subject
 from lmkit.tasks.registry import task_class
 
 TEST = "sample:vader_tweets2/test.jsonl.gz"
@@ -86,7 +86,7 @@ def test_resume_trains_the_missing_run_alone(run: Any, monkeypatch: pytest.Monke
     recipe, summary = run
     trained: list[str] = []
     monkeypatch.setattr(
-        "lmkit.commands.train.train", lambda stage, single, **flags: trained.append(single.output)
+        "lmkit.flow.repeat.train_one", lambda stage, single, **flags: trained.append(single.output)
     )
     assert repeating.repeat("finetune", recipe, resume=True) == summary
     assert trained == []
@@ -216,7 +216,7 @@ def test_several_runs_are_not_evaluated_as_one(tiny: Any) -> None:
 
 def test_dry_run_is_about_the_first(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = seeds(tiny)
-    assert train("finetune", recipe, dry_run=True)["dry_run"]
+    assert dry_run("finetune", recipe)["dry_run"]
     assert "2 runs; this is about the first, seed-13" in capsys.readouterr().out
     assert not Path(recipe.output).exists()
 

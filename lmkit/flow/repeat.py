@@ -2,103 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lmkit import console
-from lmkit.commands.evaluate import evaluate
-from lmkit.errors import RecipeError, RunError
+from lmkit.errors import RunError
+from lmkit.flow.evaluation import evaluate_subject
+from lmkit.flow.singles import measured_on, single_runs
+from lmkit.flow.training import train_one
 from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run, write_json
+from lmkit.subject import find_subject
 
 SUMMARY = "summary.json"
 PARTS = re.compile(r"(seed|fold)-\d+|summary\.json")
 HARMLESS = ("name", "output", "hardware", "logging")  # may change before the runs go on
-
-
-def is_repeated(recipe: Recipe) -> bool:
-    """Whether a recipe stands for several runs."""
-    return recipe.seeds > 1 or recipe.data.folds is not None
-
-
-def single_runs(recipe: Recipe) -> list[tuple[str, Recipe]]:
-    """The runs that a recipe stands for, by the name of their folders; each is an ordinary recipe."""
-    folds = recipe.data.folds
-    changes: dict[str, dict[str, Any]]
-    if folds is None:
-        changes = {
-            f"seed-{seed}": {"seed": seed}
-            for seed in range(recipe.seed, recipe.seed + recipe.seeds)
-        }
-    else:
-        numbers = range(1, folds + 1)
-        changes = {
-            f"fold-{n}": {
-                "data": recipe.data.model_copy(update={"folds": None, "fold": f"{n}/{folds}"})
-            }
-            for n in numbers
-        }
-    return [
-        (
-            name,
-            recipe.model_copy(
-                update={
-                    "seeds": 1,
-                    "name": f"{recipe.name}-{name}",
-                    "output": f"{recipe.output}/{name}",
-                    **change,
-                }
-            ),
-        )
-        for name, change in changes.items()
-    ]
-
-
-def check_repeat(recipe: Recipe) -> None:
-    """Refuse what several runs cannot be made of, or measured on."""
-    data = recipe.data
-    if recipe.seeds > 1 and data.folds is not None:
-        raise RecipeError("given beside data.folds", place="seeds", remedy="keep one of the two")
-    if data.folds is not None and data.fold is not None:
-        raise RecipeError(
-            "given beside data.folds", place="data.fold", remedy="keep one of the two"
-        )
-    if data.folds is not None and data.test is not None:
-        raise RecipeError(
-            "given beside data.folds, which tests on data.train",
-            place="data.test",
-            remedy="keep one of the two",
-        )
-    if (
-        data.folds is None
-        and measured_on(recipe) == "validation"
-        and not (data.validation or data.validation_fraction)
-    ):
-        raise RecipeError(
-            "no data to measure the runs on",
-            place="seeds",
-            remedy="give data.test or data.validation",
-        )
-    if "RANK" in os.environ:
-        key = "seeds" if data.folds is None else "data.folds"
-        raise RecipeError(
-            "not under a launcher",
-            place=key,
-            remedy="start lmkit itself, with hardware.processes=N",
-        )
-
-
-def measured_on(recipe: Recipe) -> str:
-    """The split that the runs are evaluated on."""
-    return (
-        "validation"
-        if (recipe.data.test, recipe.data.fold, recipe.data.folds) == (None, None, None)
-        else "test"
-    )
 
 
 def repeat(
@@ -115,8 +36,6 @@ def repeat(
     Raises:
         RunError: the directory is not empty, or holds something else, or runs of another recipe.
     """
-    from lmkit.commands.train import train
-
     folder, runs = Path(recipe.output), single_runs(recipe)
     _check_place(folder, resume=resume, overwrite=overwrite)
     finished = {name for name, single in runs if resume and _is_finished(Run(single.output))}
@@ -130,7 +49,7 @@ def repeat(
         run = Run(single.output)
         if name not in finished:
             there = run.path.is_dir()
-            train(stage, single, resume=resume and there, overwrite=overwrite and there)
+            train_one(stage, single, resume=resume and there, overwrite=overwrite and there)
         found.append(_measured(run, single))
     summary = summarise(recipe, [name for name, _ in runs], found)
     write_json(folder / SUMMARY, summary)
@@ -194,7 +113,7 @@ def _measured(run: Run, single: Recipe) -> dict[str, Any]:
         found = run.metrics(split)
         if "baselines" in found or not single.eval.baseline:
             return found
-    return evaluate(str(run.path))
+    return evaluate_subject(find_subject(run.path))
 
 
 def summarise(

@@ -10,25 +10,25 @@ from typing import Any
 from lmkit import console
 from lmkit.data.splits import Splits, load_splits
 from lmkit.errors import ModelError, RunError
+from lmkit.flow.evaluation import evaluate_subject
 from lmkit.models.presets import preset_config, shrink
 from lmkit.models.source import ModelSource, find_model
+from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.schema import TokenizerTraining
 from lmkit.run import Run
+from lmkit.subject import find_subject
 from lmkit.tasks.registry import keys_read_by, task_class
 
 ROWS, STEPS = 32, 4
 
 
-def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
+def smoke_run(recipe: Recipe) -> dict[str, Any]:
     """All rows are checked, a few are used: train, save, reload, evaluate, predict, in a folder that is removed.
 
     Where ``model.base`` is not there yet (the run of an earlier recipe), a tiny random model of the task's
     usual family stands in, and that is said.
     """
-    from lmkit.commands.evaluate import evaluate
-    from lmkit.commands.train import check_choice, check_model_keys
-
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError(
             "one process is enough for it",
@@ -52,9 +52,8 @@ def smoke_run(stage: str, recipe: Recipe) -> dict[str, Any]:
         run = Run(Path(folder) / "run")
         trained = {split: rows for split, rows in splits.rows.items() if split != "test"}
         summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
-        found = evaluate(
-            str(run.path), splits=splits
-        )  # on the training rows, where there are no others
+        # on the training rows, where there are no others
+        found = evaluate_subject(find_subject(run.path), splits=splits)
     console.say(
         f"smoke: {recipe.name} trains, saves, reloads and evaluates; the numbers mean nothing"
     )

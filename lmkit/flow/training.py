@@ -1,0 +1,148 @@
+"""Train one checked recipe, in this process or in several that are started for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit import console
+from lmkit.errors import RecipeError
+from lmkit.models.source import ModelSource, find_model
+from lmkit.preflight import check_choice, check_model_keys
+from lmkit.recipe import Recipe
+from lmkit.recipe.load import dump_recipe, local_paths
+from lmkit.run import Run, command_line, write_text
+from lmkit.tasks.registry import task_class
+
+if TYPE_CHECKING:
+    from lmkit.data.splits import Splits
+
+
+def train_one(
+    stage: str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train a recipe that stands for one run.
+
+    Returns:
+        The summary that ``--json`` prints.
+    """
+    source = find_model(recipe.model.base) if recipe.model.base else None
+    check_model_keys(recipe, source)
+    run = Run(recipe.output)
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    owns_run = not launched or console.is_first_process()
+    if owns_run:
+        run.check_start(resume=resume, overwrite=overwrite)
+    # after the recipe is known to be right: mistakes in it answer at once
+    from lmkit.data.splits import load_splits
+
+    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+    check_choice(recipe, splits)
+    processes = 1 if launched else number_of_processes(recipe)
+    if owns_run and overwrite:
+        _refuse_sources_inside(run, recipe)
+    if processes > 1:
+        summary = _train_in_processes(
+            stage, recipe, splits, source, run, processes, resume=resume, overwrite=overwrite
+        )
+    else:
+        from lmkit.train.fit import fit
+
+        summary = fit(recipe, splits, source, run, resume=resume, overwrite=overwrite)
+    if not console.is_started_by_lmkit():
+        data = recipe.data
+        is_measurable = data.test is not None or data.fold is not None
+        missing = "" if is_measurable or "validation" in splits.rows else " data.test=FILE"
+        console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}")
+        console.say(f"next: lmkit eval {summary['run']}{missing}")
+    return summary
+
+
+def _refuse_sources_inside(run: Run, recipe: Recipe) -> None:
+    """Refuse files of the recipe that lie in the run which is about to be removed."""
+    for key, path in local_paths(recipe):
+        if Path(path).resolve().is_relative_to(run.path.resolve()):
+            raise RecipeError(
+                "lies in the run that --overwrite would remove",
+                place=key,
+                remedy="give another -o/--output",
+            )
+
+
+def number_of_processes(recipe: Recipe) -> int:
+    """Return ``hardware.processes``, where auto is one per GPU."""
+    if recipe.hardware.processes != "auto":
+        return recipe.hardware.processes
+    from lmkit.models.imports import import_torch
+
+    import_torch()
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _train_in_processes(
+    stage: str,
+    recipe: Recipe,
+    splits: Splits,
+    found: ModelSource | None,
+    run: Run,
+    processes: int,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe.
+
+    The run directory is left to the first of them: it removes an old run under its lock, once it is known that this one can begin.
+    """
+    import tempfile
+
+    from lmkit.train.launch import ProcessFailed, launch
+    from lmkit.train.prepare import prepare
+
+    prepare(recipe, splits, found)
+    with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
+        file = Path(folder) / f"{recipe.name}.yaml"
+        values = recipe.model_copy(update={"output": str(run.path.resolve())})
+        write_text(
+            file,
+            dump_recipe(
+                values.model_copy(
+                    update={"hardware": recipe.hardware.model_copy(update={"processes": processes})}
+                )
+            ),
+        )
+        started = {"--resume": resume, "--overwrite": overwrite}
+        flags = started | {
+            "--json": console.is_json(),
+            "--quiet": console.is_quiet(),
+            "--verbose": console.is_verbose(),
+        }
+        os.environ[console.STARTED_AS] = json.dumps(command_line())
+        try:
+            chosen = [flag for flag, is_set in flags.items() if is_set]
+            launch(["-m", "lmkit", stage, str(file), *chosen], processes=processes)
+        except ProcessFailed as error:
+            if error.is_killed:
+                console.fail(
+                    f"{error}; often the memory is full\n  --resume goes on from the last checkpoint"
+                )
+            raise
+        finally:
+            del os.environ[console.STARTED_AS]
+    return {"run": str(run.path), "task": recipe.task, "processes": processes, **_summary(run)}
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    manifest = run.manifest
+    validation = run.metrics("validation") if run.eval_folder("validation").is_dir() else {}
+    return {
+        "steps": manifest["steps"],
+        "tokens": manifest["tokens_seen"],
+        "seconds": manifest["seconds"],
+        "best_step": manifest["best_step"],
+        "validation": validation,
+    }

@@ -1,0 +1,135 @@
+"""Check a recipe before it is run: everything that can be said of it without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmkit.errors import RecipeError
+from lmkit.models.source import ModelSource
+from lmkit.recipe import Recipe
+from lmkit.tasks.registry import TASKS, task_class
+
+if TYPE_CHECKING:
+    from lmkit.data.splits import Splits
+
+COMMAND_OF = {"pretrain": "lmkit pretrain", "finetune": "lmkit finetune"}
+
+
+def check_recipe(recipe: Recipe, stage: str) -> None:
+    """Refuse what is wrong in a recipe for training, whatever its model and its data are."""
+    from lmkit.evaluation.options import check_eval_keys
+    from lmkit.models.quantized import check_quantization
+
+    check_stage(recipe, stage)
+    if recipe.lora is not None and recipe.lora.quantize is not None:
+        check_quantization(recipe.lora.quantize)
+    check_eval_keys(recipe)
+    check_metrics(recipe)
+
+
+def check_stage(recipe: Recipe, stage: str) -> None:
+    """Refuse a recipe without a task, or with one of the other stage."""
+    if recipe.task and task_class(recipe.task).stage == stage:
+        return
+    tasks = f"one of: {', '.join(name for name in TASKS if task_class(name).stage == stage)}"
+    if not recipe.task:
+        raise RecipeError("no task", place="task", remedy=tasks)
+    command = COMMAND_OF[task_class(recipe.task).stage]
+    raise RecipeError(
+        f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {command}, or {tasks}"
+    )
+
+
+def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
+    """What can be said of the model section before torch is there."""
+    from lmkit.models.adapters import check_adapter_keys
+    from lmkit.models.presets import is_encoder_decoder, preset_config
+    from lmkit.train.optim import check_optimizer
+
+    check_adapter_keys(recipe)
+    check_optimizer(recipe)
+    model = recipe.model
+    if model.base and model.preset:
+        raise RecipeError(
+            "given beside model.base", place="model.preset", remedy="keep one of the two"
+        )
+    if model.preset:
+        preset_config(model.preset, max_length=recipe.data.max_length)
+        if task_class(recipe.task).generates and not is_encoder_decoder(model.preset):
+            raise RecipeError(
+                f"{model.preset} is no encoder-decoder, and {recipe.task} needs one",
+                place="model.preset",
+                remedy=f"for example {task_class(recipe.task).family}-mini",
+            )
+    if found is None and not model.preset and "model_type" not in model.config:
+        raise RecipeError(
+            "no model: neither model.base nor model.preset is given",
+            place="model",
+            remedy="model.base=RUN_OR_DIRECTORY for trained weights, model.preset=bert-mini for random ones",
+        )
+    if recipe.lora is not None and found is None:
+        raise RecipeError(
+            "LoRA adapts trained weights, and this model starts from random ones",
+            place="lora",
+            remedy="give model.base, or lora=null",
+        )
+    if found is None and recipe.tokenizer.base is None and recipe.tokenizer.train is None:
+        raise RecipeError(
+            "a model with random weights has no tokenizer",
+            place="tokenizer",
+            remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train; or give tokenizer.base",
+        )
+    _check_joint(recipe)
+    if found is not None and recipe.tokenizer.train is not None:
+        raise RecipeError(
+            "a new tokenizer does not fit the weights of model.base",
+            place="tokenizer.train",
+            remedy="leave it out, or start from random weights with model.preset",
+        )
+
+
+def _check_joint(recipe: Recipe) -> None:
+    """Refuse two tokenizers where there is no model, or no text, for two."""
+    if recipe.tokenizer.train is None or recipe.tokenizer.train.joint:
+        return
+    family = recipe.model.config.get("model_type") or (recipe.model.preset or "").partition("-")[0]
+    problem, remedy = None, "leave it out"
+    if recipe.task != "translation":
+        problem = "has no effect: only translation has two languages"
+    elif recipe.tokenizer.train.files is not None:
+        problem, remedy = (
+            "given beside tokenizer.train.files, which do not say what language they are",
+            "learn from data.train",
+        )
+    elif family != "marian":
+        problem, remedy = (
+            f"{family} has one vocabulary for both languages",
+            "leave it out, or take model.preset=marian-mini",
+        )
+    if problem:
+        raise RecipeError(problem, place="tokenizer.train.joint", remedy=remedy)
+
+
+def check_choice(recipe: Recipe, splits: Splits) -> None:
+    """Refuse a ``train.select_best`` that the task, which may depend on the labels, does not know."""
+    from lmkit.train.plans import metric_of
+
+    metric_of(
+        recipe, task_class(recipe.task)(recipe, splits.facts, None), "validation" in splits.rows
+    )
+
+
+def check_metrics(recipe: Recipe) -> None:
+    """Refuse modules of ``eval.metrics`` that are not there, or have nothing to measure."""
+    if not recipe.eval.metrics:
+        return
+    from lmkit.metrics.custom import find_module
+
+    if recipe.task and task_class(recipe.task).stage == "pretrain":
+        raise RecipeError(
+            "a language model has no predictions to hand on",
+            place="eval.metrics",
+            remedy="leave it out",
+        )
+    for name in recipe.eval.metrics:
+        find_module(name, trust_remote_code=recipe.model.trust_remote_code)
