@@ -156,6 +156,7 @@ def test_tasks_import_neither_training_nor_data_nor_evaluation() -> None:
 EARLY = {
     "typer": ["cli"],
     "yaml": ["recipe.*", "run"],
+    "msgspec": ["recipe.*"],
     "numpy": ["data.*", "metrics.*", "evaluation.*", "train.loop"],
     "pyarrow": ["data.*"],
     "filelock": ["data.*", "train.prepare"],
@@ -190,6 +191,7 @@ def test_libraries_are_imported_early_only_where_they_live() -> None:
 
 # library -> the rooms that may import it at all
 HOMES = {
+    "msgspec": {"recipe"},
     "typer": {"cli"},
     "datasets": {"data", "metrics"},  # features of the modules of the evaluate library
     "pyarrow": {"data"},
