@@ -343,7 +343,7 @@ def test_recipe_commands_need_no_torch_and_print_one_json_object(drive: Any) -> 
     assert shown[1].strip() == RECIPE.strip()
 
 
-def test_help_and_errors_import_little_beside_typer_and_yaml(folder: Path) -> None:
+def test_help_and_errors_import_little_beside_typer_yaml_and_msgspec(folder: Path) -> None:
     """Help answers in 0.3 s, a mistake in 0.5 s. Seconds depend on the machine, what is loaded does not."""
 
     def imported(program: str, *arguments: str) -> set[str]:
@@ -361,7 +361,7 @@ def test_help_and_errors_import_little_beside_typer_and_yaml(folder: Path) -> No
 
     # typer checks arguments with pydantic, which takes 0.1 s
     libraries = imported(
-        "import typer, yaml; app = typer.Typer(); app.command()(lambda x: x); app(['x'], standalone_mode=False)"
+        "import typer, yaml, msgspec; app = typer.Typer(); app.command()(lambda x: x); app(['x'], standalone_mode=False)"
     )
     assert of_lmkit("--help") == {"cli", "console", "errors"}
     rooms = {name.partition(".")[0] for name in of_lmkit("finetune", "good.yaml", "train.lr=1")}
