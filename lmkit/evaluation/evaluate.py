@@ -111,10 +111,7 @@ def predict_records(
                 numbers: Sequence[int], pieces: list[dict[str, Any]] = pieces
             ) -> list[tuple[int, dict[str, Any]]]:
                 chosen = [pieces[i] for i in numbers]
-                batch = {
-                    key: value.to(accelerator.device)
-                    for key, value in task.collate([[piece] for piece in chosen]).items()
-                }
+                batch = task.collate([[piece] for piece in chosen]).to(accelerator.device)
                 return list(zip(numbers, task.predict(model, batch, chosen), strict=True))
 
             with (
@@ -222,13 +219,8 @@ def mean_loss(
 
         def losses(numbers: Sequence[int]) -> list[torch.Tensor]:
             pieces = encoded.take(numbers)
-            batch = {
-                key: value.to(accelerator.device)
-                for key, value in task.collate([[piece] for piece in pieces]).items()
-            }
-            items = torch.tensor(
-                float(task.items(batch)), dtype=torch.double, device=accelerator.device
-            )
+            batch = task.collate([[piece] for piece in pieces]).to(accelerator.device)
+            items = torch.tensor(float(batch.items), dtype=torch.double, device=accelerator.device)
             return [torch.stack([task.loss(model, batch).double(), items])]
 
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:

@@ -98,7 +98,7 @@ def build_optimizer(
     """
     import torch
 
-    from lmkit.models.heads import crf_of
+    from lmkit.heads import crf_of
 
     crf = crf_of(model) if crf_rate is not None else None
     transitions = {id(parameter) for parameter in crf.parameters()} if crf is not None else set()

@@ -17,9 +17,9 @@ from lmkit.batch import IGNORE
 from lmkit.errors import ModelError, RecipeError
 from lmkit.evaluation.evaluate import mean_loss, predict_records
 from lmkit.evaluation.suspicions import never_predicted
+from lmkit.heads import crf_of
 from lmkit.metrics.tagging import chunks
 from lmkit.models.build import build_model, load_trained, save_model
-from lmkit.models.heads import crf_of
 from lmkit.models.source import find_model
 from lmkit.run import Run
 from lmkit.tasks.answers import answer_of
@@ -234,7 +234,8 @@ def test_a_crf_is_saved_beside_a_plain_model_and_loaded_again(
             assert not info["missing_keys"] | info["unexpected_keys"]
             torch.testing.assert_close(
                 plain.eval()(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                    input_ids=batch.inputs["input_ids"],
+                    attention_mask=batch.inputs["attention_mask"],
                 ).logits,
                 prepared.task.logits(fresh, batch)[0],
             )
