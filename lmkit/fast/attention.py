@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lmkit.batch import Batch
 from lmkit.fast.dropout import dropout as drop
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 
 PLAIN = "sdpa"  # the attention of transformers that ours takes the place of
 NAME, NAME_IN_FP32 = "lmkit_cpu", "lmkit_cpu_in_fp32"  # of ours, to transformers
@@ -97,35 +97,31 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    *,
-    in_fp32: bool = False,
+    mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute what transformers' ``sdpa_attention_forward`` computes, with its arguments."""
+    """Compute what transformers' ``sdpa_attention_forward`` computes, with its arguments.
+
+    Args:
+        options: those of ``sdpa_attention_forward``, and ``in_fp32``.
+    """
+    in_fp32, rate = options.pop("in_fp32", False), options.get("dropout", 0.0)
     if len(query) > len(key) and query.shape[2] == 1:
-        return _of_beams(module, query, key, value, attention_mask, **options), None
+        return _of_beams(module, query, key, value, mask, **options), None
     # checkpointed layers are computed twice and have to draw alike: both times with gradients, as use_reentrant=False does
     unknown = options.get("position_bias") is not None or options.get("softcap") is not None
-    plain = value.device.type != "cpu" or not torch.is_grad_enabled() or unknown
-    if plain:
-        attended: torch.Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, **options
-        )[0]
-    elif dropout and query.shape[1] == key.shape[1]:
+    if value.device.type != "cpu" or not torch.is_grad_enabled() or unknown:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0], None
+    if rate and query.shape[1] == key.shape[1]:
         query, key = query.to(value.dtype), key.to(value.dtype)
-        attended = _with_dropout(module, query, key, value, attention_mask, dropout, **options)
-    elif in_fp32 and value.dtype == torch.bfloat16:
-        floats = attention_mask is not None and attention_mask.is_floating_point()
-        mask = attention_mask.float() if floats else attention_mask  # type: ignore[union-attr]
-        with torch.autocast("cpu", enabled=False):
-            attended = _fused(
-                module, query.float(), key.float(), value.float(), mask, dropout, **options
-            ).to(value.dtype)
-    else:
-        attended = _fused(module, query, key, value, attention_mask, dropout, **options)
-    return attended, None
+        return _with_dropout(module, query, key, value, mask, **options), None
+    if not in_fp32 or value.dtype != torch.bfloat16:
+        return _fused(module, query, key, value, mask, **options), None
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    with torch.autocast("cpu", enabled=False):
+        attended = _fused(module, query.float(), key.float(), value.float(), mask, **options)
+        return attended.to(value.dtype), None
 
 
 for _name, _function in ((NAME, attend), (NAME_IN_FP32, partial(attend, in_fp32=True))):
@@ -149,7 +145,7 @@ def _of_beams(
     rows, heads, _, width = query.shape
     beams = rows // len(key)
     together = query.view(len(key), beams, heads, width).transpose(1, 2)
-    options |= {"is_causal": False}
+    options |= {"is_causal": False, "dropout": 0.0}
     mask = None if mask is None else mask[::beams]
     found: torch.Tensor = sdpa_attention_forward(module, together, key, value, mask, **options)[0]
     return found.reshape(rows, 1, heads, width)
@@ -161,7 +157,6 @@ def _fused(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    dropout: float,
     **options: Any,
 ) -> torch.Tensor:
     """PyTorch's attention; where a mask hides all keys after a query, as of packed texts, its kernel is told and skips them.
@@ -173,7 +168,7 @@ def _fused(
     is_plain = (
         _kernel is None
         or torch.compiler.is_compiling()
-        or dropout
+        or options.get("dropout")
         or mask is None
         or not query.numel()
         or key.shape != value.shape
@@ -181,9 +176,7 @@ def _fused(
         or any(each.stride(-1) != 1 for each in (query, key, value))
     )
     if is_plain or (added := _backwards_only(mask, query)) is None:
-        found: torch.Tensor = sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, **options
-        )[0]
+        found: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
         return found
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     attended: torch.Tensor = _kernel(
@@ -213,19 +206,19 @@ def _with_dropout(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    rate: float,
-    *,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **_: Any,
+    **options: Any,
 ) -> torch.Tensor:
-    """``(batch, heads, length, width)`` each -> ``(batch, length, heads, width)``; the mask is added, or False where none may look."""
-    length, scale = query.shape[2], query.shape[-1] ** -0.5 if scaling is None else scaling
-    if (
-        mask is None
-        and length > 1
-        and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    ):
+    """Write attention out, with dropout; the mask is added, or False where none may look.
+
+    Returns:
+        ``(batch, length, heads, width)``, of states that are ``(batch, heads, length, width)``.
+    """
+    length, scale, is_causal = query.shape[2], options.get("scaling"), options.get("is_causal")
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    if mask is None and length > 1 and is_causal:
         mask = torch.ones(length, key.shape[2], dtype=torch.bool).tril()
     scores = query * scale @ key.transpose(-1, -2)
     if mask is not None and mask.dtype == torch.bool:
@@ -237,5 +230,5 @@ def _with_dropout(
     with torch.autocast(
         "cpu", enabled=False
     ):  # which would have softmax return fp32, to be rounded before the product
-        shares = drop(scores.to(value.dtype).softmax(-1), rate)
+        shares = drop(scores.to(value.dtype).softmax(-1), options["dropout"])
     return (shares @ value).transpose(1, 2).contiguous()

@@ -50,8 +50,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     for _ in range(2):  # the first pass warms up
         begun = time.perf_counter()
         for batch in batches[0]:
-            moved = {key: value.to(accelerator.device) for key, value in batch.items()}
-            with shared_rows(model, packing, moved) as given:
+            with shared_rows(model, packing, batch.to(accelerator.device)) as given:
                 accelerator.backward(task.loss(model, given))
         if accelerator.device.type == "cuda":
             import torch

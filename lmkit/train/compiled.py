@@ -17,7 +17,7 @@ from lmkit.batch import Batch
 from lmkit.errors import RecipeError
 from lmkit.fast.packing import Packing
 from lmkit.fast.unpadding import shared_rows
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.layers import stacks
 from lmkit.models.memory import free_cached_memory
 from lmkit.recipe.schema import Hardware
@@ -207,7 +207,7 @@ class _Passes:
         """How many times these micro-batches make the steps of the run, by their tokens."""
         encoded, plan = self.batches.encoded, self.batches.plan
         mine: float = encoded.tokens / plan.steps_per_epoch / self._accelerator.num_processes
-        return steps * mine / max(1, sum(int(batch["attention_mask"].sum()) for batch in micro))
+        return steps * mine / max(1, sum(batch.tokens for batch in micro))
 
     def compile(self) -> str | None:
         """Compile the layers, always with the same first shapes, which kernels are tuned for; or say why it cannot be."""
@@ -247,14 +247,12 @@ class _Passes:
         from lmkit.fast.registry import computed_faster
 
         self._model.train()
-        moved = {key: value.to(self._accelerator.device) for key, value in batch.items()}
+        moved = batch.to(self._accelerator.device)
         with (
             shared_rows(self._model, self._packing, moved) as given,
             computed_faster(self._model, self._accelerator.device),
         ):
-            self._accelerator.backward(
-                self._task.loss(self._model, given) / max(self._task.items(batch), 1)
-            )
+            self._accelerator.backward(self._task.loss(self._model, given) / max(batch.items, 1))
         if self._accelerator.device.type == "cuda":
             import torch
 

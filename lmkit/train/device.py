@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
+from lmkit.startup import importing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,9 +107,11 @@ def build_accelerator(
     Raises:
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
     """
-    import torch
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    with importing():
+        import torch
+        import transformers.modeling_utils  # noqa: F401  # of all models
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
     _refuse_foreign_sharding()
     if not torch.cuda.is_available():

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.batch import Batch, flat
+from lmkit.batch import flat
 from lmkit.data.encode import encode
 from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits, cache_folder, provenance
@@ -381,13 +381,14 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
         autocast_forward = inner.__dict__.pop("forward", None)  # Accelerate's, in half precision
         with torch.inference_mode():
             kept, loaded = (
-                task.logits(each, _beside(each, batch))[0].float().cpu() for each in (inner, fresh)
+                task.logits(each, batch.to(_device(each)))[0].float().cpu()
+                for each in (inner, fresh)
             )
             largest = kept.abs().max().item() if kept.numel() else 0.0
             difference = kept.sub_(loaded).abs_().max().item() if kept.numel() else 0.0
             del kept, loaded
             losses = [
-                task.loss(each, _beside(each, batch)).item() for each in (inner, fresh)
+                task.loss(each, batch.to(_device(each))).item() for each in (inner, fresh)
             ]  # with a CRF, too
         if autocast_forward is not None:
             inner.forward = autocast_forward
@@ -402,10 +403,9 @@ def _save(model: Any, task: Task, run: Run, prepared: Prepared, accelerator: Acc
     accelerator.wait_for_everyone()
 
 
-def _beside(model: Any, batch: Batch) -> Batch:
-    """The batch on the model's device: a quantised base is loaded where it is computed."""
-    device = next(model.parameters()).device
-    return {key: value.to(device) for key, value in batch.items()}
+def _device(model: Any) -> Any:
+    """The device that the model is on: a quantised base is loaded where it is computed."""
+    return next(model.parameters()).device
 
 
 def _evaluate(

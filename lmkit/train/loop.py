@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lmkit import console
-from lmkit.batch import Batch, flat, uncounted
+from lmkit.batch import Batch, flat
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches, rows_to_share
 from lmkit.errors import TrainingStopped
@@ -105,9 +105,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def idle(self, step: int) -> Batch:
         """A small micro-batch of a step in which nothing counts."""
         epoch, examples = self._examples(step)
-        batch = self._collate(examples[[self.slots[examples].argmin()]], epoch)
-        batch["labels"] = uncounted(batch["labels"])
-        return batch | {"idle": torch.ones(())}
+        return self._collate(examples[[self.slots[examples].argmin()]], epoch).idle()
 
     @property
     def share(self) -> int:
@@ -142,7 +140,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
         if self.packed and not self.task.packs:
             places = rows_to_share([piece["length"] for piece in flat(pieces)])
             if places is not None:
-                batch["shared"] = torch.from_numpy(places)
+                batch.shared = torch.from_numpy(places)
         return batch
 
 
@@ -178,7 +176,9 @@ def train_steps(
     ):
         share = share_done()
         counts = [
-            round(sum(count(batch) for batch in micro)) for count in (task.items, _tokens, _slots)
+            round(sum(batch.items for batch in micro)),
+            sum(batch.tokens for batch in micro),
+            sum(batch.slots for batch in micro),
         ]
         (items, tokens, slots), stop, share = _agree(accelerator, counts, asked_to_stop(), share)
         rate = learning_rate(train, step=step, total=total, share=share)
@@ -321,10 +321,7 @@ def _backward(
         is_out, left = False, 0
         try:
             for batch in micro:
-                batch = {
-                    key: value.to(accelerator.device, non_blocking=True)
-                    for key, value in batch.items()
-                }
+                batch = batch.to(accelerator.device, non_blocking=True)
                 with (
                     shared_rows(model, packing, batch) as given,
                     computed_faster(model, accelerator.device),
@@ -395,14 +392,6 @@ def _as_they_are(micro: list[Batch]) -> list[Batch]:
 
 def _dropout_key(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _tokens(batch: Batch) -> int:
-    return 0 if "idle" in batch else int(batch["attention_mask"].sum())
-
-
-def _slots(batch: Batch) -> int:
-    return 0 if "idle" in batch else batch.get("shared", batch["attention_mask"]).numel()
 
 
 def _agree(

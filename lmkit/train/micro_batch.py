@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
+from lmkit.batch import Batch
 from lmkit.fast.packing import Packing
 from lmkit.fast.unpadding import shared_rows
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
@@ -123,16 +124,14 @@ def try_sizes(
 
 
 def _speed(
-    model: Any, task: Task, accelerator: Accelerator, packing: Packing | None, batch: Any
+    model: Any, task: Task, accelerator: Accelerator, packing: Packing | None, batch: Batch
 ) -> float:
     """Tokens a second, forward and backward."""
     begun = time.perf_counter()
-    moved = {key: value.to(accelerator.device) for key, value in batch.items()}
-    tokens = int(moved["attention_mask"].sum())
-    with shared_rows(model, packing, moved) as given:
-        accelerator.backward(task.loss(model, given) / max(task.items(batch), 1))
+    with shared_rows(model, packing, batch.to(accelerator.device)) as given:
+        accelerator.backward(task.loss(model, given) / max(batch.items, 1))
     if accelerator.device.type == "cuda":
         import torch
 
         torch.cuda.synchronize()
-    return tokens / (time.perf_counter() - begun)
+    return batch.tokens / (time.perf_counter() - begun)

@@ -39,10 +39,10 @@ def check_optimizer(recipe: Recipe) -> None:
             place="train.optimizer",
             remedy=f"pip install 'lmkit[{chosen}]'",
         )
-    defaults, free = type(train).model_fields, chosen == "schedule_free"
+    defaults, free = Train(), chosen == "schedule_free"
     problems = {
         "spike_factor": "has no effect without train.on_spike"
-        if train.on_spike is None and train.spike_factor != defaults["spike_factor"].default
+        if train.on_spike is None and train.spike_factor != defaults.spike_factor
         else None,
         "schedule": "schedule-free has a constant rate after the warm-up"
         if free and train.schedule != "constant"
@@ -58,7 +58,7 @@ def check_optimizer(recipe: Recipe) -> None:
         **{
             key: f"{chosen} has no {key}"
             for key in _UNUSED.get(chosen, ())
-            if getattr(train, key) != defaults[key].default
+            if getattr(train, key) != getattr(defaults, key)
         },
     }
     remedies = {
@@ -98,7 +98,7 @@ def build_optimizer(
     """
     import torch
 
-    from lmkit.models.heads import crf_of
+    from lmkit.heads import crf_of
 
     crf = crf_of(model) if crf_rate is not None else None
     transitions = {id(parameter) for parameter in crf.parameters()} if crf is not None else set()

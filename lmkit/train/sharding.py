@@ -24,7 +24,7 @@ import torch
 
 from lmkit.batch import Batch
 from lmkit.errors import ModelError, RecipeError, TrainingStopped
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.layers import layer_of
 from lmkit.models.memory import is_out_of_memory
 from lmkit.recipe.schema import Recipe

@@ -8,8 +8,8 @@ from typing import Any
 
 from lmkit.data.splits import Splits
 from lmkit.fast.unpadding import choose_packing
+from lmkit.heads import unwrap
 from lmkit.models.build import build_model, count_parameters
-from lmkit.models.heads import unwrap
 from lmkit.models.source import ModelSource
 from lmkit.recipe.schema import Recipe
 from lmkit.train.compiled import choose_compile
@@ -221,9 +221,8 @@ class Trial:
             with plain, FlopCounterMode(display=False) as counter:
                 for number in range(0, len(pieces), -(-len(pieces) // PRICED_PIECES)):
                     batch = self._task.collate([[pieces[number] | {"piece": number}]])
-                    tokens += int(batch["attention_mask"].sum())
-                    moved = {key: value.to(device) for key, value in batch.items()}
-                    self._accelerator.backward(self._task.loss(self._model, moved))
+                    tokens += batch.tokens
+                    self._accelerator.backward(self._task.loss(self._model, batch.to(device)))
                     self._model.zero_grad(set_to_none=True)
         except RuntimeError as error:
             if not is_out_of_memory(error):

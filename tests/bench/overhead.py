@@ -75,9 +75,7 @@ class Subject:
             encoded, self.plan, self.task, rank=0, ranks=1, budget=budget, packed=packed
         )
         self.steps, self.micro = steps, [batches[step] for step in range(steps)]
-        self.tokens = statistics.mean(
-            sum(int((batch["attention_mask"] > 0).sum()) for batch in micro) for micro in self.micro
-        )
+        self.tokens = statistics.mean(sum(batch.tokens for batch in micro) for micro in self.micro)
 
     def bare(self) -> float:
         """Seconds of a step: forward, backward, update."""
@@ -85,8 +83,8 @@ class Subject:
         times = []
         self.model.train()
         for micro in self.micro:
-            items = sum(self.task.items(batch) for batch in micro)
-            ready = [{key: value.to(device) for key, value in batch.items()} for batch in micro]
+            items = sum(batch.items for batch in micro)
+            ready = [batch.to(device) for batch in micro]
             ready = [self_packing.apply(batch) if self_packing else batch for batch in ready]
             self._wait()
             begun = time.perf_counter()

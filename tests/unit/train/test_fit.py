@@ -401,7 +401,7 @@ def test_a_rank_without_examples_takes_part_with_nothing_that_counts(tiny: Any) 
         )[3]
         for rank in (0, 1)
     ]
-    assert [sum(prepared.task.items(batch) for batch in micro) for micro in ranks] == [1, 0]
+    assert [sum(batch.items for batch in micro) for micro in ranks] == [1, 0]
     assert [len(micro) for micro in ranks] == [1, 1]
 
 

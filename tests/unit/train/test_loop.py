@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from lmkit.batch import Batch
 from lmkit.data.plan import Plan
 from lmkit.train import loop
 from lmkit.train.loop import Step, StepBatches, _agree, _read, train_steps, workers_for
@@ -21,11 +23,10 @@ class Listing:
     def __init__(self) -> None:
         self.seen: Counter[int] = Counter()
 
-    def collate(
-        self, examples: list[list[dict[str, Any]]], *, epoch: int, packed: bool
-    ) -> dict[str, Any]:
+    def collate(self, examples: list[list[dict[str, Any]]], *, epoch: int, packed: bool) -> Batch:
         self.seen.update(piece["piece"] for example in examples for piece in example)
-        return {"labels": torch.zeros(1, dtype=torch.long), "epoch": epoch}
+        epochs = {"epoch": torch.tensor([epoch])}
+        return Batch({}, torch.zeros(1, dtype=torch.long), extra=epochs)
 
 
 class Data:
@@ -54,8 +55,8 @@ def test_every_piece_is_read_once_an_epoch(ranks: int, budget: int, epoch: int) 
     for rank in range(ranks):
         batches = StepBatches(data, plan, task, rank=rank, ranks=ranks, budget=budget, packed=False)  # type: ignore[arg-type]
         for step in range(3 * epoch, 3 * epoch + 3):
-            micro = [batch for batch in batches[step] if "idle" not in batch]
-            assert {batch["epoch"] for batch in micro} <= {epoch}
+            micro = [batch for batch in batches[step] if not batch.is_idle]
+            assert {batch.extra["epoch"].item() for batch in micro} <= {epoch}
     pieces = Counter(piece for group in data.groups for piece in group)
     # the last step has one example: the ranks without one read it too, and count nothing of it
     (left,) = plan.examples(3 * epoch + 2)
@@ -76,7 +77,7 @@ def test_a_step_is_the_same_wherever_it_is_read_from(tiny: Any) -> None:
     in_order = [straight[step] for step in range(5)]
     for step in (4, 0, 3):
         for one, other in zip(batches()[step], in_order[step], strict=True):
-            assert all(torch.equal(one[key], other[key]) for key in one)
+            torch.testing.assert_close(asdict(one), asdict(other), rtol=0, atol=0)
 
 
 class Recorder(torch.optim.SGD):
@@ -316,8 +317,8 @@ def test_other_processes_and_micro_batches_go_on_with_the_same_examples(tiny: An
             row
             for part in parts
             for batch in part
-            if "idle" not in batch
-            for row in batch["input_ids"]
+            if not batch.is_idle
+            for row in batch.inputs["input_ids"]
         ]
         return sorted(
             [token for token in row.tolist() if token != prepared.task.tokenizer.pad_token_id]

@@ -48,9 +48,9 @@ class Memory:
         def limited(task: Any, model: Any, batch: Any) -> Any:
             if not model.training:
                 return loss(task, model, batch)
-            self.passes.append(len(batch["labels"]))
+            self.passes.append(len(batch.labels))
             found = loss(task, model, batch)
-            if len(self.passes) > after and len(batch["labels"]) > room:
+            if len(self.passes) > after and len(batch.labels) > room:
                 *_, last = model.parameters()
                 hook = last.register_post_accumulate_grad_hook(lambda _: self.fall(hook))
             return found
