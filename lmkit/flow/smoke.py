@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,24 @@ from lmkit.tasks.registry import keys_read_by, task_class
 ROWS, STEPS = 32, 4
 
 
-def smoke_run(recipe: Recipe) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SmokeSummary:
+    """A recipe that was run end to end in small.
+
+    Args:
+        evaluation: the content of metrics.json, whose numbers mean nothing.
+    """
+
+    task: str
+    steps: int
+    seconds: float
+    evaluation: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"smoke": True, **asdict(self)}
+
+
+def smoke_run(recipe: Recipe) -> SmokeSummary:
     """All rows are checked, a few are used: train, save, reload, evaluate, predict, in a folder that is removed.
 
     Where ``model.base`` is not there yet (the run of an earlier recipe), a tiny random model of the task's
@@ -53,17 +72,11 @@ def smoke_run(recipe: Recipe) -> dict[str, Any]:
         trained = {split: rows for split, rows in splits.rows.items() if split != "test"}
         summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
         # on the training rows, where there are no others
-        found = evaluate_subject(find_subject(run.path), splits=splits)
+        evaluation = evaluate_subject(find_subject(run.path), splits=splits)
     console.say(
         f"smoke: {recipe.name} trains, saves, reloads and evaluates; the numbers mean nothing"
     )
-    return {
-        "smoke": True,
-        "task": recipe.task,
-        "steps": summary["steps"],
-        "seconds": summary["seconds"],
-        "evaluation": found,
-    }
+    return SmokeSummary(recipe.task, summary.steps, summary.seconds, evaluation)
 
 
 def few_rows(splits: Splits) -> Splits:
