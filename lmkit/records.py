@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -197,8 +197,3 @@ def _all_to_json(metrics: Mapping[str, Interval]) -> dict[str, dict[str, float |
 
 def _all_from_json(stored: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
     return {name: Interval.from_json(interval) for name, interval in stored.items()}
-
-
-def records_of(lines: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Return lines of predictions.jsonl as records."""
-    return [Record.from_json(line) for line in lines]
