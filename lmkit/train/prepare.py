@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from lmkit import console
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
 from lmkit.data.encode import Encoded, encode, say_left_out
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
 from lmkit.data.row import hash_of
 from lmkit.data.rows import Rows
+from lmkit.data.sources import Source
 from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
@@ -201,15 +204,7 @@ def _with_gaps(kind: str) -> Role:
 def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:
     """The rows of ``tokenizer.train.files``."""
     assert options.files is not None
-    return load_rows(
-        options.files,
-        key="tokenizer.train.files",
-        split="train",
-        fields=[Field("text", "text", aliases=("content", "sentence"))],
-        columns={},
-        on_bad_row=recipe.data.on_bad_row,
-        document=recipe.data.document,
-        max_rows=None,
-        folders=[Path.cwd()],
-        cache_dir=cache_folder(),
-    )
+    source = Source(options.files, "tokenizer.train.files", "train", [Path.cwd()])
+    roles = Roles([Field("text", "text", aliases=("content", "sentence"))])
+    reading = ReadOptions(recipe.data.on_bad_row, recipe.data.document)
+    return load_rows(source, roles, reading, cache_folder())
