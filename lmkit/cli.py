@@ -214,8 +214,10 @@ def evaluate(
         )
     limits = thresholds(fail_under or ())
     metrics = run_evaluation(source, overrides or (), output=output, limited=limits)
+    if metrics is None:  # another rank has them
+        return
     console.emit(metrics)
-    if metrics and (reasons := failures(metrics, limits, strict=strict)):
+    if reasons := failures(metrics, limits, strict=strict):
         console.fail("; ".join(reasons))
         raise typer.Exit(1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lmkit.flow.evaluation import evaluate_subject
 from lmkit.flow.training import train_one
 from lmkit.preflight import check_recipe
 from lmkit.recipe import load_recipe
+from lmkit.records import Interval, Metrics
 from lmkit.run import is_run, write_json
 from lmkit.subject import find_subject
 
@@ -117,9 +117,9 @@ TRAINED = {
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run of the demo: the content of its metrics.json, and the seconds of training and evaluation."""
+    """A run of the demo: its metrics, and the seconds of training and evaluation."""
 
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     seconds: float
 
 
@@ -131,6 +131,7 @@ def _run(stage: str, name: str, folder: Path, overrides: list[str], overwrite: b
     check_recipe(recipe, stage)
     train_one(stage, recipe, overwrite=overwrite and is_run(folder))
     metrics = evaluate_subject(find_subject(folder, ["eval.baseline=true"]))
+    assert metrics is not None  # there is one process
     return Evaluated(metrics, time.perf_counter() - begun)
 
 
@@ -142,23 +143,21 @@ def _row(name: str, run: Evaluated, metric: str, *, trained: str | None = None) 
         recipe = load_recipe(f"demo/{name}")
         weights = ", all weights" if recipe.model.base else ""
         trained = TRAINED[name] + (" with LoRA" if recipe.lora else weights)
-    baselines = {
-        baseline: measured["metrics"][metric]
-        for baseline, measured in run.metrics["baselines"].items()
-    }
+    scores = run.metrics.baselines or {}
+    baselines = {baseline: score.metrics[metric] for baseline, score in scores.items()}
     choose = min if lower_is_better(metric) else max
-    best = choose(baselines, key=lambda baseline: baselines[baseline]["value"])
+    best = choose(baselines, key=lambda baseline: baselines[baseline].value or 0.0)
     return DemoRow(
         task=name,
         trained=trained,
         metric=metric,
-        value=_shown(run.metrics["metrics"][metric], metric),
+        value=_shown(run.metrics.interval(metric), metric),
         beside=best.replace("_", " "),
         its_value=_shown(baselines[best], metric),
         seconds=round(run.seconds),
     )
 
 
-def _shown(value: Mapping[str, float | None], metric: str) -> str:
+def _shown(interval: Interval, metric: str) -> str:
     digits = 1 if metric == "bleu" else 3
-    return "{value:.{n}f} ({low:.{n}f} ... {high:.{n}f})".format(**value, n=digits)
+    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} ... {interval.high:.{digits}f})"

@@ -15,6 +15,7 @@ from lmkit.flow.singles import measured_on, single_runs
 from lmkit.flow.training import train_one
 from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe
+from lmkit.records import Metrics, finite
 from lmkit.run import Run, write_json
 from lmkit.subject import find_subject
 
@@ -99,15 +100,15 @@ def repeat(
         if name in finished:
             _check_same(single)
     (folder / SUMMARY).unlink(missing_ok=True)
-    found = []
+    measured = []
     for number, (name, single) in enumerate(runs, 1):
         console.say(f"\n== {name} ({number} of {len(runs)})")
         run = Run(single.output)
         if name not in finished:
             there = run.path.is_dir()
             train_one(stage, single, resume=resume and there, overwrite=overwrite and there)
-        found.append(_measured(run, single))
-    summary = summarise(recipe, [name for name, _ in runs], found)
+        measured.append(_measure(run, single))
+    summary = summarise(recipe, [name for name, _ in runs], measured)
     write_json(folder / SUMMARY, summary.to_json())
     console.say(f"\n{summary.to_text()}\n\nwritten to {folder / SUMMARY}")
     return summary
@@ -162,30 +163,28 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _measured(run: Run, single: Recipe) -> dict[str, Any]:
-    """The content of metrics.json: training leaves that of validation, and a resumed command may find both."""
+def _measure(run: Run, single: Recipe) -> Metrics:
+    """Evaluate a run, unless training did (on validation) or the command that was interrupted."""
     split = measured_on(single)
     if run.eval_folder(split).is_dir():
-        found = run.metrics(split)
-        if "baselines" in found or not single.eval.baseline:
-            return found
-    return evaluate_subject(find_subject(run.path))
+        metrics = Metrics.from_json(run.metrics(split))
+        if metrics.baselines is not None or not single.eval.baseline:
+            return metrics
+    evaluated = evaluate_subject(find_subject(run.path))
+    assert evaluated is not None  # several runs are not trained under a launcher
+    return evaluated
 
 
-def summarise(
-    recipe: Recipe, names: Sequence[str], measured: Sequence[Mapping[str, Any]]
-) -> RepeatSummary:
-    """Sum up the metrics of runs, each the content of a metrics.json."""
+def summarise(recipe: Recipe, names: Sequence[str], measured: Sequence[Metrics]) -> RepeatSummary:
+    """Sum up the metrics of runs."""
     from lmkit.metrics.intervals import student_interval
 
     kind = "seed" if recipe.data.folds is None else "fold"
     runs = []
     for name, metrics in zip(names, measured, strict=True):
-        values = {key: metric["value"] for key, metric in metrics["metrics"].items()}
-        number = int(name.partition("-")[2])
-        runs.append(
-            SingleRun(name, number, metrics["examples"], {"loss": metrics["loss"]} | values)
-        )
+        values = {"loss": finite(metrics.loss)}
+        values |= {key: finite(metric.value) for key, metric in metrics.metrics.items()}
+        runs.append(SingleRun(name, int(name.partition("-")[2]), metrics.examples, values))
     confidence = recipe.eval.confidence
     intervals = {
         name: student_interval([run.metrics[name] for run in runs], confidence)
@@ -195,7 +194,7 @@ def summarise(
         run=recipe.output,
         task=recipe.task,
         over=f"{kind}s",
-        split=measured[0]["split"],
+        split=measured[0].split,
         confidence=confidence,
         metrics=intervals,
         runs=tuple(runs),

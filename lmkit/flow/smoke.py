@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lmkit.models.source import ModelSource, find_model
 from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.schema import TokenizerTraining
+from lmkit.records import Metrics
 from lmkit.run import Run
 from lmkit.subject import find_subject
 from lmkit.tasks.registry import keys_read_by, task_class
@@ -30,16 +30,22 @@ class SmokeSummary:
     """A recipe that was run end to end in small.
 
     Args:
-        evaluation: the content of metrics.json, whose numbers mean nothing.
+        evaluation: metrics whose numbers mean nothing.
     """
 
     task: str
     steps: int
     seconds: float
-    evaluation: Mapping[str, Any]
+    evaluation: Metrics
 
     def to_json(self) -> dict[str, Any]:
-        return {"smoke": True, **asdict(self)}
+        return {
+            "smoke": True,
+            "task": self.task,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "evaluation": self.evaluation.to_json(),
+        }
 
 
 def smoke_run(recipe: Recipe) -> SmokeSummary:
@@ -73,6 +79,7 @@ def smoke_run(recipe: Recipe) -> SmokeSummary:
         summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
         # on the training rows, where there are no others
         evaluation = evaluate_subject(find_subject(run.path), splits=splits)
+        assert evaluation is not None  # there is one process
     console.say(
         f"smoke: {recipe.name} trains, saves, reloads and evaluates; the numbers mean nothing"
     )

@@ -12,6 +12,7 @@ from lmkit.models.source import find_model
 from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe, local_paths
+from lmkit.records import Metrics
 from lmkit.run import Run, command_line, write_text
 from lmkit.tasks.registry import task_class
 from lmkit.train.summary import TrainingSummary
@@ -114,7 +115,9 @@ def _train_in_processes(
             raise
         finally:
             del os.environ[console.STARTED_AS]
-    manifest = run.manifest
+    manifest, validation = run.manifest, None
+    if run.eval_folder("validation").is_dir():
+        validation = Metrics.from_json(run.metrics("validation"))
     return TrainingSummary(
         run=str(run.path),
         task=recipe.task,
@@ -122,6 +125,6 @@ def _train_in_processes(
         tokens=manifest["tokens_seen"],
         seconds=manifest["seconds"],
         best_step=manifest["best_step"],
-        validation=run.metrics("validation") if run.eval_folder("validation").is_dir() else {},
+        validation=validation,
         processes=processes,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from lmkit.records import Metrics
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class TrainingSummary:
     Args:
         run: its directory.
         selected_by: the validation metric that chose the model; None: the last step is kept.
-        validation: the content of metrics.json; empty without validation rows.
+        validation: None without validation rows, and on all ranks but the first.
         processes: how many were started for it; None: it was trained in this one.
     """
 
@@ -25,7 +26,7 @@ class TrainingSummary:
     seconds: float
     best_step: int | None
     selected_by: str | None = None
-    validation: Mapping[str, Any] = field(default_factory=dict)
+    validation: Metrics | None = None
     processes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -35,4 +36,5 @@ class TrainingSummary:
         values |= {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds}
         if self.processes is None:
             values["selected_by"] = self.selected_by
-        return values | {"best_step": self.best_step, "validation": dict(self.validation)}
+        validation = {} if self.validation is None else self.validation.to_json()
+        return values | {"best_step": self.best_step, "validation": validation}

@@ -20,6 +20,7 @@ from lmkit.flow import repeat as repeating
 from lmkit.flow.repeat import summarise
 from lmkit.metrics.intervals import student_interval
 from lmkit.recipe.load import dump_recipe
+from lmkit.records import Metrics
 from lmkit.run import Run
 from lmkit.subject import find_subject
 from lmkit.tasks.registry import task_class
@@ -223,6 +224,9 @@ def test_dry_run_is_about_the_first(tiny: Any, capsys: pytest.CaptureFixture[str
 
 def test_a_metric_without_a_value_has_no_mean(tiny: Any) -> None:
     recipe = seeds(tiny)
-    found = [{"loss": loss, "split": "test", "examples": 3, "metrics": {}} for loss in (None, 1.0)]
+    found = [
+        Metrics("classification", "test", 3, loss, 0.95, {}, signature="", seconds=1.0)
+        for loss in (None, 1.0)
+    ]
     assert summarise(recipe, ["seed-13", "seed-14"], found).metrics["loss"]["mean"] is None
     assert "seeds: 2" in dump_recipe(recipe)
