@@ -165,12 +165,13 @@ def _evaluate_rows(
     from lmkit.evaluation.evaluate import evaluate_split, metrics_table
     from lmkit.evaluation.forward import Forward
     from lmkit.models.build import load_trained
+    from lmkit.models.tokenizer import tokenizer_hash
     from lmkit.train.device import build_accelerator, micro_batch_tokens
 
     recipe, source = subject.recipe, subject.source
     tokenizer = tokenizer_of(recipe, source)
     task = task_class(recipe.task)(recipe, splits.facts, tokenizer).for_evaluation()
-    encoded = encode(splits.rows[split], task)
+    encoded = encode(splits.rows[split], task, tokenizer_hash(task.tokenizer))
     say_left_out(encoded, recipe.data, split=split)
     console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
@@ -180,7 +181,7 @@ def _evaluate_rows(
     fitted_on: list[Record] | None = None
     if others.validation is not None:
         _check_temperature(task)
-        aside = encode(others.validation, task)
+        aside = encode(others.validation, task, tokenizer_hash(task.tokenizer))
         say_left_out(aside, recipe.data, split="validation")
         fitted_on = list(forward.predictions(aside))
     background = Background(

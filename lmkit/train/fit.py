@@ -415,7 +415,7 @@ def _evaluate(
     task, rows = prepared.task.for_evaluation(), prepared.splits.rows
     encoded = prepared.encoded["validation"]
     if task is not prepared.task:
-        encoded = encode(rows["validation"], task)
+        encoded = encode(rows["validation"], task, tokenizer_hash(task.tokenizer))
     metrics = evaluate_split(
         Forward(task, model, accelerator, budget),
         encoded,

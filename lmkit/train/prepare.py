@@ -28,6 +28,7 @@ from lmkit.models.tokenizer import (
     for_words,
     load_tokenizer,
     save_tokenizer,
+    tokenizer_hash,
     train_tokenizer,
 )
 from lmkit.recipe.schema import Recipe, TokenizerTraining
@@ -73,8 +74,9 @@ def prepare(
     cls = task_class(recipe.task)
     tokenizer = build_tokenizer(recipe, splits, source)
     task = cls(recipe, splits.facts, tokenizer)
+    key = tokenizer_hash(tokenizer)
     encoded = {
-        split: encode(rows, task, pack=pack and task.packs and split == "train")
+        split: encode(rows, task, key, pack=pack and task.packs and split == "train")
         for split, rows in splits.rows.items()
     }
     rows = {split: found.rows for split, found in encoded.items()}

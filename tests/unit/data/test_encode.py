@@ -14,12 +14,13 @@ import pytest
 
 from lmkit.data import encode as encoding
 from lmkit.data.check.columns import Roles
-from lmkit.data.encode import encode, say_cut
+from lmkit.data.encode import Encoded, say_cut
 from lmkit.data.readers import ReadOptions
 from lmkit.data.reading import load_rows
 from lmkit.data.rows import Rows
 from lmkit.data.sources import Source
 from lmkit.errors import DataError
+from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.tasks.base import TooLong
 from lmkit.tasks.registry import task_class
 
@@ -42,6 +43,10 @@ def rows_of(tmp_path: Path, task: str, *rows: dict[str, Any]) -> Rows:
     source = Source(str(file), "data.train", "train", [Path()])
     roles = Roles(task_class(task).fields)
     return load_rows(source, roles, ReadOptions(), tmp_path / "cache")
+
+
+def encode(rows: Rows, task: Any, *, pack: bool = False) -> Encoded:
+    return encoding.encode(rows, task, tokenizer_hash(task.tokenizer), pack=pack)
 
 
 def texts(tmp_path: Path) -> Rows:
