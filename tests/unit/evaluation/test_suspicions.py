@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
+from lmkit.data.sources import Source
 from lmkit.evaluation.suspicions import never_predicted, overlap_with_training, say
 from lmkit.metrics.classification import classification_statistics
 from lmkit.metrics.statistics import Statistics
@@ -74,18 +77,8 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     (tmp_path / "train.jsonl").write_text(
         '{"text": "Seen  before", "label": "a"}\n{"text": "other", "label": "b"}\n'
     )
-    train = load_rows(
-        str(tmp_path / "train.jsonl"),
-        key="data.train",
-        split="train",
-        fields=Classification.fields,
-        columns={},
-        on_bad_row="error",
-        document="line",
-        max_rows=None,
-        folders=[tmp_path],
-        cache_dir=tmp_path,
-    )
+    source = Source(str(tmp_path / "train.jsonl"), "data.train", "train", [tmp_path])
+    train = load_rows(source, Roles(Classification.fields), ReadOptions(), tmp_path)
     records = [
         record(0, "a", 0.9, "seen before"),
         record(1, "a", 0.9, "new one"),

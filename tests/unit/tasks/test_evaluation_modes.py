@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from lmkit.data.encode import encode
-from lmkit.evaluation.evaluate import measure, predict_records
+from lmkit.evaluation.evaluate import measure
+from lmkit.evaluation.forward import Forward
+from lmkit.models.tokenizer import tokenizer_hash
 
 
 def evaluated(
@@ -24,8 +26,8 @@ def evaluated(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    encoded = encode(prepared.encoded["validation"].rows, task)
-    return model, task, list(predict_records(model, task, encoded, tiny.accelerator, budget=budget))
+    encoded = encode(prepared.encoded["validation"].rows, task, tokenizer_hash(task.tokenizer))
+    return model, task, list(Forward(task, model, tiny.accelerator, budget).predictions(encoded))
 
 
 def test_a_sliding_window_scores_each_token_once_with_its_context(tiny: Any) -> None:
