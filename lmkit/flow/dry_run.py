@@ -79,6 +79,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     The time is that of one forward and backward pass of a middling step, times the number of steps: the
     optimizer's share is left out. The memory is what the pass took at its peak, with room for the optimizer's state.
     """
+    from lmkit.fast.registry import computed_faster
     from lmkit.fast.unpadding import choose_packing, shared_rows
     from lmkit.models.build import build_model, count_parameters
     from lmkit.train.device import (
@@ -112,7 +113,10 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     for _ in range(2):  # the first pass warms up
         begun = time.perf_counter()
         for batch in batches[0]:
-            with shared_rows(model, packing, batch.to(accelerator.device)) as given:
+            with (
+                shared_rows(model, packing, batch.to(accelerator.device)) as given,
+                computed_faster(model, accelerator.device),
+            ):
                 accelerator.backward(task.loss(model, given))
         if accelerator.device.type == "cuda":
             import torch

@@ -116,6 +116,7 @@ def load_recipe(
     recipe = _validate(values, place, given)
     if recipe.task:
         _check_task(recipe, place)
+    _check_fast(recipe)
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
@@ -154,6 +155,23 @@ def _check_task(recipe: Recipe, place: str) -> None:
                 remedy=f"leave it out: it is for {', '.join(readers)}",
             )
         console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
+
+
+def _check_fast(recipe: Recipe) -> None:
+    """Refuse a fast path that is asked for by name where all of them are off."""
+    hardware = recipe.hardware
+    if hardware.fast != "off":
+        return
+    for key, value, plain in (
+        ("attention", "flash", "sdpa"),
+        ("kernels", "liger", "torch"),
+    ):
+        if getattr(hardware, key) == value:
+            raise RecipeError(
+                f"hardware.{key}: {value} is one of the things that hardware.fast: off leaves out",
+                place=f"hardware.fast, hardware.{key}",
+                remedy=f"hardware.fast=auto, or hardware.{key}={plain}",
+            )
 
 
 def _value(recipe: Recipe, dotted: str) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.batch import Batch
 from lmkit.fast.packing import Packing
+from lmkit.fast.registry import computed_faster
 from lmkit.fast.unpadding import shared_rows
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.recipe.schema import Hardware, Train
@@ -128,7 +129,10 @@ def _speed(
 ) -> float:
     """Tokens a second, forward and backward."""
     begun = time.perf_counter()
-    with shared_rows(model, packing, batch.to(accelerator.device)) as given:
+    with (
+        shared_rows(model, packing, batch.to(accelerator.device)) as given,
+        computed_faster(model, accelerator.device),
+    ):
         accelerator.backward(task.loss(model, given) / max(batch.items, 1))
     if accelerator.device.type == "cuda":
         import torch

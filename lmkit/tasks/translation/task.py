@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, lay_out, pad
 from lmkit.tasks.base import Task, TooLong
 from lmkit.tasks.fields import Field
-from lmkit.tasks.generation import check_beams, set_generation, shift
+from lmkit.tasks.generation import check_beams, generate, set_generation, shift
 from lmkit.tasks.words import SOUTHEAST_ASIAN
 
 if TYPE_CHECKING:
@@ -142,7 +143,6 @@ class Translation(Task):
         import torch
         from torch.nn.functional import cross_entropy
 
-        from lmkit.fast.search import search
         from lmkit.heads import logits_at, unwrap
 
         inner = unwrap(model)
@@ -160,7 +160,8 @@ class Translation(Task):
                 .tolist()
             )
             items = counted.sum(1).tolist()
-        written, scores = search(inner, batch.inputs, encoded)
+        search = getattr(inner, "lmkit_search", None) or partial(generate, inner)
+        written, scores = search(batch.inputs, encoded)
         ends = inner.generation_config.eos_token_id
         marks = set(ends) if isinstance(ends, list) else {ends}
         texts = self.target_tokenizer.batch_decode(
