@@ -30,8 +30,6 @@ MANY_ARGUMENTS = {
     "fast/flash.py:_flash_attns.attend",
     "fast/flash.py:_torchs.attend",
     "fast/linear_cross_entropy.py:linear_cross_entropy",
-    "metrics/custom.py:_resampled",
-    "metrics/custom.py:custom_metrics",
     "train/compiled.py:choose_compile",
     "train/kernels.py:_proven",
     "train/loop.py:StepBatches.__init__",
