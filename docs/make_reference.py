@@ -6,15 +6,15 @@ from pathlib import Path
 
 from lmkit.models.presets import FAMILIES, SIZES
 from lmkit.recipe.schema import Recipe
-from lmkit.recipe.section import Key, Section
+from lmkit.recipe.section import Key, Section, keys_of
 
 
 def rows(section: type[Section], prefix: str = "") -> list[str]:
     """A table row per key, sections opened in place."""
     found = []
-    for name, key in section.model_fields.items():
+    for name, key in keys_of(section).items():
         inner = key.section
-        if inner is None or key.default_factory is None:
+        if inner is None or key.default is None:
             found.append(f"| `{prefix}{name}` | {_default(key)} | {key.description} |")
         if inner is not None:
             found += rows(inner, f"{prefix}{name}.")
@@ -22,7 +22,7 @@ def rows(section: type[Section], prefix: str = "") -> list[str]:
 
 
 def _default(key: Key) -> str:
-    value = key.value()
+    value = key.default
     return (
         ""
         if value is None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,20 +14,78 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Piece = dict[str, Any]
 Columns = dict[str, list[Any]]
-Batch = dict[str, "torch.Tensor"]
 IGNORE = -100  # a label that does not count
 
 
-MODEL_INPUTS = frozenset(
-    {
-        "input_ids",
-        "attention_mask",
-        "token_type_ids",
-        "position_ids",
-        "decoder_input_ids",
-        "decoder_attention_mask",
-    }
-)
+@dataclass
+class Batch:
+    """Pieces as padded tensors: what a model reads of them, and the labels aligned with its logits.
+
+    Args:
+        inputs: what the model's forward pass takes, by name; each ``(rows, ...)``.
+        labels: ``IGNORE`` where nothing counts; of numbers NaN.
+        segments: ``(rows, length)`` in packed rows: 0 for padding, then 1, 2, ... by piece.
+        weights: ``(rows,)`` shares that the rows have in the loss; None: each counts fully.
+        extra: what the task alone reads, by name; each ``(rows, ...)``.
+        shared: where ``fast/unpadding.py`` puts the tokens of padded rows.
+        is_idle: no label counts; its process has nothing to do in this step.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    segments: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
+    shared: torch.Tensor | None = None
+    is_idle: bool = False
+
+    @property
+    def items(self) -> float:
+        """Count the labels that matter, each as much as its row weighs; a whole number over the examples of a step."""
+        counts = counted(self.labels)
+        if self.weights is None:
+            return int(counts.sum())
+        return float((counts.reshape(len(self.weights), -1).sum(1) * self.weights).sum())
+
+    @property
+    def tokens(self) -> int:
+        """Count the tokens, padding left out."""
+        return 0 if self.is_idle else int(self.inputs["attention_mask"].sum())
+
+    @property
+    def slots(self) -> int:
+        """Count the places for tokens, padding included."""
+        if self.is_idle:
+            return 0
+        places = self.inputs["attention_mask"] if self.shared is None else self.shared
+        return places.numel()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Copy all tensors to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Copy all tensors to pinned memory: torch's DataLoader looks for this name."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def idle(self) -> Batch:
+        """Copy the batch so that no label counts."""
+        return replace(self, labels=uncounted(self.labels), is_idle=True)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        segments, weights, shared = (
+            None if tensor is None else change(tensor)
+            for tensor in (self.segments, self.weights, self.shared)
+        )
+        return Batch(
+            inputs={name: change(tensor) for name, tensor in self.inputs.items()},
+            labels=change(self.labels),
+            segments=segments,
+            weights=weights,
+            extra={name: change(tensor) for name, tensor in self.extra.items()},
+            shared=shared,
+            is_idle=self.is_idle,
+        )
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -67,15 +126,15 @@ def lay_out(
 
     Args:
         examples: pieces by example; each piece has every column as a list of one length.
-        columns: column -> padding value.
-        packed: also returns ``segment_ids`` (0 for padding, then 1, 2, ... by piece) and
-            ``position_ids`` that start anew in every piece.
+        columns: column -> padding value. All are inputs of the model but ``labels``.
+        packed: the batch has ``segments``, too, and ``position_ids`` that start anew in every piece.
         left: padding stands before the pieces, not behind them.
 
     Returns:
-        ``(rows, longest)`` tensors, with ``attention_mask``.
+        A batch with ``attention_mask``. No label counts where ``columns`` names none.
     """
     import numpy as np
+    import torch
 
     pieces, first = flat(examples), next(iter(columns))
     lengths = [len(piece[first]) for piece in pieces]
@@ -85,7 +144,7 @@ def lay_out(
     numbers = [number for count in counts for number in range(1, count + 1)]
     ends = np.cumsum([0, *counts])
     rows = np.add.reduceat([*lengths, 0], ends[:-1]).tolist() if counts else []
-    batch = {
+    inputs = {
         name: _padded(
             np.concatenate([np.asarray(piece[name], dtype=np.int64) for piece in pieces]),
             rows,
@@ -94,10 +153,13 @@ def lay_out(
         )
         for name, value in columns.items()
     }
-    batch["attention_mask"] = _padded(np.ones(sum(lengths), np.int64), rows, 0, left=left)
+    mask = _padded(np.ones(sum(lengths), np.int64), rows, 0, left=left)
+    labels = inputs.pop("labels", None)
+    batch = Batch(inputs, torch.full_like(mask, IGNORE) if labels is None else labels)
+    inputs["attention_mask"] = mask
     if packed:
-        batch["segment_ids"] = _padded(np.repeat(numbers, lengths), rows, 0)
-        batch["position_ids"] = _padded(
+        batch.segments = _padded(np.repeat(numbers, lengths), rows, 0)
+        inputs["position_ids"] = _padded(
             np.concatenate([np.arange(length) for length in lengths]), rows, 0
         )
     return batch

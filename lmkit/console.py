@@ -7,6 +7,7 @@ process of several prints; ``-q`` leaves warnings and errors.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import unicodedata
@@ -123,6 +124,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def readable(number: float | None, digits: int = 3) -> str:
+    """Write a number as people read it; a dash for none.
+
+    >>> readable(0.12345), readable(1234.5), readable(45.678), readable(None)
+    ('0.123', '1,234', '45.7', '–')
+    """
+    if number is None or not math.isfinite(number):
+        return "–"
+    if abs(number) >= 1000:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if abs(number) >= 10 else f"{number:.{digits}f}"
 
 
 def progress(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lmkit import console
 from lmkit.errors import RunError, nearest
-from lmkit.evaluation.records import kind_of
 from lmkit.models.source import find_model, is_model_directory
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import Run, is_run
@@ -272,11 +271,7 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, 
             dict(find_model(str(run)).description.get("facts", {})),
         )
     cls = task_class(name)
-    if name == "classification" and "kind" not in facts:
-        kind = {"labels": "multi_label", "number": "regression"}.get(
-            kind_of(records[0][0]), "single_label"
-        )
-        facts |= {"kind": kind} | ({"labels": ["value"]} if kind == "regression" else {})
+    facts = cls.recover(records[0][0]) | facts
     if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
         values = [
             record[key]

@@ -96,10 +96,7 @@ class Predictor:
         costs = np.asarray([self.task.cost(piece) for piece in pieces], dtype=np.int64)
         for numbers in micro_batches(np.arange(len(pieces)), costs, self.budget):
             chosen = [pieces[i] for i in numbers]
-            batch = {
-                key: value.to(self.accelerator.device)
-                for key, value in self.task.collate([[piece] for piece in chosen]).items()
-            }
+            batch = self.task.collate([[piece] for piece in chosen]).to(self.accelerator.device)
             with torch.inference_mode(), self.accelerator.autocast():
                 found |= dict(
                     zip(numbers.tolist(), self.task.predict(self.model, batch, chosen), strict=True)

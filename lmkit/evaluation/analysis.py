@@ -12,13 +12,13 @@ from lmkit.data.encode import Encoded
 from lmkit.data.rows import Rows
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.calibration import calibration, temperature_scaling
-from lmkit.evaluation.mistakes import confusion, entity_errors
-from lmkit.evaluation.records import Record, kind_of, loss_of
+from lmkit.evaluation.mistakes import confusion
 from lmkit.evaluation.slices import slice_metrics
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe.schema import Eval
 from lmkit.run import Run
+from lmkit.tasks.answers import Record, answer_of, loss_of
 from lmkit.tasks.base import Task
 
 WORST = 100
@@ -64,28 +64,28 @@ def analyse(
         )
         return {name: interval.as_dict() for name, interval in intervals.items()}
 
-    kind = kind_of(records)
+    answer = answer_of(task)
     found: dict[str, Any] = {
-        "kind": kind,
-        "slices": slice_metrics(options.slices, records, kind, statistics, encoded, task, measured),
+        "kind": answer.kind,
+        "slices": slice_metrics(options.slices, records, statistics, encoded, task, measured),
     }
-    if counts := confusion(records, kind, task.facts.get("labels", ())):
+    if counts := confusion(records, answer, task.facts.get("labels", ())):
         found["confusion"] = counts
-    if kind == "entities":
-        found["entity_errors"] = entity_errors(records)
-    if curve := calibration(records, kind):
+    if (errors := answer.errors(records)) is not None:
+        found["entity_errors"] = errors
+    if curve := calibration(records, answer):
         found["calibration"] = curve
         if background.fitted_on is not None:
             found["calibration"]["temperature"] = temperature_scaling(records, background.fitted_on)
     found["worst"] = worst(records)
-    doubtful = suspicions.doubtful_gold(records, kind)
+    doubts = [doubt.to_json() for doubt in answer.doubtful(records)]
     found["suspicions"] = {
         "overlap": suspicions.overlap_with_training(
             records, background.train, task, statistics, measured
         ),
-        "always_predicted": suspicions.always_predicted(records, kind),
-        "never_predicted": suspicions.never_predicted(records, kind),
-        "gold": {"count": len(doubtful), "rows": doubtful[: suspicions.MOST]},
+        "always_predicted": answer.only_decision(records),
+        "never_predicted": suspicions.never_predicted(records, answer),
+        "gold": {"count": len(doubts), "rows": doubts[: suspicions.MOST]},
     }
     result: dict[str, Any] = finite_all(found)
     return result

@@ -20,9 +20,9 @@ from lmkit.errors import RecipeError
 from lmkit.evaluation.compare import Test, compare_pair, headline, score_together
 from lmkit.evaluation.evaluate import finite
 from lmkit.evaluation.ngram import KneserNey, grams
-from lmkit.evaluation.records import Record
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.recipe.schema import Eval
+from lmkit.tasks.answers import Record
 from lmkit.tasks.base import Task
 from lmkit.tasks.ner.task import marks_entities
 
@@ -402,7 +402,7 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Re
     for number, piece in enumerate(learned.pieces):
         if task.generates:
             parts.append(
-                written(task.collate([[piece | {"piece": number}]], epoch=0)["labels"][0].tolist())
+                written(task.collate([[piece | {"piece": number}]], epoch=0).labels[0].tolist())
             )
         else:  # every token but the first is one to learn from
             parts.append(
@@ -418,7 +418,9 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Re
     answers: list[Record] = []
     for number, record in enumerate(records):
         batches = [task.collate([[piece]]) for piece in test.example(number)]
-        lines = [(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in batches]
+        lines = [
+            (batch.inputs["input_ids"][0].tolist(), batch.labels[0].tolist()) for batch in batches
+        ]
         wanted = np.concatenate(
             [written(labels) if task.generates else asked(seen, labels) for seen, labels in lines]
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmkit.evaluation.records import Kind, Record
+from lmkit.tasks.answers import Answer, Record, probabilities_of
 
 FloatArray = NDArray[np.float64]
 BINS = 15  # Guo et al. 2017
@@ -16,53 +16,26 @@ COLDEST, HOTTEST = 1 / 20, 20.0  # the temperatures among which the best is look
 SMALLEST = 1e-30  # a probability that underflowed is not impossible
 
 
-def calibration(records: Sequence[Record], kind: Kind) -> dict[str, Any] | None:
-    """Calibration of a classifier's examples, or of the words of a tagger; None where nothing says how sure it is.
+def calibration(records: Sequence[Record], answer: Answer) -> dict[str, Any] | None:
+    """Measure how well confidence and accuracy agree; None where nothing says how sure the model is.
 
     ``ece`` is the expected calibration error over 15 bins of equal width (Guo et al. 2017, Naeini et al. 2015),
     ``ece_equal_mass`` over 15 bins of equally many (Nguyen and O'Connor 2015). ``brier`` is the mean over examples of
     the squared distance between the probabilities and the truth, summed over the labels (Brier 1950): 0..2; of words,
     for which the probability of the predicted tag alone is known, ``brier_top`` is that of being right: 0..1.
-
-    With several labels for each example, a decision is one label of one example, and its confidence that in yes or no.
     """
-    found: dict[str, Any]
-    if kind == "label" and "probabilities" in records[0]:
-        table, gold = probabilities_of(records)
-        confidence, correct = table.max(1), table.argmax(1) == gold
-        truth = np.zeros_like(table)
-        truth[np.arange(len(gold)), gold] = 1
-        found = {"unit": "examples", "brier": float(((table - truth) ** 2).sum(1).mean())}
-    elif kind == "labels" and isinstance(records[0].get("probabilities"), dict):
-        names = list(records[0]["probabilities"])
-        table = np.array([[record["probabilities"][name] for name in names] for record in records])
-        truth = np.array([[name in record["gold"] for name in names] for record in records])
-        decided = np.array([[name in record["prediction"] for name in names] for record in records])
-        confidence, correct = (
-            np.where(decided, table, 1 - table).ravel(),
-            (decided == truth).ravel(),
-        )
-        found = {"unit": "decisions", "brier": float(((table - truth) ** 2).sum(1).mean())}
-    elif kind in ("entities", "tags"):
-        words = [
-            word
-            for record in records
-            for word in zip(record["score"], record["gold"], record["prediction"], strict=True)
-        ]
-        confidence = np.array(
-            [score for score, _, _ in words if score > 0]
-        )  # 0: the tokenizer dropped the word
-        correct = np.array([gold == tag for score, gold, tag in words if score > 0])
-        found = {"unit": "words"}
-        if len(confidence):
-            found["brier_top"] = float(((confidence - correct) ** 2).mean())
-    else:
+    certainty = answer.certainty(records)
+    if certainty is None:
         return None
-    if not len(confidence):
-        return None
-    found |= {"count": len(confidence), "ece": calibration_error(confidence, correct)}
-    found["ece_equal_mass"] = calibration_error(confidence, correct, equal_mass=True)
-    return found | {"bins": reliability(confidence, correct)}
+    confidence, correct = certainty.confidence, certainty.correct
+    return {
+        "unit": certainty.unit,
+        **certainty.scores,
+        "count": len(confidence),
+        "ece": calibration_error(confidence, correct),
+        "ece_equal_mass": calibration_error(confidence, correct, equal_mass=True),
+        "bins": reliability(confidence, correct),
+    }
 
 
 def reliability(
@@ -114,16 +87,6 @@ def calibration_error(
     curve = reliability(confidence, correct, bins=bins, equal_mass=equal_mass)
     gaps = sum(part["count"] * abs(part["confidence"] - part["accuracy"]) for part in curve)
     return float(gaps / sum(part["count"] for part in curve))
-
-
-def probabilities_of(records: Sequence[Record]) -> tuple[FloatArray, NDArray[np.intp]]:
-    """Probabilities ``(examples, labels)`` and the number of the gold label ``(examples,)``."""
-    number = {name: i for i, name in enumerate(records[0]["probabilities"])}
-    flat = (p for record in records for p in record["probabilities"].values())
-    table = np.fromiter(flat, np.float64, len(records) * len(number)).reshape(
-        len(records), len(number)
-    )
-    return table, np.fromiter((number[record["gold"]] for record in records), np.intp, len(records))
 
 
 def fit_temperature(probabilities: FloatArray, gold: NDArray[np.intp]) -> float:

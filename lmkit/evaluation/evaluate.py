@@ -24,11 +24,12 @@ from lmkit.data.splits import Splits
 from lmkit.errors import ModelError
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
-from lmkit.evaluation.records import Record, headline, kind_of, store
+from lmkit.evaluation.records import headline, store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.memory import in_parts
 from lmkit.recipe.schema import Eval
 from lmkit.run import atomic_directory, write_rejects
+from lmkit.tasks.answers import Record, answer_of
 from lmkit.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -110,10 +111,7 @@ def predict_records(
                 numbers: Sequence[int], pieces: list[dict[str, Any]] = pieces
             ) -> list[tuple[int, dict[str, Any]]]:
                 chosen = [pieces[i] for i in numbers]
-                batch = {
-                    key: value.to(accelerator.device)
-                    for key, value in task.collate([[piece] for piece in chosen]).items()
-                }
+                batch = task.collate([[piece] for piece in chosen]).to(accelerator.device)
                 return list(zip(numbers, task.predict(model, batch, chosen), strict=True))
 
             with (
@@ -197,7 +195,7 @@ def validate(
             if (
                 accelerator.is_main_process and not task.tunes
             ):  # else answers are not yet those the model will give
-                answer = suspicions.always_predicted(records, kind_of(records))
+                answer = answer_of(task).only_decision(records)
                 suspicions.warn_of_always_predicted(answer, split="validation", training=True)
     found = [value]
     if accelerator.num_processes > 1:
@@ -221,13 +219,8 @@ def mean_loss(
 
         def losses(numbers: Sequence[int]) -> list[torch.Tensor]:
             pieces = encoded.take(numbers)
-            batch = {
-                key: value.to(accelerator.device)
-                for key, value in task.collate([[piece] for piece in pieces]).items()
-            }
-            items = torch.tensor(
-                float(task.items(batch)), dtype=torch.double, device=accelerator.device
-            )
+            batch = task.collate([[piece] for piece in pieces]).to(accelerator.device)
+            items = torch.tensor(float(batch.items), dtype=torch.double, device=accelerator.device)
             return [torch.stack([task.loss(model, batch).double(), items])]
 
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
@@ -396,6 +389,7 @@ def explain(
     metric = headline(task.metrics, found)
     suspicions.say(
         analysis["suspicions"],
+        answer_of(task),
         split=found["split"],
         metric=metric,
         value=found["metrics"][metric]["value"],

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from lmkit.data.encode import Encoded
 from lmkit.data.row import SLICE_COLUMN
 from lmkit.errors import RecipeError
-from lmkit.evaluation.records import Kind, Record, text_of
 from lmkit.metrics.statistics import Statistics
-from lmkit.metrics.tagging import type_of
+from lmkit.tasks.answers import Answer, Record, answer_of
 from lmkit.tasks.base import Task
 from lmkit.tasks.mlm.task import IDEOGRAPH, word_numbers
 
@@ -32,7 +31,6 @@ Members = dict[str, NDArray[np.intp]]  # name of a slice -> its rows
 def slice_metrics(
     names: Sequence[str],
     records: Sequence[Record],
-    kind: Kind,
     statistics: Statistics,
     encoded: Encoded,
     task: Task,
@@ -46,42 +44,34 @@ def slice_metrics(
     return {
         name: [
             {"slice": label, "examples": len(rows), "metrics": measured(statistics.select(rows))}
-            for label, rows in members(name, records, kind, encoded, task).items()
+            for label, rows in members(name, records, encoded, task).items()
         ]
         for name in names
     }
 
 
-def members(
-    name: str, records: Sequence[Record], kind: Kind, encoded: Encoded, task: Task
-) -> Members:
+def members(name: str, records: Sequence[Record], encoded: Encoded, task: Task) -> Members:
     """Which rows are in which slice; with several labels (entities) to a row, a row is in a slice of each."""
+    answer = answer_of(task)
     if name == "length":
-        return by_range([num_words(record) for record in records])
+        return by_range([num_words(record, answer) for record in records])
     if name in ("unknown", "fragmentation"):
         return by_range(word_shares(records, task, name), shares=True)
     if name == "label":
-        return by_value([labels_of(record, kind) for record in records])
+        return by_value([answer.labels(record) for record in records])
     if name in encoded.rows.names:
         return by_column(encoded.rows.column(name).to_pylist())
     return by_column(encoded.rows.column(SLICE_COLUMN + name).to_pylist())
 
 
-def num_words(record: Record) -> int:
-    """Words of what the model read: a tagger's, or else parted by white space; an ideograph is a word.
+def num_words(record: Record, answer: Answer) -> int:
+    """Count the words of what the model read: a tagger's, or else parted by white space; an ideograph is a word.
 
-    >>> num_words({"text": "two words"}), num_words({"text": "很好 ok"})
+    >>> num_words({"text": "two words"}, Answer()), num_words({"text": "很好 ok"}, Answer())
     (2, 3)
     """
-    return len(record["tokens"]) if "tokens" in record else len(WORD.findall(text_of(record)))
-
-
-def labels_of(record: Record, kind: Kind) -> list[str]:
-    """The gold labels of a row: one, several, or the types of its entities."""
-    gold = record["gold"]
-    if kind == "entities":
-        return sorted({type_of(tag) for tag in gold if tag != "O"}) or ["(no entity)"]
-    return sorted(set(gold)) if isinstance(gold, list) else [str(gold)]
+    words = answer.words(record)
+    return len(WORD.findall(answer.text(record))) if words is None else len(words)
 
 
 def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]:
@@ -100,10 +90,11 @@ def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]
             remedy="leave fragmentation out",
         )
     shares: list[float] = []
+    answer = answer_of(task)
     for start in range(0, len(records), BATCH_ROWS):
         batch = records[start : start + BATCH_ROWS]
-        words = "tokens" in batch[0]
-        texts: Any = [record["tokens"] if words else text_of(record) for record in batch]
+        words = answer.words(batch[0]) is not None
+        texts: Any = [answer.words(record) or answer.text(record) for record in batch]
         encoded = tokenizer(
             texts,
             add_special_tokens=False,

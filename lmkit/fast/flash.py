@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from lmkit.batch import lay_out
 from lmkit.errors import first_line
 from lmkit.fast.packing import Packing
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.nearness import Precision, embedded, farther, in_fp32, states_and_gradients
 from lmkit.models.trials import TRIAL_ERRORS, in_evaluation
@@ -444,23 +444,24 @@ class _Trial:
             {"input_ids": [(7 + 5 * i + 3 * number) % self._vocabulary for i in range(length)]}
             for number, length in enumerate(lengths)
         )
-        laid = lay_out([[a, b], [c]], columns={"input_ids": 0}, packed=True)
-        self._laid = {name: value.to(model.device) for name, value in laid.items()}
-        self._segments = self._laid["segment_ids"]
+        laid = lay_out([[a, b], [c]], columns={"input_ids": 0}, packed=True).to(model.device)
+        assert laid.segments is not None
+        self._inputs, self._segments = laid.inputs, laid.segments
 
     def states(
         self, packing: Packing, *, rounded: bool = True, ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Hidden states ``(rows, length, width)`` in fp32."""
-        laid = self._laid if ids is None else self._laid | {"input_ids": ids}
+        ids = self._inputs["input_ids"] if ids is None else ids
+        laid = packing.inputs(self._segments, self._inputs["position_ids"])
         with self._precision() if rounded else in_fp32(self._model):
             if packing.kernel is None:
                 states: torch.Tensor = self._model.base_model(
-                    **packing.apply(laid)
+                    input_ids=ids, **laid
                 ).last_hidden_state
                 return states.float()
             with flash_rows(self._model, packing, self._segments) as rows:
-                states = self._model.base_model(**packing.apply(laid)).last_hidden_state
+                states = self._model.base_model(input_ids=ids, **laid).last_hidden_state
         if not rows.windows:
             raise ValueError("the model does not ask for it: its attention is its own")
         kinds = getattr(self._model.config, "layer_types", None)
@@ -487,7 +488,7 @@ class _Trial:
     def keeps_apart(self) -> str | None:
         """Whether a token's change is seen in its own text alone, of causal models behind it, and in a short text by each token."""
         with torch.no_grad():
-            before, ids = self.states(self.flash), self._laid["input_ids"]
+            before, ids = self.states(self.flash), self._inputs["input_ids"]
             for row, number in ((0, 1), (0, 2), (1, 1)):
                 places = (self._segments[row] == number).nonzero()[:, 0].tolist()
                 for place in (places[0], places[-1]):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lmkit.errors import first_line
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.nearness import Precision, farther, in_fp32, states_and_gradients
 from lmkit.models.trials import in_evaluation

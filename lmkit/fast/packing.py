@@ -1,17 +1,17 @@
 """Several documents in one row that do not see each other, on models where that is shown to be exact.
 
-A row carries ``segment_ids``; a block mask lets a token attend to its own segment only, and positions
+A batch carries ``segments``; a block mask lets a token attend to its own segment only, and positions
 start anew in each. Nothing is believed of an architecture: ``find_packing`` runs two documents together
 and apart through the model at hand and packs only if the logits are equal (promise 11).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import Batch, lay_out
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 
 if TYPE_CHECKING:
@@ -39,15 +39,18 @@ class Packing:
     kernel: Kernel | None = None
 
     def apply(self, batch: Batch) -> Batch:
-        """``segment_ids`` -> the mask and positions of this model; batches without segments pass unchanged."""
-        if "segment_ids" not in batch:
+        """Give a batch the mask and positions of this model; one without segments passes unchanged."""
+        if batch.segments is None:
             return batch
-        packed: dict[str, Any] = {
-            key: value for key, value in batch.items() if key != "segment_ids"
+        laid = self.inputs(batch.segments, batch.inputs["position_ids"])
+        return replace(batch, inputs=batch.inputs | laid, segments=None)
+
+    def inputs(self, segments: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+        """Make the mask and the position ids of rows ``(rows, length)``."""
+        return {
+            "attention_mask": self._mask(segments) if self.kernel is None else None,
+            "position_ids": positions + self.first_position,
         }
-        packed["attention_mask"] = self._mask(batch["segment_ids"]) if self.kernel is None else None
-        packed["position_ids"] = batch["position_ids"] + self.first_position
-        return packed
 
     def _mask(self, segments: torch.Tensor) -> Any:
         """``(rows, 1, length, length)``, True where a query may see a key; padding sees padding, so no row is empty."""
@@ -131,11 +134,12 @@ def _is_exact(model: Any, packing: Packing, length: int) -> bool:
         {"input_ids": tokens[length - 3 : 2 * length - 4]},
     ]
     columns = {"input_ids": 0}
-    together = packing.apply(lay_out([documents], columns=columns, packed=True))
+    together = packing.apply(lay_out([documents], columns=columns, packed=True).to(model.device))
     try:
         packed = _logits(model, together)[0]
         for document, start in zip(documents, (0, length - 3), strict=True):
-            alone = _logits(model, lay_out([[document]], columns=columns, packed=False))[0]
+            single = lay_out([[document]], columns=columns, packed=False).to(model.device)
+            alone = _logits(model, single)[0]
             if (
                 not (packed[start : start + len(alone)] - alone).abs().max()
                 <= TOLERANCE * alone.abs().max()
@@ -147,11 +151,5 @@ def _is_exact(model: Any, packing: Packing, length: int) -> bool:
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    moved = {
-        key: {kind: mask.to(model.device) for kind, mask in value.items()}
-        if isinstance(value, dict)
-        else value.to(model.device)
-        for key, value in batch.items()
-    }
-    logits: torch.Tensor = model(**moved).logits.float()
+    logits: torch.Tensor = model(**batch.inputs).logits.float()
     return logits

@@ -19,11 +19,11 @@ NEVER = -1e9  # the score of what has not ended, as transformers has it
 Found = tuple[list[list[int]], list[float] | None]
 
 
-def search(model: Any, batch: dict[str, torch.Tensor], encoded: Any) -> Found:
+def search(model: Any, inputs: dict[str, torch.Tensor], encoded: Any) -> Found:
     """What an encoder-decoder writes, as its ``generation_config`` says: greedily, or by beam search with ``early_stopping=False``.
 
     Args:
-        batch: ``input_ids`` and ``attention_mask``, ``(sentences, length)``.
+        inputs: ``input_ids`` and ``attention_mask``, ``(sentences, length)``.
         encoded: what the encoder made of them.
 
     Returns:
@@ -34,7 +34,6 @@ def search(model: Any, batch: dict[str, torch.Tensor], encoded: Any) -> Found:
 
     assert model.generation_config.early_stopping in (None, False)
     assert not model.generation_config.do_sample
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     hidden = encoded.last_hidden_state
     found: Found | None = model.generate(
         **inputs, encoder_outputs=BaseModelOutput(last_hidden_state=hidden), custom_generate=_search

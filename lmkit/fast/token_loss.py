@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lmkit.batch import IGNORE
-from lmkit.models.heads import only_at, unwrap
+from lmkit.heads import only_at, unwrap
 from lmkit.models.memory import is_out_of_memory
 from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 

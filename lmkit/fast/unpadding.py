@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lmkit.batch import MODEL_INPUTS, Batch, pad
+from lmkit.batch import IGNORE, Batch, pad
 from lmkit.fast.packing import Packing, candidates, find_packing, trial_length
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.padding import warn_of_padding
 from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 from lmkit.recipe.schema import Recipe
@@ -62,13 +63,12 @@ def shared_rows(model: Any, packing: Packing | None, batch: Batch) -> Iterator[B
     Packed rows get the mask and positions of the model; padded rows with ``shared`` (``data/plan.py rows_to_share``) go through
     the backbone without padding.
     """
-    if packing is None or "shared" not in batch:
-        with _without_mask(model, packing, batch.get("segment_ids")):
+    if packing is None or batch.shared is None:
+        with _without_mask(model, packing, batch.segments):
             yield packing.apply(batch) if packing else batch
         return
-    batch = dict(batch)
-    backbone, places = unwrap(model).base_model, batch.pop("shared")
-    texts, longest = batch["attention_mask"].shape
+    backbone, places = unwrap(model).base_model, batch.shared
+    texts, longest = batch.inputs["attention_mask"].shape
     is_there = places >= 0
     came_from = places[is_there]
     segments = places.div(longest, rounding_mode="floor") + 1  # 0 for padding, which is -1
@@ -80,10 +80,10 @@ def shared_rows(model: Any, packing: Packing | None, batch: Batch) -> Iterator[B
         moved = {
             name: value.flatten()[places.clamp(min=0)]
             for name, value in inputs.items()
-            if name in MODEL_INPUTS and hasattr(value, "shape") and value.shape == (texts, longest)
+            if name in batch.inputs and value.shape == (texts, longest)
         }
-        laid = {"segment_ids": segments, "position_ids": places.clamp(min=0) % longest}
-        return arguments, inputs | moved | packing.apply(laid)
+        laid = packing.inputs(segments, places.clamp(min=0) % longest)
+        return arguments, inputs | moved | laid
 
     def part(module: Any, arguments: Any, output: Any) -> Any:
         hidden = output["last_hidden_state"]
@@ -101,7 +101,7 @@ def shared_rows(model: Any, packing: Packing | None, batch: Batch) -> Iterator[B
     )
     try:
         with _without_mask(model, packing, segments):
-            yield batch
+            yield replace(batch, shared=None)
     finally:
         for hook in hooks:
             hook.remove()
@@ -140,8 +140,7 @@ def _is_exact(model: Any, packing: Packing, length: int) -> bool:
     ]
     mask = pad([[1] * n for n in lengths], 0)
     filling = getattr(model.config, "pad_token_id", None) or 0
-    batch = {"input_ids": pad(texts, filling), "attention_mask": mask}
-    batch = {name: value.to(model.device) for name, value in batch.items()}
+    inputs = {"input_ids": pad(texts, filling), "attention_mask": mask}
     places = pad(
         [
             [text * length + i for text in group for i in range(lengths[text])]
@@ -149,10 +148,11 @@ def _is_exact(model: Any, packing: Packing, length: int) -> bool:
         ],
         -1,
     )
+    batch = Batch(inputs, torch.full_like(mask, IGNORE), shared=places).to(model.device)
     try:
-        apart = model(**batch).logits.float()
-        with shared_rows(model, packing, batch | {"shared": places.to(model.device)}) as given:
-            together = model(**given).logits.float()
+        apart = model(**batch.inputs).logits.float()
+        with shared_rows(model, packing, batch) as given:
+            together = model(**given.inputs).logits.float()
     except TRIAL_ERRORS:
         return False  # the architecture does not take such rows
     if together.shape != apart.shape:

@@ -3,62 +3,40 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.data.splits import Splits
 from lmkit.models.source import ModelSource
 from lmkit.recipe import Recipe
 
+if TYPE_CHECKING:
+    from lmkit.train.setup import Setup
+
 
 def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> dict[str, Any]:
-    """Tokens, steps, parameters, and predicted peak memory and time, from the gradients of one whole step.
+    """Count tokens, steps and parameters, and predict memory and time from the gradients of one whole step.
 
     The time is that of one forward and backward pass of a middling step, times the number of steps: the
     optimizer's share is left out. The memory is what the pass took at its peak, with room for the optimizer's state.
     """
-    from lmkit.fast.unpadding import choose_packing, shared_rows
-    from lmkit.models.build import build_model, count_parameters
-    from lmkit.train.device import (
-        build_accelerator,
-        choose_precision,
-        micro_batch_tokens,
-        peak_memory_bytes,
-    )
-    from lmkit.train.loop import StepBatches
+    from lmkit.train.device import choose_precision, peak_memory_bytes
     from lmkit.train.optim import state_bytes
-    from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, plan_of, total_steps
+    from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of
     from lmkit.train.prepare import prepare
+    from lmkit.train.setup import decide, decide_compile, set_up
 
+    hardware = recipe.hardware.model_copy(update={"processes": "auto"})
     prepared = prepare(recipe, splits, source)
-    task, encoded = prepared.task, prepared.encoded["train"]
-    accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
-    built = build_model(recipe, task, source)
+    setup = set_up(recipe.model_copy(update={"hardware": hardware}), prepared)
     checkpoint_interval(recipe)
-    metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    packing = choose_packing(recipe, task, built.model)
-    plan = plan_of(recipe, encoded)
-    total = total_steps(recipe, plan)
-    budget = micro_batch_tokens(recipe.hardware, accelerator.device)
-    model = accelerator.prepare_model(
-        built.model, evaluation_mode=True
-    ).train()  # that is: without DistributedDataParallel
-    batches = StepBatches(
-        encoded, plan, task, rank=0, ranks=1, budget=budget, packed=packing is not None
-    )
-    seconds = 0.0
-    for _ in range(2):  # the first pass warms up
-        begun = time.perf_counter()
-        for batch in batches[0]:
-            moved = {key: value.to(accelerator.device) for key, value in batch.items()}
-            with shared_rows(model, packing, moved) as given:
-                accelerator.backward(task.loss(model, given))
-        if accelerator.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - begun
-    trained, parameters = count_parameters(model)
+    metric = metric_of(recipe, setup.task, "validation" in prepared.encoded)
+    decide(setup)
+    if hardware.compile == "on":
+        decide_compile(setup)
+    seconds = _seconds_of_a_step(setup)
+    task, encoded, plan, total = setup.task, setup.encoded, setup.plan, setup.total
+    trained, parameters = setup.parameter_counts
     memory = peak_memory_bytes() + state_bytes(recipe.train, trained)
     limited = total < UNLIMITED
     found: dict[str, Any] = {
@@ -73,7 +51,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
         "tokens": round(encoded.tokens * total / plan.steps_per_epoch) if limited else None,
         "parameters": {"trained": trained, "total": parameters},
         "precision": choose_precision(recipe.hardware),
-        "packing": packing is not None,
+        "packing": setup.computation.packing is not None,
         "selected_by": metric,
         "predicted_peak_memory_bytes": memory,
         "predicted_seconds": round(seconds * total, 1)
@@ -99,3 +77,18 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     ]
     console.say(console.table(["plan", ""], rows))
     return found
+
+
+def _seconds_of_a_step(setup: Setup) -> float:
+    """Measure forward and backward of the first step, once more after it has warmed up."""
+    from lmkit.train.device import wait_for_device
+
+    setup.model.train()
+    seconds = 0.0
+    for _ in range(2):
+        setup.drop_gradients()
+        begun = time.perf_counter()
+        setup.backward(0)
+        wait_for_device(setup.parallelism.device)
+        seconds = time.perf_counter() - begun
+    return seconds

@@ -16,12 +16,14 @@ from lmkit.recipe import Recipe
 from lmkit.recipe.schema import Eval
 from lmkit.run import Run
 from lmkit.subject import Subject, facts_of, tokenizer_of
+from lmkit.tasks.answers import answer_of
 from lmkit.tasks.registry import task_class
 
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
-    from lmkit.evaluation.records import Record
+    from lmkit.tasks.answers import Record
+    from lmkit.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,10 @@ def _evaluate_rows(
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
     fitted_on: list[Record] | None = None
     if others.validation is not None:
+        _check_temperature(task)
         aside = encode(others.validation, task)
         say_left_out(aside, recipe.data, split="validation")
         fitted_on = list(predict_records(model, task, aside, accelerator, budget=budget))
-        _check_temperature(fitted_on)
     parent = Run(source.run) if source.run else None
     beside: Callable[[Sequence[Record]], dict[str, Any]] | None = None
     if others.baseline is not None:
@@ -207,10 +209,8 @@ def _evaluate_rows(
     return metrics
 
 
-def _check_temperature(records: Sequence[Record]) -> None:
-    from lmkit.evaluation.records import kind_of
-
-    if records and kind_of(records) != "label":
+def _check_temperature(task: Task) -> None:
+    if not answer_of(task).has_temperature:
         raise RecipeError(
             "a temperature is fitted where each text has one label",
             place="eval.temperature",

@@ -15,11 +15,10 @@ from lmkit.models.presets import preset_config, shrink
 from lmkit.models.source import ModelSource, find_model
 from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.recipe.load import TASKS_OF
 from lmkit.recipe.schema import TokenizerTraining
 from lmkit.run import Run
 from lmkit.subject import find_subject
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import keys_read_by, task_class
 
 ROWS, STEPS = 32, 4
 
@@ -88,7 +87,7 @@ def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
     }
     values["train"]["freeze_layers"] = min(1, recipe.train.freeze_layers)
     values["hardware"] |= {"processes": "auto", "checkpoint_every": None}
-    if recipe.task in TASKS_OF["generation"]:
+    if "generation" in keys_read_by(recipe.task):
         values["generation"] |= {
             "max_new_tokens": 8,
             "num_beams": min(2, recipe.generation.num_beams),

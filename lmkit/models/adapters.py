@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import ModelError, RecipeError
-from lmkit.models.heads import num_positions, unwrap
+from lmkit.heads import num_positions, unwrap
 from lmkit.models.load import from_pretrained, new_modules
 from lmkit.models.quantized import check_quantization, quantization
 from lmkit.models.source import ModelSource, find_model

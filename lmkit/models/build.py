@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import ModelError, RecipeError, suggest
+from lmkit.heads import crf_of, learns_positions, num_positions, unwrap
 from lmkit.models.adapters import add_lora, load_adapter
 from lmkit.models.causal import check_causal, decoder_fields
 from lmkit.models.crf import FILE as CRF_FILE
 from lmkit.models.crf import add_crf, load_crf, save_crf
-from lmkit.models.heads import crf_of, learns_positions, num_positions, unwrap
 from lmkit.models.layers import freeze
 from lmkit.models.load import from_pretrained, load_config, new_modules
 from lmkit.models.presets import preset_config

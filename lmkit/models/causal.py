@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.errors import ModelError
-from lmkit.models.heads import crf_of, unwrap
+from lmkit.heads import crf_of, unwrap
 
 FILE = "crf.safetensors"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lmkit import console
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 
 LENGTHS = (12, 5)  # tokens of the texts that are tried

@@ -1,99 +1,86 @@
-"""What a recipe may say, for people (``lmkit recipe explain KEY``) and for editors (``lmkit recipe schema``: JSON Schema)."""
+"""A recipe's keys for people (``lmkit recipe explain KEY``) and for editors (``lmkit recipe schema``: JSON Schema)."""
 
 from __future__ import annotations
 
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
 
 from lmkit.errors import RecipeError
+from lmkit.recipe.convert import describe
 from lmkit.recipe.load import explain_unknown
 from lmkit.recipe.schema import Recipe
-from lmkit.recipe.section import Before, Key, Section, described
-
-JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
-JSON_LIMITS = {
-    "gt": "exclusiveMinimum",
-    "ge": "minimum",
-    "lt": "exclusiveMaximum",
-    "le": "maximum",
-    "min_length": "minLength",
-    "pattern": "pattern",
-}
+from lmkit.recipe.section import Key, Section, bare, keys_of, members_of, metas_of
 
 
 def explain(dotted: str) -> dict[str, Any]:
-    """A key: what it expects, its default, what it does; of a section its keys instead of an expectation.
+    """Explain a key: what it expects, its default, what it does; of a section its keys instead of an expectation.
 
     Raises:
         RecipeError: there is no such key; suggests the nearest.
     """
     section: type[Section] | None = Recipe
-    path, key = dotted.split("."), None
+    path = dotted.split(".")
+    key: Key | None = None
     for depth, name in enumerate(path):
         if section is None:
             assert key is not None
             parent = ".".join(path[:depth])
-            if "a mapping" in described(key.annotation):  # what stands in it is the user's to name
-                return explain(parent)
+            if any(get_origin(bare(member)) is dict for member in members_of(key.annotation)):
+                return explain(parent)  # the user names what is in a mapping
             raise RecipeError(f"{parent} has no keys below it", place=dotted)
-        key = section.model_fields.get(name)
+        key = keys_of(section).get(name)
         if key is None:
             raise RecipeError(explain_unknown(path[: depth + 1]), place=dotted)
         section = key.section
     assert key is not None
-    found = {"key": dotted, "about": key.description, "default": _plain(key)}
+    explained = {
+        "key": dotted,
+        "about": key.description,
+        "default": msgspec.to_builtins(key.default),
+    }
     if section is None:
-        return found | {"expected": described(key.annotation)}
-    return found | {"keys": [f"{dotted}.{name}" for name in section.model_fields]}
+        return explained | {"expected": describe(key.annotation)}
+    return explained | {"keys": [f"{dotted}.{name}" for name in keys_of(section)]}
 
 
 def json_schema(section: type[Section] = Recipe) -> dict[str, Any]:
-    """JSON Schema (2020-12) of recipes: editors complete and check by it."""
-    start = (
-        {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lmkit recipe"}
-        if section is Recipe
-        else {}
-    )
-    properties = {}
-    for name, key in section.model_fields.items():
-        shown = {"description": key.description} if key.description else {}
-        if key.default_factory is None:
-            shown["default"] = key.default
-        properties[name] = shown | _schema_of(key.annotation)
-        if properties[name].get("type") == "object":
-            properties[name]["type"] = ["object", "null"]  # a section with nothing below it
+    """Return the JSON Schema (2020-12) of recipes: editors complete and check by it."""
+    start = {}
+    if section is Recipe:
+        start["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+        start["title"] = "lmkit recipe"
+    properties = {name: _property(key) for name, key in keys_of(section).items()}
     return start | {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-def _plain(key: Key) -> Any:
-    value = key.value()
-    return value.model_dump() if isinstance(value, Section) else value
+def _property(key: Key) -> dict[str, Any]:
+    schema: dict[str, Any] = {"description": key.description} if key.description else {}
+    if key.default is None or not key.null_is_default:
+        schema["default"] = key.default
+    schema |= _schema_of(key.annotation)
+    if schema.get("type") == "object":
+        schema["type"] = ["object", "null"]  # a section with nothing below it
+    return schema
 
 
-def _schema_of(kind: Any) -> dict[str, Any]:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        found = _schema_of(inner[0])
-        for each in inner[1:]:
-            if isinstance(each, Key):
-                found |= {_json_limit(name, found): limit for name, limit in each.limits.items()}
-            elif isinstance(each, Before) and inner[0] is str:
-                found = {"type": ["string", "integer", "boolean"]}  # which are made into texts
-        return found
-    if origin in (Union, UnionType):
-        return {"anyOf": [_schema_of(each) for each in inner]}
+def _schema_of(annotation: Any) -> dict[str, Any]:
+    """Return msgspec's schema with sections in place, choices in their order, and values as they are given."""
+    members = members_of(annotation)
+    if len(members) > 1:
+        return {"anyOf": [_schema_of(member) for member in members]}
+    plain = bare(members[0])
+    if isinstance(plain, type) and issubclass(plain, Section):
+        return json_schema(plain)
+    schema = msgspec.json.schema(members[0])
+    schema.pop("description", None)
+    origin, inner = get_origin(plain), get_args(plain)
     if origin is Literal:
-        return {"enum": list(inner)}
-    if origin is list:
-        return {"type": "array", "items": _schema_of(inner[0])}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema_of(inner[1])}
-    if kind is Any:
-        return {}
-    return json_schema(kind) if issubclass(kind, Section) else {"type": JSON_TYPES[kind]}
-
-
-def _json_limit(name: str, found: dict[str, Any]) -> str:
-    return (
-        "minItems" if name == "min_length" and found.get("type") == "array" else JSON_LIMITS[name]
-    )
+        schema["enum"] = list(inner)
+    elif origin is list:
+        schema["items"] = _schema_of(inner[0])
+    elif origin is dict:
+        schema["additionalProperties"] = _schema_of(inner[1])
+    for meta in metas_of(members[0]):
+        schema |= (meta.extra or {}).get("json_schema", {})
+    return schema

@@ -10,108 +10,17 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmkit import console
 from lmkit.errors import RecipeError, nearest, suggest
+from lmkit.recipe.convert import Mistake, convert_section
 from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
 from lmkit.recipe.schema import Recipe
-from lmkit.recipe.section import Mistake, Section, checked
+from lmkit.recipe.section import Section, keys_of
+from lmkit.recipe.yaml_text import dump_yaml, parse_yaml
 
 SUFFIXES = (".yaml", ".yml")
-READ_BY = {  # keys that older recipes give to other tasks, too: said, not refused
-    "data.labels": ("classification", "ner"),
-    "data.long_text": ("classification", "ner", "translation"),
-    "data.overlap": ("classification", "ner"),
-}
-TASKS_OF = {  # key -> the tasks it has an effect on
-    "train.group_by_length": ("classification", "ner", "translation"),
-    "masking": ("mlm", "denoise"),
-    "masking.whole_words": ("mlm",),
-    "masking.span": ("denoise",),
-    "classification": ("classification",),
-    "tagging": ("ner",),
-    "translation": ("translation", "denoise"),
-    "translation.target_language": ("translation",),
-    "translation.prefix": ("translation",),
-    "generation": ("translation", "clm", "denoise"),
-}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number; no, 12:30 and 2024-01-01 are words; 010 is ten; a key stands once."""
-
-
-_OWN = [f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "timestamp")]
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OWN]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either loader would read as something else than text: a label 08, a revision 1e5."""
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: [
-        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
-        *_Loader.yaml_implicit_resolvers.get(first, []),
-    ]
-    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
-}
-
-
-def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node).replace("_", ""))
-
-
-def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, (list, dict)):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a key is a list or a mapping", key_node.start_mark
-            )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
-            )
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
-
-
-def _parse_yaml(text: str, place: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{place}:{mark.line + 1}" if mark else place
-        what = getattr(error, "problem", None) or str(error).split("\n")[0]
-        alias = (
-            getattr(error, "context", None) == "while scanning an alias"
-            or "undefined alias" in what
-        )
-        remedy = 'a value that begins with * stands in quotes: "*.jsonl"' if alias else None
-        raise RecipeError(f"not readable as YAML: {what}", place=where, remedy=remedy) from None
+# keys that older recipes give to tasks that do not read them: a warning, not an error
+TOLERATED = ("data.labels", "data.long_text", "data.overlap")
 
 
 def recipe_folder() -> Path:
@@ -184,8 +93,6 @@ def load_recipe(
     Raises:
         RecipeError: names every unknown key and wrong value at once, with the nearest valid name.
     """
-    from lmkit.tasks.registry import TASKS
-
     values: dict[str, Any]
     if isinstance(source, Recipe):
         values, place, stem = source.model_dump(), "recipe", source.name
@@ -197,7 +104,7 @@ def load_recipe(
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot be read: {error}", place=str(path)) from None
-        loaded = _parse_yaml(text, str(path))
+        loaded = parse_yaml(text, str(path))
         if not isinstance(loaded, dict):
             found = "empty" if loaded is None else f"a {type(loaded).__name__}"
             raise RecipeError(
@@ -207,24 +114,8 @@ def load_recipe(
         _anchor(values, path.parent)
     given = [_apply(values, override) for override in overrides]
     recipe = _validate(values, place, given)
-    if recipe.task and recipe.task not in TASKS:
-        here = FOREIGN_TASKS.get(recipe.task.lower().replace("_", "-"))
-        remedy = f"here it is {here}" if here else suggest(recipe.task, TASKS)
-        raise RecipeError(f"unknown task {recipe.task!r}", place=f"{place}: task", remedy=remedy)
-    for key, tasks in (READ_BY | TASKS_OF).items():
-        if (
-            recipe.task
-            and recipe.task not in tasks
-            and _value(recipe, key) != _value(Recipe(), key)
-        ):
-            if key in READ_BY:
-                console.warn(f"{key} has no effect on {recipe.task}: it is for {', '.join(tasks)}")
-                continue
-            raise RecipeError(
-                f"has no effect on {recipe.task}",
-                place=key,
-                remedy=f"leave it out: it is for {', '.join(tasks)}",
-            )
+    if recipe.task:
+        _check_task(recipe, place)
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
@@ -242,6 +133,29 @@ def load_recipe(
     return recipe.model_copy(update={"name": name, "output": output})
 
 
+def _check_task(recipe: Recipe, place: str) -> None:
+    """Refuse an unknown task, and keys that the task does not read."""
+    from lmkit.tasks.registry import TASKS, keys_read_by
+
+    task = recipe.task
+    if task not in TASKS:
+        name_here = FOREIGN_TASKS.get(task.lower().replace("_", "-"))
+        remedy = f"here it is {name_here}" if name_here else suggest(task, TASKS)
+        raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
+    read = keys_read_by(task)
+    for key in known_keys():
+        readers = [name for name in TASKS if key in keys_read_by(name)]
+        if not readers or key in read or _value(recipe, key) == _value(Recipe(), key):
+            continue
+        if key not in TOLERATED:
+            raise RecipeError(
+                f"has no effect on {task}",
+                place=key,
+                remedy=f"leave it out: it is for {', '.join(readers)}",
+            )
+        console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
+
+
 def _value(recipe: Recipe, dotted: str) -> Any:
     return reduce(getattr, dotted.split("."), recipe)
 
@@ -255,8 +169,7 @@ def dump_recipe(recipe: Recipe) -> str:
                 holder.get(key),
                 lambda entry: os.path.realpath(_home(entry)) if _is_local(entry) else entry,
             )
-    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-    return text
+    return dump_yaml(values)
 
 
 # where a recipe names things on disk
@@ -347,14 +260,14 @@ def _apply(values: dict[str, Any], override: str) -> str:
             holder[part] = {}
         holder = holder[part]
     # a glob is text: YAML's aliases (*name) have nothing to refer to in a single value
-    holder[parts[-1]] = text if text.lstrip().startswith("*") else _parse_yaml(text, key)
+    holder[parts[-1]] = text if text.lstrip().startswith("*") else parse_yaml(text, key)
     return key
 
 
 def _validate(values: Mapping[str, Any], place: str, given: Sequence[str] = ()) -> Recipe:
     """The checked recipe; what is wrong is said of the file, unless it was ``given`` as KEY=VALUE."""
     mistakes: list[Mistake] = []
-    recipe = checked(Recipe, values, mistakes)
+    recipe = convert_section(Recipe, values, mistakes)
     if recipe is not None:
         return recipe
     lines = [_explain(mistake) for mistake in mistakes]
@@ -367,7 +280,7 @@ def _section(path: Sequence[str]) -> type[Section]:
     """The innermost section of the schema on a path."""
     section: type[Section] = Recipe
     for name in path:
-        key = section.model_fields.get(name)
+        key = keys_of(section).get(name)
         if key is None or key.section is None:
             break
         section = key.section
@@ -377,7 +290,7 @@ def _section(path: Sequence[str]) -> type[Section]:
 def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
     """Every dotted key a recipe may have."""
     keys = []
-    for name, key in section.model_fields.items():
+    for name, key in keys_of(section).items():
         keys.append(prefix + name)
         if key.section is not None:
             keys += known_keys(key.section, f"{prefix}{name}.")
@@ -397,12 +310,12 @@ def _explain(mistake: Mistake) -> str:
     key = ".".join(mistake.path)
     if mistake.expected is None:
         return f"{key}: {explain_unknown(mistake.path)}"
-    return f"{key}: expected {mistake.expected}{EXAMPLES.get(key, '')}, found {mistake.found!r}"
+    return f"{key}: expected {mistake.expected}{EXAMPLES.get(key, '')}, found {mistake.value!r}"
 
 
 def explain_unknown(path: Sequence[str]) -> str:
     """What to say of a key that is not known: its name here, or the nearest ones."""
-    name, dotted, siblings = path[-1], ".".join(path), _section(path[:-1]).model_fields
+    name, dotted, siblings = path[-1], ".".join(path), keys_of(_section(path[:-1]))
     if name in FOREIGN and dotted != FOREIGN[name]:
         return f"unknown key; here it is {FOREIGN[name]}"
     everywhere = known_keys()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lmkit.batch import IGNORE, MODEL_INPUTS, Batch, Columns, Piece, Row, counted
+from lmkit.batch import IGNORE, Batch, Columns, Piece, Row
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.fields import Field, Form
@@ -111,6 +111,11 @@ class Task(ABC):
         """What has to be known of the training rows, and of their labels, before a model is built: JSON-ready."""
         return {}
 
+    @classmethod
+    def recover(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what stored predictions tell of the facts, where their model is not beside them."""
+        return {}
+
     def model_config(self) -> dict[str, Any]:
         """Fields of the Hugging Face config that this task decides."""
         return {}
@@ -144,14 +149,14 @@ class Task(ABC):
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
         """What of a batch the model's forward pass takes."""
-        return {key: value for key, value in batch.items() if key in MODEL_INPUTS}
+        return dict(batch.inputs)
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``(..., classes)`` and the labels ``(...)`` aligned with them."""
-        return model(**self.inputs(model, batch)).logits, batch["labels"]
+        return model(**self.inputs(model, batch)).logits, batch.labels
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        """The *sum* of the cross-entropies of the labels that count, in nats; its weight is ``items(batch)``."""
+        """The *sum* of the cross-entropies of the labels that count, in nats; its weight is ``batch.items``."""
         from torch.nn.functional import cross_entropy
 
         smoothing = self.recipe.train.label_smoothing if model.training else 0.0
@@ -159,7 +164,7 @@ class Task(ABC):
             from lmkit.fast.token_loss import token_loss
 
             loss = token_loss(
-                model, self.inputs(model, batch), batch["labels"], label_smoothing=smoothing
+                model, self.inputs(model, batch), batch.labels, label_smoothing=smoothing
             )
             if loss is not None:
                 return loss
@@ -171,11 +176,6 @@ class Task(ABC):
             reduction="sum",
             label_smoothing=smoothing,
         )
-
-    @staticmethod
-    def items(batch: Batch) -> float:
-        """How many labels count; a whole number over the examples of a step."""
-        return int(counted(batch["labels"]).sum())
 
     @abstractmethod
     def predict(

@@ -37,7 +37,7 @@ def set_generation(model: Any, options: Generation) -> None:
     """
     from transformers import GenerationConfig
 
-    from lmkit.models.heads import num_positions
+    from lmkit.heads import num_positions
 
     kept = {name: getattr(model.generation_config, name, None) for name in KEPT}
     model.generation_config = GenerationConfig(

@@ -43,11 +43,9 @@ class LanguageModeling(Task):
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the tokens to predict alone: ``(1, tokens, vocabulary)`` and ``(1, tokens)``."""
-        from lmkit.models.heads import logits_at
+        from lmkit.heads import logits_at
 
-        return logits_at(
-            model, self.inputs(model, batch), batch["labels"], batch["labels"] != IGNORE
-        )
+        return logits_at(model, self.inputs(model, batch), batch.labels, batch.labels != IGNORE)
 
     def predict(
         self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]
@@ -56,7 +54,7 @@ class LanguageModeling(Task):
         from torch.nn.functional import cross_entropy
 
         logits, labels = self.logits(model, batch)
-        counted = batch["labels"] != IGNORE
+        counted = batch.labels != IGNORE
         flat_labels, flat_logits = labels.flatten(), logits.flatten(0, -2).float()
         losses = cross_entropy(flat_logits, flat_labels, reduction="none").double()
         hits = (flat_logits.argmax(-1) == flat_labels).double()

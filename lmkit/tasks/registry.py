@@ -18,6 +18,35 @@ TASKS = {
 }
 
 
+# task -> the keys that it reads and some other task does not
+KEYS = {
+    "mlm": ("masking", "masking.whole_words"),
+    "clm": ("generation",),
+    "denoise": ("masking", "masking.span", "translation", "generation"),
+    "classification": (
+        "data.labels",
+        "data.long_text",
+        "data.overlap",
+        "train.group_by_length",
+        "classification",
+    ),
+    "ner": ("data.labels", "data.long_text", "data.overlap", "train.group_by_length", "tagging"),
+    "translation": (
+        "data.long_text",
+        "train.group_by_length",
+        "translation",
+        "translation.target_language",
+        "translation.prefix",
+        "generation",
+    ),
+}
+
+
+def keys_read_by(task: str) -> tuple[str, ...]:
+    """Return the keys of a recipe that a task reads and some other task does not."""
+    return KEYS[task]
+
+
 def task_class(name: str) -> type[Task]:
     """The class behind a task's name; importing it loads no torch."""
     module, _, attribute = TASKS[name].partition(":")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from lmkit.batch import IGNORE, MODEL_INPUTS
+from lmkit.batch import IGNORE, Batch
 from lmkit.evaluation.evaluate import evaluate_split, mean_loss, measure, predict_records
 from lmkit.tasks.registry import TASKS
 
@@ -125,13 +125,13 @@ def one_by_one(model: Any, task: Any, encoded: Any) -> float:
     for number in range(len(encoded)):
         for piece in encoded.example(number):
             batch, weight = task.collate([[piece]]), piece.get("weight", 1.0)
-            inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
+            inputs = dict(batch.inputs)
             if task.model_class == "AutoModelForSeq2SeqLM":
                 start = torch.tensor([[model.config.decoder_start_token_id]])
-                inputs["decoder_input_ids"] = torch.cat([start, batch["labels"][:, :-1]], dim=1)
+                inputs["decoder_input_ids"] = torch.cat([start, batch.labels[:, :-1]], dim=1)
             with torch.inference_mode():
                 logits = model(**inputs).logits.flatten(0, -2).double()
-            labels = batch["labels"]
+            labels = batch.labels
             if getattr(task, "kind", None) == "multi_label":
                 total += (
                     weight
@@ -237,6 +237,12 @@ def test_rows_without_gold_are_read_and_answered(subject: Any, task: str) -> Non
         assert_alike(answer.get("prediction"), record.get("prediction"))
 
 
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    """What a batch holds, by name."""
+    held = {**batch.inputs, **batch.extra, "labels": batch.labels}
+    return held if batch.weights is None else {**held, "weights": batch.weights}
+
+
 @pytest.mark.parametrize("task", KINDS)
 def test_a_batch_is_what_its_pieces_are(tiny: Any, task: str) -> None:
     """Collating is a pure function: a piece has the same tokens and labels in any company."""
@@ -247,12 +253,13 @@ def test_a_batch_is_what_its_pieces_are(tiny: Any, task: str) -> None:
     for example in examples:
         for piece in example:
             alone = its_task.collate([[piece]], epoch=3)
-            for key, value in alone.items():
-                mine = together[key][row]
+            mine_of = tensors(together)
+            for key, value in tensors(alone).items():
+                mine = mine_of[key][row]
                 assert (
                     mine[: value[0].numel()].tolist() == value[0].tolist()
                     if value[0].ndim
                     else mine == value[0]
                 )
             row += 1
-    assert row == len(together["labels"])
+    assert row == len(together.labels)

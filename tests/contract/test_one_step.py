@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from lmkit.batch import IGNORE, MODEL_INPUTS
+from lmkit.batch import IGNORE, Batch
 from lmkit.data.plan import Plan
 from lmkit.fast.unpadding import choose_packing
 from lmkit.tasks.registry import TASKS, task_class
-from lmkit.train.loop import Step, StepBatches, train_steps
+from lmkit.train.loop import Step, train_steps
 
 # the rows of the table in docs/correctness.md
 FAMILIES: dict[str, tuple[str, ...]] = run_path(
@@ -48,28 +48,9 @@ def steps_of(
     tiny: Any, recipe: Any, model: Any, *, budget: int, packing: Any = None
 ) -> list[tuple[Step, list[torch.Tensor]]]:
     """The steps of an epoch with their gradients, through the training loop."""
-    prepared = tiny.prepared(recipe)
-    encoded = prepared.encoded["train"]
-    plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(
-        encoded, plan, prepared.task, rank=0, ranks=1, budget=budget, packed=packing is not None
-    )
-    accelerator = tiny.accelerator
-    model, optimizer = accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
-    steps = train_steps(
-        model,
-        optimizer,
-        batches,
-        prepared.task,
-        accelerator,
-        first=0,
-        total=plan.steps_per_epoch,
-        packing=packing,
-        workers=0,
-        share_done=lambda: None,
-        asked_to_stop=lambda: False,
-    )
-    return [(step, optimizer.optimizer.gradients) for step in steps]
+    recorder = Recorder(model.parameters(), lr=0.0)
+    setup = tiny.setup(recipe, model, optimizer=recorder, budget=budget, packing=packing)
+    return [(step, recorder.gradients) for step in train_steps(setup)]
 
 
 def assert_same(
@@ -83,10 +64,17 @@ def assert_same(
         assert any(gradient.abs().max() > 1e-3 for gradient in its_gradients)
 
 
-def hugging_face_loss(model: Any, batch: dict[str, torch.Tensor], task: str) -> torch.Tensor:
+def row_of(batch: Batch, number: int) -> Batch:
+    """One row of a batch."""
+    row = slice(number, number + 1)
+    inputs = {name: tensor[row] for name, tensor in batch.inputs.items()}
+    return Batch(inputs, batch.labels[row])
+
+
+def hugging_face_loss(model: Any, batch: Batch, task: str) -> torch.Tensor:
     """``model(**inputs, labels=...).loss``; causal models shift labels themselves, so the last label becomes an input."""
-    inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS}
-    labels = batch["labels"]
+    inputs = dict(batch.inputs)
+    labels = batch.labels
     if task == "clm":
         ends = inputs["attention_mask"].sum(1)
         extended = torch.nn.functional.pad(inputs["input_ids"], (0, 1))
@@ -173,15 +161,10 @@ def test_loss_and_gradients_are_those_of_hugging_face(
             [prepared.encoded["train"].example(int(i)) for i in plan.examples(number)], epoch=0
         )
         model.zero_grad()
-        if (weights := batch.pop("weight", None)) is None:
+        if (weights := batch.weights) is None:
             loss = hugging_face_loss(model, batch, task)
         else:  # of the windows of a long text, which together count as one
-            each = [
-                hugging_face_loss(
-                    model, {key: value[i : i + 1] for key, value in batch.items()}, task
-                )
-                for i in range(len(weights))
-            ]
+            each = [hugging_face_loss(model, row_of(batch, i), task) for i in range(len(weights))]
             loss = (torch.stack(each) * weights).sum() / weights.sum()
         loss.backward()
         theirs = [p.grad for p in model.parameters() if p.grad is not None]

@@ -12,7 +12,7 @@ import transformers
 
 from lmkit.batch import IGNORE
 from lmkit.fast import token_loss
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 
 FUSED = [
     *(
@@ -36,7 +36,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
                 patch.setattr(token_loss, "token_loss", way)
                 model.train().zero_grad()
                 loss = task.loss(model, batch)
-                (loss / task.items(batch)).backward()
+                (loss / batch.items).backward()
                 ways.append(
                     (
                         loss.detach(),
@@ -98,7 +98,7 @@ def test_loss_and_gradients_are_those_of_the_logits(
                     std=0.1
                 )  # one half of an adapter begins at zero; steep models differ by rounding
     learned, batch = batch_of(tiny, recipe)
-    assert (batch["labels"] == IGNORE).any()
+    assert (batch.labels == IGNORE).any()
     assert_same(*losses(learned, model, batch))
 
 
@@ -134,7 +134,7 @@ def test_a_batch_without_a_label_that_counts_has_no_loss(
     learned, batch = batch_of(tiny, recipe)
     inputs = learned.inputs(model, batch)
     loss = token_loss.token_loss(
-        model.train(), inputs, torch.full_like(batch["labels"], IGNORE), label_smoothing=0.0
+        model.train(), inputs, torch.full_like(batch.labels, IGNORE), label_smoothing=0.0
     )
     assert loss is not None
     assert loss.item() == 0

@@ -32,7 +32,7 @@ def limit_memory() -> None:
 
     def limited(task: Any, model: Any, batch: Any) -> Any:
         found = loss(task, model, batch)
-        if model.training and len(batch["labels"]) > 1 and os.environ["RANK"] == "1":
+        if model.training and len(batch.labels) > 1 and os.environ["RANK"] == "1":
             found.register_hook(out_of_memory)
         return found
 

@@ -343,7 +343,7 @@ def test_recipe_commands_need_no_torch_and_print_one_json_object(drive: Any) -> 
     assert shown[1].strip() == RECIPE.strip()
 
 
-def test_help_and_errors_import_little_beside_typer_and_yaml(folder: Path) -> None:
+def test_help_and_errors_import_little_beside_typer_yaml_and_msgspec(folder: Path) -> None:
     """They are to answer in 0.3 s, a third of which is typer's. Seconds depend on the machine, what is loaded does not."""
 
     def imported(program: str, *arguments: str) -> set[str]:
@@ -359,7 +359,7 @@ def test_help_and_errors_import_little_beside_typer_and_yaml(folder: Path) -> No
         assert others <= {"lmkit", "typer"}, arguments
         return {name.removeprefix("lmkit.") for name in found if name.startswith("lmkit.")}
 
-    libraries = imported("import typer, yaml; typer.Typer()")
+    libraries = imported("import typer, yaml, msgspec; typer.Typer()")
     assert of_lmkit("--help") == {"cli", "console", "errors"}
     rooms = {name.partition(".")[0] for name in of_lmkit("finetune", "good.yaml", "train.lr=1")}
     assert rooms == {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import json
 import math
@@ -10,41 +9,35 @@ from collections.abc import Container, Sequence
 from html import escape
 from typing import Any
 
-from lmkit.evaluation.mistakes import NOTHING, Span, matches_of
-from lmkit.evaluation.records import Kind, Record, excerpt, is_wrong, loss_of, text_of
-from lmkit.evaluation.report.plots import number
-from lmkit.metrics.tagging import chunks
+from lmkit.console import readable
+from lmkit.tasks.answers import Answer, Line, Part, Record, loss_of
 
 MOST = 500  # rows in the page
-AROUND = 12  # words that stay on both sides of a wrong one
 
 
-def chosen(
-    records: Sequence[Record], kind: Kind, *, first: Container[Any] = ()
+def choose(
+    records: Sequence[Record], answer: Answer, *, first: Container[Any] = ()
 ) -> tuple[int, list[Record]]:
-    """How many rows there are to look at, and those with the highest loss, at most ``MOST``, worst first.
+    """Count the rows there are to look at, and choose the worst, at most ``MOST``, worst first.
 
     They are those that are wrong, or where that cannot be said all.
 
     Args:
         first: ids that are not left out for others.
     """
-
-    def badness(record: Record) -> float:
-        loss = abs(record["prediction"] - record["gold"]) if kind == "number" else loss_of(record)
-        return -math.inf if math.isnan(loss) else loss
-
-    bad = [
-        (record["id"] in first, badness(record), -number)
-        for number, record in enumerate(records)
-        if kind in ("number", "language") or is_wrong(record, kind)
-    ]
+    bad = []
+    for number, record in enumerate(records):
+        if answer.is_wrong(record) is False:
+            continue
+        badness = answer.badness(record)
+        rank = -math.inf if math.isnan(badness) else badness
+        bad.append((record["id"] in first, rank, -number))
     kept = sorted(heapq.nlargest(MOST, bad), key=lambda entry: entry[1:], reverse=True)
     return len(bad), [records[-number] for *_, number in kept]
 
 
 def row(
-    record: Record, kind: Kind, marks: Sequence[str], hues: dict[str, int]
+    record: Record, answer: Answer, marks: Sequence[str], hues: dict[str, int]
 ) -> tuple[str, list[str]]:
     """One row of the table as HTML, and the kinds it can be filtered by.
 
@@ -52,129 +45,41 @@ def row(
         marks: what is suspicious of it.
         hues: colour of each type of entity.
     """
-    kinds, pairs, about, said = list(marks), [], "", ""
-    if kind == "entities":
-        matches = [match for match in matches_of(record) if match.kind != "correct"]
-        kinds += sorted({match.kind for match in matches})
-        pairs = [
-            [m.gold[2] if m.gold else NOTHING, m.predicted[2] if m.predicted else NOTHING]
-            for m in matches
-        ]
-        wrong = {span for match in matches for span in (match.gold, match.predicted) if span}
-        said = _who("gold", _entities(record, "gold", wrong, hues)) + _who(
-            "predicted", _entities(record, "prediction", wrong, hues)
-        )
-    elif kind == "tags":
-        said = _tags(record)
-        pairs = [
-            [gold, tag]
-            for gold, tag in zip(record["gold"], record["prediction"], strict=True)
-            if gold != tag
-        ]
-    elif kind == "label":
-        pairs = [[record["gold"], record["prediction"]]]
-        about = f'<span class="g">{escape(record["gold"])}</span> taken for <span class="p">{escape(record["prediction"])}</span>'
-        about += f" ({number(record.get('score'), 2)})"
-        said = escape(excerpt(text_of(record)))
-    elif kind == "labels":
-        gold, predicted = set(record["gold"]), set(record["prediction"])
-        parts = [f'<span class="p">+ {escape(name)}</span>' for name in sorted(predicted - gold)]
-        parts += [f'<span class="g">− {escape(name)}</span>' for name in sorted(gold - predicted)]
-        about, said = (
-            "<br>".join(parts + [escape(name) for name in sorted(gold & predicted)]),
-            escape(excerpt(text_of(record))),
-        )
-    elif kind == "number":
-        about = f"gold {number(record['gold'])}, predicted {number(record['prediction'])}"
-        said = escape(excerpt(text_of(record)))
-    elif kind == "translation":
-        reference, output = differences(excerpt(record["gold"]), excerpt(record["prediction"]))
-        said = (
-            _who("source", escape(excerpt(record["source"])))
-            + _who("reference", reference)
-            + _who("output", output)
-        )
-    else:
-        said = escape(excerpt(text_of(record), 400))
+    display = answer.display(record)
+    kinds = [*marks, *display.kinds]
     loss = loss_of(record)
     shown = f"<b>row {escape(str(record['id']))}</b>" + (
-        "" if math.isnan(loss) else f" · loss {number(loss, 2)}"
+        "" if math.isnan(loss) else f" · loss {readable(loss, 2)}"
     )
+    about = [_line(line, hues) for line in display.about]
     tags = "".join(f'<span class="tag">{escape(name)}</span>' for name in kinds)
-    head = "<br>".join(filter(None, [shown, about, tags]))
+    head = "<br>".join(filter(None, [shown, *about, tags]))
     keys = escape(" ".join(name.replace(" ", "-") for name in kinds))
+    said = "".join(_line(line, hues) for line in display.lines)
     markup = (
-        f'<tr data-kinds="{keys}" data-pairs="{escape(json.dumps(pairs))}">'
+        f'<tr data-kinds="{keys}" data-pairs="{escape(json.dumps(display.pairs))}">'
         f'<td class="meta">{head}</td><td class="said">{said}</td></tr>'
     )
     return markup, kinds
 
 
-def _who(name: str, content: str) -> str:
-    return f'<span class="who">{name}</span>{content}'
+def _line(line: Line, hues: dict[str, int]) -> str:
+    who = f'<span class="who">{line.name}</span>' if line.name else ""
+    return who + line.joint.join(_part(part, hues) for part in line.parts)
 
 
-def _entities(record: Record, side: str, wrong: set[Span], hues: dict[str, int]) -> str:
-    """The sentence with the entities of one side marked, the wrong ones outlined; far from any, words are left out."""
-    words, spans = record["tokens"], sorted(chunks(record[side]))
-    near = {word for start, end, _ in wrong for word in range(start - AROUND, end + AROUND)}
-    begins = {start: (end, name) for start, end, name in spans}
-    parts: list[str] = []
-    position, gap = 0, False
-    while position < len(words):
-        end, name = begins.get(position, (position + 1, ""))
-        if position in near or end - 1 in near:
-            text = escape(excerpt(" ".join(words[position:end]), 200))
-            if name:
-                style = ' class="off"' if (position, end, name) in wrong else ""
-                text = f'<mark{style} style="--h:{hues.get(name, 0)}">{text}<sub>{escape(name)}</sub></mark>'
-            parts.append(text)
-            gap = False
-        elif not gap:
-            parts.append("…")
-            gap = True
-        position = end
-    return " ".join(parts)
-
-
-def _tags(record: Record) -> str:
-    triples = list(zip(record["tokens"], record["gold"], record["prediction"], strict=True))
-    near = {
-        n + d
-        for n, (_, gold, tag) in enumerate(triples)
-        if gold != tag
-        for d in range(-AROUND, AROUND + 1)
-    }
-    parts: list[str] = []
-    for position, (word, gold, tag) in enumerate(triples):
-        if position not in near:
-            parts += ["…"] if not parts or parts[-1] != "…" else []
-        elif gold == tag:
-            parts.append(escape(word))
-        else:
-            parts.append(f"<del>{escape(word)}</del> <sub>{escape(gold)} → {escape(tag)}</sub>")
-    return " ".join(parts)
-
-
-def differences(reference: str, output: str) -> tuple[str, str]:
-    """Both texts as HTML with the words that only one of them has marked.
-
-    >>> differences("a <b> c", "a c d")
-    ('a <ins>&lt;b&gt;</ins> c', 'a c <del>d</del>')
-    """
-    left, right = reference.split(), output.split()
-    if len(left) < 2 and len(right) < 2:  # a script without spaces
-        left, right = list(reference), list(output)
-    space = "" if left == list(reference) else " "
-    parts: tuple[list[str], list[str]] = ([], [])
-    for what, a, b, c, d in difflib.SequenceMatcher(
-        None, left, right, autojunk=False
-    ).get_opcodes():
-        for side, words, mark in ((parts[0], left[a:b], "ins"), (parts[1], right[c:d], "del")):
-            text = escape(space.join(words))
-            if text:
-                side.append(text if what == "equal" else f"<{mark}>{text}</{mark}>")
-    return space.join(parts[0]), space.join(parts[1])
+def _part(part: Part, hues: dict[str, int]) -> str:
+    text, note = escape(part.text), f"<sub>{escape(part.note)}</sub>"
+    if part.mark in ("entity", "wrong entity"):
+        style = ' class="off"' if part.mark == "wrong entity" else ""
+        return f'<mark{style} style="--h:{hues.get(part.note, 0)}">{text}{note}</mark>'
+    before, after = {
+        "gold": ('<span class="g">', "</span>"),
+        "predicted": ('<span class="p">', "</span>"),
+        "inserted": ("<ins>", "</ins>"),
+        "deleted": ("<del>", "</del>"),
+    }.get(part.mark, ("", ""))
+    return f"{before}{text}{after}" + (f" {note}" if part.note else "")
 
 
 def hues_of(names: Sequence[str]) -> dict[str, int]:

@@ -13,13 +13,14 @@ from string import Template
 from typing import Any
 
 from lmkit import __version__
+from lmkit.console import readable as number
 from lmkit.evaluation.analysis import Background
-from lmkit.evaluation.records import Record, excerpt, headline
+from lmkit.evaluation.records import headline
 from lmkit.evaluation.report import lineage, plots
-from lmkit.evaluation.report.examples import chosen, hues_of, kinds_in, row
-from lmkit.evaluation.report.plots import number
+from lmkit.evaluation.report.examples import choose, hues_of, kinds_in, row
 from lmkit.evaluation.report.where import where
 from lmkit.run import command_line
+from lmkit.tasks.answers import Answer, Record, answer_of, excerpt
 from lmkit.tasks.base import Task
 
 FOLDER = Path(__file__).parent
@@ -39,16 +40,16 @@ def report(
         found: the content of metrics.json. analysis: that of analysis.json. records: the lines of predictions.jsonl.
     """
     metric = headline(task.metrics, found)
-    run = background.run
+    run, answer = background.run, answer_of(task)
     name = task.recipe.name or (run.path.name if run else "model")
     body = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="lead">{escape(task.name)} · {escape(found["split"])} split · {found["examples"]:,} examples</p>',
         _result(found, metric),
         _beside(found, metric, lineage.parents(run), task.name),
-        _suspicions(analysis["suspicions"], found, metric),
-        where(found, analysis, records, metric),
-        _examples(analysis, records),
+        _suspicions(analysis["suspicions"], answer, found, metric),
+        where(found, analysis, records, answer, metric),
+        _examples(analysis, records, answer),
         _learning(run),
         _data(found, records, task, background),
         _made(found, background),
@@ -123,7 +124,9 @@ def _beside(
     return f'<h3>{escape(metric)} beside others</h3><div class="scroll"><table class="wide">{rows}</table></div>'
 
 
-def _suspicions(found: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) -> str:
+def _suspicions(
+    found: Mapping[str, Any], answer: Answer, metrics: Mapping[str, Any], metric: str
+) -> str:
     overlap, notes = found["overlap"], []
     if not overlap["checked"]:
         notes.append(
@@ -139,9 +142,9 @@ def _suspicions(found: Mapping[str, Any], metrics: Mapping[str, Any], metric: st
         notes.append(
             f'<div class="callout calm">No row also stands in the {overlap["train_rows"]:,} training rows, none nearly so.</div>'
         )
-    if (answer := found["always_predicted"]) is not None:
+    if (always := found["always_predicted"]) is not None:
         notes.append(
-            f'<div class="callout"><b>Always predicted:</b> <code>{escape(answer)}</code>, though the gold differs.</div>'
+            f'<div class="callout"><b>Always predicted:</b> <code>{escape(always)}</code>, though the gold differs.</div>'
         )
     if names := found["never_predicted"]:
         shown = ", ".join(f"<code>{escape(name)}</code>" for name in names[:40]) + (
@@ -149,25 +152,22 @@ def _suspicions(found: Mapping[str, Any], metrics: Mapping[str, Any], metric: st
         )
         notes.append(f'<div class="callout"><b>Never predicted:</b> {shown}</div>')
     if count := found["gold"]["count"]:
-        what = "words" if "word" in found["gold"]["rows"][0] else "rows"
         notes.append(
-            f'<div class="callout"><b>Gold that may be wrong:</b> on {count:,} {what} the model confidently says otherwise. <a href="#kind=doubtful-gold">Look at the surest</a>.</div>'
+            f'<div class="callout"><b>Gold that may be wrong:</b> on {count:,} {answer.doubt_unit} the model confidently says otherwise. <a href="#kind=doubtful-gold">Look at the surest</a>.</div>'
         )
     return "<h2>Can it be believed?</h2>" + "".join(notes)
 
 
-def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
-    kind, suspicions = analysis["kind"], analysis["suspicions"]
+def _examples(analysis: Mapping[str, Any], records: Sequence[Record], answer: Answer) -> str:
+    suspicions = analysis["suspicions"]
     doubtful = {entry["id"] for entry in suspicions["gold"]["rows"]}
     seen = set(suspicions["overlap"].get("ids", ()))
-    count, shown = chosen(records, kind, first=doubtful)
-    hues = (
-        hues_of(list(analysis.get("confusion", {}).get("labels", ()))) if kind == "entities" else {}
-    )
+    count, shown = choose(records, answer, first=doubtful)
+    hues = hues_of(list(analysis.get("confusion", {}).get("labels", ())))
     rows = [
         row(
             record,
-            kind,
+            answer,
             [
                 name
                 for name, ids in (("doubtful gold", doubtful), ("seen in training", seen))
@@ -177,11 +177,8 @@ def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
         )
         for record in shown
     ]
-    title = {"language": "Documents", "number": "Predictions", "translation": "Sentences"}.get(
-        kind, "Errors"
-    )
     if not rows:
-        return f"<h2>{title}</h2><p>None.</p>"
+        return f"<h2>{answer.heading}</h2><p>None.</p>"
     options = "".join(
         f'<option value="{escape(name.replace(" ", "-"))}">{escape(name)} ({number_of})</option>'
         for name, number_of in kinds_in(rows).items()
@@ -191,11 +188,10 @@ def _examples(analysis: Mapping[str, Any], records: Sequence[Record]) -> str:
         if options
         else ""
     )
-    order = "farthest from the gold" if kind == "number" else "highest loss"
     left_out = count - len(rows)
     rest = f" {left_out:,} more are in predictions.jsonl." if left_out else ""
     return (
-        f'<h2>{title}</h2><p class="note">{len(rows):,} of {len(records):,} rows, {order} first.{rest}</p>'
+        f'<h2>{answer.heading}</h2><p class="note">{len(rows):,} of {len(records):,} rows, {answer.order} first.{rest}</p>'
         f'<div class="tools"><input type="search" placeholder="Search" aria-label="search">{select}'
         '<button type="button" hidden>show all</button><span id="count"></span></div>'
         f'<table id="rows"><tbody>{"".join(markup for markup, _ in rows)}</tbody></table>'

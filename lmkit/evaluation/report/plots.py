@@ -13,19 +13,6 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 34
 MOST_POINTS = 600
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number as people read it; a dash for none.
-
-    >>> number(0.12345), number(1234.5), number(45.678), number(None)
-    ('0.123', '1,234', '45.7', '–')
-    """
-    if value is None or not math.isfinite(value):
-        return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.{digits}f}"
-
-
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers from ``low`` to ``high``.
 

@@ -8,35 +8,36 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from lmkit.evaluation.mistakes import ERROR_KINDS
-from lmkit.evaluation.records import Record, loss_of
+from lmkit.console import readable as number
 from lmkit.evaluation.report import plots
-from lmkit.evaluation.report.plots import number
+from lmkit.metrics.entities import ERROR_KINDS
+from lmkit.tasks.answers import Answer, Record, loss_of
 
 MOST_LABELS = 24  # of a confusion matrix
 MOST_ROWS = 200
 
 
 def where(
-    found: Mapping[str, Any], analysis: Mapping[str, Any], records: Sequence[Record], metric: str
+    found: Mapping[str, Any],
+    analysis: Mapping[str, Any],
+    records: Sequence[Record],
+    answer: Answer,
+    metric: str,
 ) -> str:
-    """The section with all figures that the task has."""
+    """The section with all figures that the answer has."""
     parts = [
         _by_label(found),
         *(_slices(name, slices, metric) for name, slices in analysis["slices"].items()),
     ]
     parts.append(_entity_errors(analysis.get("entity_errors")))
     parts.append(_calibration(analysis.get("calibration")))
-    if analysis["kind"] == "number":
-        points = [(float(record["gold"]), float(record["prediction"])) for record in records]
+    if points := answer.points(records):
         parts.append(_figure(plots.scatter(points), "Predicted over gold numbers"))
-    if analysis["kind"] in ("language", "translation"):
+    if answer.loss_unit:
         losses = [loss for record in records if not math.isnan(loss := loss_of(record))]
         if losses:
-            what = "document" if analysis["kind"] == "language" else "sentence"
-            parts.append(
-                _figure(plots.histogram(losses, x_label="loss"), f"Loss by {what}, nats a token")
-            )
+            caption = f"Loss by {answer.loss_unit}, nats a token"
+            parts.append(_figure(plots.histogram(losses, x_label="loss"), caption))
     return f'<h2>Where it fails</h2><div class="grid">{"".join(filter(None, parts))}</div>{_confusion(analysis.get("confusion"))}'
 
 

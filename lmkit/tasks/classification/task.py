@@ -114,6 +114,15 @@ class Classification(Task):
         check(rows, counts)
         return facts | {"rows": len(rows), "counts": [counts[label] for label in labels]}
 
+    @classmethod
+    def recover(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        gold = records[0]["gold"] if records else ""
+        if isinstance(gold, list):
+            return {"kind": "multi_label"}
+        if isinstance(gold, (int, float)):
+            return {"kind": "regression", "labels": ["value"]}
+        return {"kind": "single_label"}
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: Any):
         super().__init__(recipe, facts, tokenizer)
         self.kind: str = self.facts.get("kind", "single_label")
@@ -190,7 +199,7 @@ class Classification(Task):
 
     def configure(self, model: Any) -> None:
         """Some (XLNet) sum a text up by the last position of the row, be it padding. Answers are not rounded to bf16."""
-        from lmkit.models.heads import head_in_fp32
+        from lmkit.heads import head_in_fp32
 
         head_in_fp32(model)
         self._pads_left = getattr(model.config, "summary_type", None) == "last"
@@ -216,7 +225,10 @@ class Classification(Task):
     def collate(
         self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False
     ) -> Batch:
-        """``labels``: ``(pieces,)`` classes; ``(pieces, labels)`` zeros and ones; ``(pieces, 1)`` numbers, NaN where none counts."""
+        """Pad; labels are ``(pieces,)`` classes; ``(pieces, labels)`` zeros and ones; ``(pieces, 1)`` numbers, NaN where none counts.
+
+        The weights of a text's windows add up to one, so a long text counts once, as a short one does.
+        """
         import torch
 
         batch = lay_out(
@@ -224,10 +236,10 @@ class Classification(Task):
         )
         gold = [piece["label"] for piece in flat(examples)]
         if self.kind == "single_label":
-            batch["labels"] = torch.tensor(gold)
+            batch.labels = torch.tensor(gold)
         elif self.kind == "multi_label":
             size = len(self.labels)
-            batch["labels"] = pad(
+            batch.labels = pad(
                 [
                     [IGNORE] * size
                     if classes == [IGNORE]
@@ -237,20 +249,10 @@ class Classification(Task):
                 IGNORE,
             )
         else:
-            batch["labels"] = torch.tensor(gold, dtype=torch.float32)[:, None]
-        batch["weight"] = torch.tensor(
-            [piece["weight"] for piece in flat(examples)], dtype=torch.float32
-        )
+            batch.labels = torch.tensor(gold, dtype=torch.float32)[:, None]
+        weights = [piece["weight"] for piece in flat(examples)]
+        batch.weights = torch.tensor(weights, dtype=torch.float32)
         return batch
-
-    @staticmethod
-    def items(batch: Batch) -> float:
-        """How many labels count, those of a text's windows once."""
-        return float(
-            (
-                counted(batch["labels"]).reshape(len(batch["weight"]), -1).sum(1) * batch["weight"]
-            ).sum()
-        )
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         """The summed loss: cross-entropy; binary cross-entropy of every label; squared error.
@@ -258,10 +260,10 @@ class Classification(Task):
         ``classification.class_weights`` multiplies the loss of a label's rows (of its positives, where there are several
         labels). The sum is divided by the number of rows, not by their weights, so a step does not depend on its company.
         """
-        losses = self._losses(
-            self.logits(model, batch)[0], batch["labels"], training=model.training
-        )
-        return (losses.reshape(len(batch["weight"]), -1).sum(1) * batch["weight"]).sum()
+        assert batch.weights is not None
+        logits, labels = self.logits(model, batch)
+        losses = self._losses(logits, labels, training=model.training)
+        return (losses.reshape(len(labels), -1).sum(1) * batch.weights).sum()
 
     def _losses(
         self, logits: torch.Tensor, labels: torch.Tensor, *, training: bool

@@ -76,7 +76,7 @@ class CausalLanguageModeling(LanguageModeling):
         """A continuation of every text: greedy, or the best of ``generation.num_beams`` beams."""
         import torch
 
-        from lmkit.models.heads import num_positions, unwrap
+        from lmkit.heads import num_positions, unwrap
 
         generation, answers = self.recipe.generation, []
         limit = num_positions(unwrap(model))

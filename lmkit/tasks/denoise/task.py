@@ -69,7 +69,7 @@ class Denoising(LanguageModeling):
 
     def configure(self, model: Any) -> None:
         """Write the options of generation into the model, as translation does."""
-        from lmkit.models.heads import unwrap
+        from lmkit.heads import unwrap
 
         set_generation(unwrap(model), self.recipe.generation)
 
@@ -100,7 +100,8 @@ class Denoising(LanguageModeling):
         )
         columns = {"input_ids": self.tokenizer.pad_token_id}
         batch = lay_out([[{"input_ids": ids}] for ids in seen], columns=columns, packed=False)
-        return batch | {"labels": pad(wanted, IGNORE)}
+        batch.labels = pad(wanted, IGNORE)
+        return batch
 
     def _with_gaps(self, piece: Piece, epoch: int) -> tuple[list[int], list[int]]:
         """What the encoder reads and the decoder writes of a piece, which depends on nothing but the piece."""
@@ -117,16 +118,16 @@ class Denoising(LanguageModeling):
         return [*self._before, *ids, *self._behind]
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
-        from lmkit.models.heads import unwrap
+        from lmkit.heads import unwrap
 
-        shifted = shift(unwrap(model), batch["labels"])
+        shifted = shift(unwrap(model), batch.labels)
         return super().inputs(model, batch) | {"decoder_input_ids": shifted, "use_cache": False}
 
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """What the model writes in every gap of every text, as many ways as there are beams; the best one is gone on with."""
         import torch
 
-        from lmkit.models.heads import unwrap
+        from lmkit.heads import unwrap
 
         inner, answers = unwrap(model), []
         gap_tokens = {*self._sentinels} or {self.tokenizer.mask_token_id}
@@ -195,7 +196,7 @@ class Denoising(LanguageModeling):
         import torch
         from transformers.modeling_outputs import BaseModelOutput
 
-        from lmkit.models.heads import num_positions
+        from lmkit.heads import num_positions
 
         options, stops = self.recipe.generation, [*ends, self._behind[0]]
         limit = num_positions(model)

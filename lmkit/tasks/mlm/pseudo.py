@@ -33,7 +33,7 @@ class PseudoPerplexity(MaskedLanguageModeling):
         epoch: int = EVALUATION_EPOCH,
         packed: bool = False,
     ) -> Batch:
-        """The batch of masked language modelling, and in ``whole`` ``(rows, longest)`` the tokens to hide, -100 elsewhere."""
+        """The batch of masked language modelling, and in ``extra``, ``(rows, longest)``: ``whole``, the tokens to hide, and ``seen``."""
         assert not packed, "documents that share a row would be hidden together"
         batch = super().collate(examples, epoch=epoch)
         whole = [
@@ -43,10 +43,9 @@ class PseudoPerplexity(MaskedLanguageModeling):
             ]
             for piece in flat(examples)
         ]
-        return batch | {
-            "whole": pad(whole, IGNORE),
-            "seen": pad([piece["input_ids"] for piece in flat(examples)], 0),
-        }
+        batch.extra["whole"] = pad(whole, IGNORE)
+        batch.extra["seen"] = pad([piece["input_ids"] for piece in flat(examples)], 0)
+        return batch
 
     def predict(
         self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]
@@ -55,18 +54,18 @@ class PseudoPerplexity(MaskedLanguageModeling):
         from torch.nn.functional import cross_entropy
 
         parts = super().predict(model, batch, pieces)
-        whole, ordinal = batch["whole"], (batch["whole"] != IGNORE).cumsum(1)
-        ids = torch.where(batch["attention_mask"].bool(), batch["seen"], batch["input_ids"])
+        whole = batch.extra["whole"]
+        ordinal = (whole != IGNORE).cumsum(1)
+        is_there = batch.inputs["attention_mask"].bool()
+        ids = torch.where(is_there, batch.extra["seen"], batch.inputs["input_ids"])
         sums = torch.zeros(len(whole), dtype=torch.double, device=whole.device)
         for turn in range(1, int(ordinal.max()) + 1):
             hidden = (ordinal == turn) & (whole != IGNORE)
             rows = hidden.any(1)
-            one = {key: value[rows] for key, value in batch.items()}
-            one |= {
-                "input_ids": torch.where(hidden, self.tokenizer.mask_token_id, ids)[rows],
-                "labels": torch.where(hidden, whole, IGNORE)[rows],
-            }
-            logits, labels = self.logits(model, one)
+            inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
+            inputs["input_ids"] = torch.where(hidden, self.tokenizer.mask_token_id, ids)[rows]
+            hiding = Batch(inputs, torch.where(hidden, whole, IGNORE)[rows])
+            logits, labels = self.logits(model, hiding)
             # one label a row, so the flat order is that of the rows
             sums[rows] += cross_entropy(
                 logits.flatten(0, -2).float(), labels.flatten(), reduction="none"

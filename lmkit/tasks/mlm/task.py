@@ -82,10 +82,9 @@ class MaskedLanguageModeling(LanguageModeling):
         packed: bool = False,
     ) -> Batch:
         batch = lay_out(examples, columns={"input_ids": self.tokenizer.pad_token_id}, packed=packed)
-        ids, there = batch["input_ids"].numpy(), batch["attention_mask"].numpy() == 1
-        ids[there], labels = self._mask(ids[there], flat(examples), epoch)
-        batch["labels"] = batch["input_ids"].new_full(ids.shape, IGNORE)
-        batch["labels"].numpy()[there] = labels
+        ids = batch.inputs["input_ids"].numpy()
+        there = batch.inputs["attention_mask"].numpy() == 1
+        ids[there], batch.labels.numpy()[there] = self._mask(ids[there], flat(examples), epoch)
         return batch
 
     def _mask(

@@ -132,7 +132,7 @@ class WordTagging(Task):
         for row, piece in zip(labels, flat(examples), strict=True):
             for position, tag in zip(piece["positions"], piece["tags"], strict=True):
                 row[position] = tag
-        batch["labels"] = pad(labels, IGNORE)
+        batch.labels = pad(labels, IGNORE)
         return batch
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -286,7 +286,7 @@ def _check_tagging(recipe: Recipe, is_entities: bool) -> None:
 
 
 def _crf_of(model: Any) -> Any:
-    from lmkit.models.heads import crf_of
+    from lmkit.heads import crf_of
 
     return crf_of(model)
 

@@ -63,7 +63,7 @@ class Translation(Task):
 
         The end mark is not forced on the last token (``forced_eos_token_id``): that would hide what was cut off.
         """
-        from lmkit.models.heads import unwrap
+        from lmkit.heads import unwrap
 
         inner = unwrap(model)
         set_generation(inner, self.recipe.generation)
@@ -125,13 +125,13 @@ class Translation(Task):
         self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False
     ) -> Batch:
         batch = lay_out(examples, columns={"input_ids": self.tokenizer.pad_token_id}, packed=False)
-        batch["labels"] = pad([piece["labels"] for piece in flat(examples)], IGNORE)
+        batch.labels = pad([piece["labels"] for piece in flat(examples)], IGNORE)
         return batch
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
-        from lmkit.models.heads import unwrap
+        from lmkit.heads import unwrap
 
-        shifted = shift(unwrap(model), batch["labels"])
+        shifted = shift(unwrap(model), batch.labels)
         return super().inputs(model, batch) | {"decoder_input_ids": shifted, "use_cache": False}
 
     def predict(
@@ -142,17 +142,15 @@ class Translation(Task):
         from torch.nn.functional import cross_entropy
 
         from lmkit.fast.search import search
-        from lmkit.models.heads import logits_at, unwrap
+        from lmkit.heads import logits_at, unwrap
 
         inner = unwrap(model)
-        encoded = inner.get_encoder()(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True
-        )
+        encoded = inner.get_encoder()(**batch.inputs, return_dict=True)
         nll, items = [0.0] * len(pieces), [0] * len(pieces)
-        if batch["labels"].shape[1]:
-            counted = batch["labels"] != IGNORE
+        if batch.labels.shape[1]:
+            counted = batch.labels != IGNORE
             given = self.inputs(model, batch) | {"encoder_outputs": encoded}
-            logits, labels = logits_at(model, given, batch["labels"], counted)
+            logits, labels = logits_at(model, given, batch.labels, counted)
             losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
             owners = counted.nonzero()[:, 0]
             nll = (
@@ -161,7 +159,7 @@ class Translation(Task):
                 .tolist()
             )
             items = counted.sum(1).tolist()
-        written, scores = search(inner, batch, encoded)
+        written, scores = search(inner, batch.inputs, encoded)
         ends = inner.generation_config.eos_token_id
         marks = set(ends) if isinstance(ends, list) else {ends}
         texts = self.target_tokenizer.batch_decode(

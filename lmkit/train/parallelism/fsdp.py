@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from lmkit.batch import Batch
 from lmkit.errors import ModelError, RecipeError, TrainingStopped
-from lmkit.models.heads import unwrap
+from lmkit.heads import unwrap
 from lmkit.models.layers import layer_of
 from lmkit.models.memory import is_out_of_memory
 from lmkit.recipe.schema import Recipe

@@ -16,6 +16,7 @@ from lmkit.evaluation.calibration import (
     temperature_scaling,
     tempered,
 )
+from lmkit.tasks.answers import Label, Tags
 
 
 def record(gold: str, **probabilities: float) -> dict:
@@ -58,7 +59,7 @@ def test_the_curve_is_that_of_scikit_learn() -> None:
 
 def test_the_brier_score_of_two_labels_is_twice_that_of_one() -> None:
     records = [record("a", a=0.7, b=0.3), record("b", a=0.6, b=0.4)]
-    found = calibration(records, "label")
+    found = calibration(records, Label())
     assert found is not None
     assert found["brier"] == pytest.approx(2 * brier_score_loss([1, 0], [0.7, 0.6]))
     assert (found["unit"], found["count"]) == ("examples", 2)
@@ -66,7 +67,7 @@ def test_the_brier_score_of_two_labels_is_twice_that_of_one() -> None:
 
 def test_words_that_the_tokenizer_dropped_are_not_counted() -> None:
     found = calibration(
-        [{"score": [0.8, 0.0], "gold": ["O", "O"], "prediction": ["O", "O"]}], "tags"
+        [{"score": [0.8, 0.0], "gold": ["O", "O"], "prediction": ["O", "O"]}], Tags()
     )
     assert found is not None
     assert (found["count"], found["ece"]) == (1, pytest.approx(0.2))

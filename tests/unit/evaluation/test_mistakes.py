@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lmkit.evaluation.mistakes import confusion, entity_errors, match_entities
+from lmkit.evaluation.mistakes import confusion
+from lmkit.metrics.entities import match_entities
+from lmkit.tasks.answers import Entities, Label, Text
 
 
 @pytest.mark.parametrize(
@@ -42,14 +44,15 @@ def test_errors_are_counted_in_all_and_by_type() -> None:
         {"gold": ["B-PER", "I-PER", "O", "B-LOC"], "prediction": ["B-PER", "O", "O", "B-PER"]},
         {"gold": ["O", "B-LOC"], "prediction": ["B-ORG", "O"]},
     ]
-    found = entity_errors(records)
+    found = Entities().errors(records)
+    assert found is not None
     assert found["by_type"] == {
         "LOC": {"correct": 0, "boundary": 0, "type": 1, "both": 0, "missed": 1, "spurious": 0},
         "ORG": {"correct": 0, "boundary": 0, "type": 0, "both": 0, "missed": 0, "spurious": 1},
         "PER": {"correct": 0, "boundary": 1, "type": 0, "both": 0, "missed": 0, "spurious": 0},
     }
     assert (found["boundary"], found["type"], found["missed"], found["spurious"]) == (1, 1, 1, 1)
-    table = confusion(records, "entities", ())
+    table = confusion(records, Entities(), ())
     assert table == {
         "labels": ["LOC", "ORG", "PER", "(none)"],
         "counts": [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]],
@@ -58,8 +61,8 @@ def test_errors_are_counted_in_all_and_by_type() -> None:
 
 def test_confusion_of_labels_keeps_labels_that_never_occur() -> None:
     records = [{"gold": "a", "prediction": "b"}, {"gold": "a", "prediction": "a"}]
-    assert confusion(records, "label", ["c", "b", "a"]) == {
+    assert confusion(records, Label(), ["c", "b", "a"]) == {
         "labels": ["c", "b", "a"],
         "counts": [[0, 0, 0], [0, 0, 0], [0, 1, 1]],
     }
-    assert confusion(records, "translation", []) is None
+    assert confusion(records, Text(), []) is None

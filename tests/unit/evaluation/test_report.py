@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from lmkit.console import readable
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.calibration import calibration
-from lmkit.evaluation.mistakes import confusion, entity_errors
-from lmkit.evaluation.records import kind_of
-from lmkit.evaluation.report.examples import MOST, differences
+from lmkit.evaluation.mistakes import confusion
+from lmkit.evaluation.report.examples import MOST
 from lmkit.evaluation.report.page import json_in_html, report
-from lmkit.evaluation.report.plots import curves, number, thin, ticks
+from lmkit.evaluation.report.plots import curves, thin, ticks
 from lmkit.recipe import load_recipe
+from lmkit.tasks.answers import answer_of
 from lmkit.tasks.registry import task_class
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -40,7 +41,12 @@ def page(
     **more: Any,
 ) -> str:
     """A report of records as evaluation writes them, its metrics made up."""
-    kind = kind_of(records)
+    if task == "ner":
+        tags = {tag for record in records for tag in (*record["gold"], *record["prediction"])}
+        labels = tuple(sorted(tags))
+    facts = {"labels": list(labels), **task_class(task).recover(records)}
+    made = task_class(task)(load_recipe({"task": task, "name": "x"}), facts, None)
+    answer = answer_of(made)
     metric = {"classification": "accuracy", "ner": "f1", "translation": "bleu"}.get(task, "loss")
     found = {
         "task": task,
@@ -52,7 +58,7 @@ def page(
         **more,
     }
     analysis = {
-        "kind": kind,
+        "kind": answer.kind,
         "slices": {
             "length": [
                 {"slice": f"{i} – {i + 1}", "examples": 2, "metrics": found["metrics"]}
@@ -66,15 +72,12 @@ def page(
             "gold": {"count": 0, "rows": []},
         },
     }
-    if counts := confusion(records, kind, labels):
+    if counts := confusion(records, answer, labels):
         analysis["confusion"] = counts
-    if kind == "entities":
-        analysis["entity_errors"] = entity_errors(records)
-    if curve := calibration(records, kind):
+    if (errors := answer.errors(records)) is not None:
+        analysis["entity_errors"] = errors
+    if curve := calibration(records, answer):
         analysis["calibration"] = curve
-    made = task_class(task)(
-        load_recipe({"task": task, "name": "x"}), {"labels": list(labels)}, None
-    )
     return report(found, analysis, records, made, Background())
 
 
@@ -266,7 +269,10 @@ def test_numbers_and_sets_of_labels_have_their_page(
 
 
 def test_words_that_differ_are_marked_in_scripts_without_spaces_too() -> None:
-    assert differences("我很好", "我不好") == ("我<ins>很</ins>好", "我<del>不</del>好")
+    record = {"id": 0, "source": "I am fine", "gold": "我很好", "prediction": "我不好", "items": 0}
+    html = page([record], task="translation")
+    assert "我<ins>很</ins>好" in html
+    assert "我<del>不</del>好" in html
 
 
 def test_figures_survive_one_point_and_many() -> None:
@@ -274,4 +280,4 @@ def test_figures_survive_one_point_and_many() -> None:
     assert len(thin([(i, i) for i in range(5000)])) == 600
     assert thin([(i, i) for i in range(5000)])[-1] == (4999, 4999)
     assert ticks(0.31, 0.58) == [0.4, 0.5]
-    assert number(float("nan")) == "–"
+    assert readable(float("nan")) == "–"

@@ -11,7 +11,8 @@ import pytest
 from lmkit.errors import RecipeError
 from lmkit.evaluation.evaluate import evaluate_split
 from lmkit.evaluation.options import check_eval_keys
-from lmkit.evaluation.slices import by_column, by_range, by_value, labels_of, num_words, word_shares
+from lmkit.evaluation.slices import by_column, by_range, by_value, num_words, word_shares
+from lmkit.tasks.answers import Entities, Text
 
 
 def rows(found: Any) -> dict[str, list[int]]:
@@ -55,10 +56,10 @@ def test_rare_values_are_put_together() -> None:
 
 
 def test_a_sentence_is_in_a_slice_of_each_of_its_types() -> None:
-    assert labels_of({"gold": ["B-PER", "I-PER", "O", "B-LOC"]}, "entities") == ["LOC", "PER"]
-    assert labels_of({"gold": ["O"]}, "entities") == ["(no entity)"]
-    assert labels_of({"gold": ["O", "B", "I"]}, "entities") == ["_"]
-    assert num_words({"source": "很好"}) == 2
+    assert Entities().labels({"gold": ["B-PER", "I-PER", "O", "B-LOC"]}) == ["LOC", "PER"]
+    assert Entities().labels({"gold": ["O"]}) == ["(no entity)"]
+    assert Entities().labels({"gold": ["O", "B", "I"]}) == ["_"]
+    assert num_words({"source": "很好"}, Text()) == 2
 
 
 def test_shares_of_unknown_and_fragmented_words(tiny: Any) -> None:

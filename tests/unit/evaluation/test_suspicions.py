@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 
 from lmkit.data.check import load_rows
-from lmkit.evaluation.suspicions import (
-    always_predicted,
-    doubtful_gold,
-    never_predicted,
-    overlap_with_training,
-    say,
-)
+from lmkit.evaluation.suspicions import never_predicted, overlap_with_training, say
 from lmkit.metrics.classification import classification_statistics
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe import load_recipe
+from lmkit.tasks.answers import Answer, Entities, Label, LabelSet, Number, Tags, Text, Tokens
 from lmkit.tasks.classification.task import Classification
 
 
@@ -41,14 +36,14 @@ def test_confident_disagreement_is_ranked_by_how_confident_it_is() -> None:
             zip("aaabbbb", (0.9, 0.9, 0.3, 0.75, 0.95, 0.2, 0.1), strict=True)
         )
     ]
-    found = doubtful_gold(records, "label")
-    assert [(entry["id"], entry["gold"], entry["prediction"]) for entry in found] == [
+    found = Label().doubtful(records)
+    assert [(doubt.id, doubt.gold, doubt.prediction) for doubt in found] == [
         (4, "b", "a"),
         (3, "b", "a"),
         (2, "a", "b"),
     ]
-    assert found[0]["margin"] == pytest.approx(0.9)
-    assert doubtful_gold(records[:2], "label") == []
+    assert found[0].margin == pytest.approx(0.9)
+    assert Label().doubtful(records[:2]) == []
 
 
 def test_a_word_is_doubtful_where_the_tagger_is_surer_than_where_it_is_right() -> None:
@@ -62,15 +57,15 @@ def test_a_word_is_doubtful_where_the_tagger_is_surer_than_where_it_is_right() -
         },
         {"id": 1, "tokens": ["u"], "gold": ["B"], "prediction": ["A"], "score": [0.9]},
     ]
-    assert [
-        (entry["id"], entry["word"], entry["text"]) for entry in doubtful_gold(records, "tags")
-    ] == [(1, 0, "u")]
+    assert [(doubt.id, doubt.word, doubt.text) for doubt in Tags().doubtful(records)] == [
+        (1, 0, "u")
+    ]
 
 
 def test_labels_that_are_never_predicted() -> None:
-    assert never_predicted([record(0, "b", 0.9), record(1, "a", 0.9)], "label") == ["b"]
+    assert never_predicted([record(0, "b", 0.9), record(1, "a", 0.9)], Label()) == ["b"]
     tags = [{"gold": ["B-LOC", "I-LOC", "O"], "prediction": ["B-PER", "O", "O"]}]
-    assert never_predicted(tags, "entities") == ["LOC"]
+    assert never_predicted(tags, Entities()) == ["LOC"]
 
 
 def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
@@ -117,6 +112,7 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
             "never_predicted": ["c"],
             "gold": {"count": 0, "rows": []},
         },
+        Label(),
         split="test",
         metric="accuracy",
         value=2 / 3,
@@ -135,61 +131,59 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
 
 
 @pytest.mark.parametrize(
-    ("kind", "gold", "predictions", "answer"),
+    ("answer", "gold", "predictions", "decision"),
     [
-        ("number", [1.5, 4.0], [2.75, 2.75], "2.75"),
-        ("number", [1.5, 4.0], [2.75, 2.76], None),
-        ("number", [1.5, 1.5], [2.75, 2.75], None),
+        (Number(), [1.5, 4.0], [2.75, 2.75], "2.75"),
+        (Number(), [1.5, 4.0], [2.75, 2.76], None),
+        (Number(), [1.5, 1.5], [2.75, 2.75], None),
         (
-            "number",
+            Number(),
             [0.0, 2.0, 5.0],
             [2.70001, 2.69999, 2.7],
             "2.7",
         ),  # the mean alone, but for the last digits
-        ("number", [0.0, 2.0, 5.0], [2.71, 2.69, 2.7], None),
-        ("number", [2e-5, 3e-5, 1e-5], [2.1e-5, 1.9e-5, 2e-5], None),  # whatever the unit
+        (Number(), [0.0, 2.0, 5.0], [2.71, 2.69, 2.7], None),
+        (Number(), [2e-5, 3e-5, 1e-5], [2.1e-5, 1.9e-5, 2e-5], None),  # whatever the unit
         (
-            "number",
+            Number(),
             [0.0, *[1.0, 2.0] * 20, 1e6],
             [1.5] * 20 + [1.2] * 22,
             None,
         ),  # one row far off makes the others no equals
-        ("number", [0.0] * 40 + [1.0], [0.0] * 41, "0"),
-        ("label", ["a", "b"], ["a", "a"], '"a"'),
-        ("labels", [["a"], []], [[], []], "[]"),
-        ("labels", [["a", "b"], ["b", "a"]], [["a", "b"]] * 2, None),
+        (Number(), [0.0] * 40 + [1.0], [0.0] * 41, "0"),
+        (Label(), ["a", "b"], ["a", "a"], '"a"'),
+        (LabelSet(), [["a"], []], [[], []], "[]"),
+        (LabelSet(), [["a", "b"], ["b", "a"]], [["a", "b"]] * 2, None),
         (
-            "number",
+            Number(),
             [0.0] * 40 + [1.0],
             [0.5] * 40 + [0.50001],
             "0.5",
         ),  # all but a few are one number
-        ("number", [0.0, 1.0], [float("inf")] * 2, None),
-        ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["O"]], '"O"'),
-        ("entities", [["O", "B-LOC"], ["O"]], [["O", "O"], ["B-LOC"]], None),
-        ("tags", [["NOUN", "VERB"]], [["NOUN", "NOUN"]], '"NOUN"'),
-        ("translation", ["ja", "nein"], ["a" * 100] * 2, '"' + "a" * 79 + " ..."),
+        (Number(), [0.0, 1.0], [float("inf")] * 2, None),
+        (Entities(), [["O", "B-LOC"], ["O"]], [["O", "O"], ["O"]], '"O"'),
+        (Entities(), [["O", "B-LOC"], ["O"]], [["O", "O"], ["B-LOC"]], None),
+        (Tags(), [["NOUN", "VERB"]], [["NOUN", "NOUN"]], '"NOUN"'),
+        (Text(), ["ja", "nein"], ["a" * 100] * 2, '"' + "a" * 79 + " ..."),
     ],
 )
 def test_one_prediction_for_all_rows_is_seen_where_their_gold_differs(
-    kind: Any, gold: list[Any], predictions: list[Any], answer: str | None
+    answer: Answer, gold: list[Any], predictions: list[Any], decision: str | None
 ) -> None:
     records = [
         {"gold": one, "prediction": other} for one, other in zip(gold, predictions, strict=True)
     ]
-    assert always_predicted(records * 20, kind) == answer
+    assert answer.only_decision(records * 20) == decision
 
 
 def test_a_few_rows_may_have_one_prediction_by_chance() -> None:
     records = [{"gold": gold, "prediction": "a"} for gold in "ab" * 10]
-    assert (always_predicted(records[:19], "label"), always_predicted(records, "label")) == (
-        None,
-        '"a"',
-    )
+    assert Label().only_decision(records[:19]) is None
+    assert Label().only_decision(records) == '"a"'
 
 
 def test_a_language_model_gives_no_answers() -> None:
-    assert always_predicted([{"nll": 1.0, "items": 2}], "language") is None
+    assert Tokens().only_decision([{"nll": 1.0, "items": 2}] * 20) is None
 
 
 def test_what_was_not_checked_is_not_said_to_be_clean() -> None:

@@ -20,7 +20,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from lmkit.batch import lay_out
+from lmkit.batch import IGNORE, Batch, lay_out
 from lmkit.data.plan import rows_to_share
 from lmkit.fast import flash
 from lmkit.fast.flash import Kernel, refuted
@@ -134,12 +134,12 @@ def test_packed_rows_have_the_logits_and_gradients_that_they_have_with_a_mask(fa
         for row in ((5, 150, 1), (40,))
     ]
     batch = lay_out(pieces, columns={"input_ids": 0}, packed=True)
-    there = batch["segment_ids"] > 0
+    there = batch.segments > 0
     results = []
     for each in (replace(packing, kernel=None), packing):
         model.zero_grad()
         with shared_rows(model, each, batch) as given:
-            logits = model(**given).logits
+            logits = model(**given.inputs).logits
             logits[there].square().sum().backward()
         results.append(
             (logits.detach()[there], [parameter.grad.clone() for parameter in model.parameters()])
@@ -151,12 +151,12 @@ def test_packed_rows_have_the_logits_and_gradients_that_they_have_with_a_mask(fa
 def test_texts_that_share_rows_have_the_logits_that_they_have_apart() -> None:
     model, lengths = tiny_model("roberta"), [9, 3, 30, 4, 5]
     mask = (torch.arange(30) < torch.tensor(lengths)[:, None]).long()
-    batch = {"input_ids": torch.arange(150).view(5, 30) % 80 + 5, "attention_mask": mask}
-    wanted = model(**batch).logits
-    with shared_rows(
-        model, packing_of(model), batch | {"shared": torch.from_numpy(rows_to_share(lengths))}
-    ) as given:
-        found = model(**given).logits
+    inputs = {"input_ids": torch.arange(150).view(5, 30) % 80 + 5, "attention_mask": mask}
+    wanted = model(**inputs).logits
+    places = torch.from_numpy(rows_to_share(lengths))
+    batch = Batch(inputs, torch.full_like(mask, IGNORE), shared=places)
+    with shared_rows(model, packing_of(model), batch) as given:
+        found = model(**given.inputs).logits
     torch.testing.assert_close(found[mask == 1], wanted[mask == 1], atol=1e-5, rtol=1e-5)
 
 
@@ -167,9 +167,11 @@ def test_the_loss_is_still_computed_without_logits() -> None:
         [[{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]], columns={"input_ids": 0}, packed=True
     )
     with shared_rows(model, packing_of(model), batch) as given:
-        loss = token_loss(model, given, batch["input_ids"], label_smoothing=0.0)
-        logits = model(**given).logits
-    wanted = torch.nn.functional.cross_entropy(logits[0], batch["input_ids"][0], reduction="sum")
+        loss = token_loss(model, given.inputs, batch.inputs["input_ids"], label_smoothing=0.0)
+        logits = model(**given.inputs).logits
+    wanted = torch.nn.functional.cross_entropy(
+        logits[0], batch.inputs["input_ids"][0], reduction="sum"
+    )
     assert loss is not None
     torch.testing.assert_close(loss, wanted)
 
@@ -181,7 +183,7 @@ def test_layers_that_are_computed_again_still_know_their_rows() -> None:
         [[{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]], columns={"input_ids": 0}, packed=True
     )
     with shared_rows(model, packing_of(model), batch) as given:
-        model(**given).logits.sum().backward()
+        model(**given.inputs).logits.sum().backward()
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -199,10 +201,10 @@ def test_after_a_batch_the_model_attends_as_before() -> None:
 
 def test_a_batch_with_one_text_a_row_keeps_sdpa_and_its_mask() -> None:
     model = tiny_model("bert")
-    batch = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1, 1]])}
+    batch = lay_out([[{"input_ids": [5, 6]}]], columns={"input_ids": 0}, packed=False)
     with shared_rows(model, packing_of(model), batch) as given:
         assert model.config._attn_implementation == "sdpa"
-        assert given["attention_mask"] is batch["attention_mask"]
+        assert given.inputs["attention_mask"] is batch.inputs["attention_mask"]
 
 
 # ---------------------------------------------------------------------------------- the proof

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmkit.batch import lay_out
+from lmkit.batch import IGNORE, Batch, lay_out
 from lmkit.fast.packing import Packing, find_packing
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
@@ -40,9 +40,9 @@ def documents(lengths: tuple[int, ...] = LENGTHS) -> list[dict[str, list[int]]]:
     return [{"input_ids": tokens[start:end]} for start, end in pairwise(ends)]
 
 
-def logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+def logits(model: Any, batch: Batch) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = model(**batch).logits
+        found: torch.Tensor = model(**batch.inputs).logits
     return found
 
 
@@ -149,20 +149,21 @@ def test_looking_for_a_packing_leaves_the_model_as_it_was(tiny: Any) -> None:
 
 
 def test_a_segment_sees_itself_alone_and_padding_sees_padding() -> None:
-    batch = {
+    inputs = {
         "input_ids": torch.tensor([[5, 6, 7, 0]]),
-        "segment_ids": torch.tensor([[1, 1, 2, 0]]),
         "position_ids": torch.tensor([[0, 1, 0, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1, 0]]),
     }
+    segments = torch.tensor([[1, 1, 2, 0]])
+    batch = Batch(inputs, torch.full_like(segments, IGNORE), segments=segments)
     both = Packing(causal=False, first_position=2).apply(batch)
-    assert both["attention_mask"][0, 0].int().tolist() == [
+    assert both.inputs["attention_mask"][0, 0].int().tolist() == [
         [1, 1, 0, 0],
         [1, 1, 0, 0],
         [0, 0, 1, 0],
         [0, 0, 0, 1],
     ]
-    assert both["position_ids"].tolist() == [[2, 3, 2, 2]]
-    assert "segment_ids" not in both
-    backwards = Packing(causal=True).apply(batch)["attention_mask"][0, 0].int().tolist()
+    assert both.inputs["position_ids"].tolist() == [[2, 3, 2, 2]]
+    assert both.segments is None
+    backwards = Packing(causal=True).apply(batch).inputs["attention_mask"][0, 0].int().tolist()
     assert backwards == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lmkit.batch import IGNORE, Batch
 from lmkit.data.plan import rows_to_share
 from lmkit.fast.packing import Packing
 from lmkit.fast.unpadding import find_unpadding, shared_rows
@@ -48,6 +49,12 @@ def padded(lengths: list[int]) -> dict[str, torch.Tensor]:
         "attention_mask": mask,
         "token_type_ids": (tokens % 2) * mask,
     }
+
+
+def sharing(inputs: dict[str, torch.Tensor], lengths: list[int]) -> Batch:
+    """The inputs as a batch whose texts are to share rows."""
+    labels = torch.full_like(inputs["attention_mask"], IGNORE)
+    return Batch(inputs, labels, shared=torch.from_numpy(rows_to_share(lengths)))
 
 
 @pytest.mark.parametrize(
@@ -121,11 +128,9 @@ def test_logits_and_gradients_are_those_of_the_padded_batch(family: str) -> None
     apart = [parameter.grad.clone() for parameter in model.parameters()]  # type: ignore[union-attr]
     logits = model(**batch).logits
     model.zero_grad()
-    with shared_rows(
-        model, packing, batch | {"shared": torch.from_numpy(rows_to_share(lengths))}
-    ) as given:
-        assert "shared" not in given
-        together = model(**given).logits
+    with shared_rows(model, packing, sharing(batch, lengths)) as given:
+        assert given.shared is None
+        together = model(**given.inputs).logits
     together.square().sum().backward()
     torch.testing.assert_close(together, logits)
     for parameter, wanted in zip(model.parameters(), apart, strict=True):
@@ -139,10 +144,8 @@ def test_a_mask_that_lets_texts_see_each_other_is_found_out() -> None:
 
     model, lengths = tiny_model("bert"), [9, 3, 30, 4, 5]
     batch = padded(lengths)
-    with shared_rows(
-        model, SeesAll(causal=False), batch | {"shared": torch.from_numpy(rows_to_share(lengths))}
-    ) as given:
-        together = model(**given).logits
+    with shared_rows(model, SeesAll(causal=False), sharing(batch, lengths)) as given:
+        together = model(**given.inputs).logits
     alone = model(**batch).logits
     assert (together - alone).abs().max() > 100 * TOLERANCE * alone.abs().max()
 
@@ -151,8 +154,6 @@ def test_the_backbone_is_as_before_once_rows_are_no_longer_shared() -> None:
     model, lengths = tiny_model("bert"), [9, 3, 30, 4, 5]
     batch = padded(lengths)
     before = model(**batch).logits
-    with shared_rows(
-        model, Packing(causal=False), batch | {"shared": torch.from_numpy(rows_to_share(lengths))}
-    ) as given:
-        model(**given)
+    with shared_rows(model, Packing(causal=False), sharing(batch, lengths)) as given:
+        model(**given.inputs)
     torch.testing.assert_close(model(**batch).logits, before, atol=0, rtol=0)

@@ -221,11 +221,11 @@ def test_the_decoder_reads_in_training_what_it_starts_with_in_generation(
 
     pieces = [{name: values[i] for name, values in columns.items()} for i in range(2)]
     batch = task.collate([[piece] for piece in pieces])
-    read = shift(model, batch["labels"])
+    read = shift(model, batch.labels)
     assert read[0].tolist()[1:] == columns["labels"][0][: read.shape[1] - 1]
     with torch.inference_mode():
         written = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            input_ids=batch.inputs["input_ids"], attention_mask=batch.inputs["attention_mask"]
         )
     start = 1 if family == "mbart25" else 2
     assert (
@@ -250,14 +250,14 @@ def test_denoising_marks_both_sides_with_the_language_of_the_text(
         prepared.task.tokenizer.convert_tokens_to_ids("es_XX"),
         0 if family == "mbart50" else -1,
     )
-    for ids in (*batch["input_ids"].tolist(), *batch["labels"].tolist()):
+    for ids in (*batch.inputs["input_ids"].tolist(), *batch.labels.tolist()):
         assert [token for token in ids if token not in (1, -100)][place] == code
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(run.model).eval()
     with torch.inference_mode():
-        theirs = model(**batch).loss.item()
-        assert prepared.task.loss(model, batch).item() / prepared.task.items(
-            batch
-        ) == pytest.approx(theirs, rel=1e-5)
+        theirs = model(**batch.inputs, labels=batch.labels).loss.item()
+        assert prepared.task.loss(model, batch).item() / batch.items == pytest.approx(
+            theirs, rel=1e-5
+        )
     (answer,) = prepared.task.respond(model, prepared.task.text_rows(["Lo <mask>."]))
     assert len(answer["fills"]) == 1
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from lmkit.errors import RecipeError
+from lmkit.heads import num_positions
 from lmkit.models.build import build_model
-from lmkit.models.heads import num_positions
 from lmkit.models.layers import freeze, layer_of, layer_scales, stacks
 
 STACKS = {

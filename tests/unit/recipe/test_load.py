@@ -258,7 +258,7 @@ def test_argument_that_is_not_key_value_is_refused(argument: str) -> None:
 
 
 def test_recipe_cannot_be_changed() -> None:
-    with pytest.raises(AttributeError, match="frozen"):
+    with pytest.raises(AttributeError, match="immutable"):
         load_recipe({}).seed = 3
 
 

@@ -20,18 +20,18 @@ COLUMNS = {"ids": 0, "labels": IGNORE}
 
 def test_unpacked_every_piece_has_a_row() -> None:
     batch = lay_out(EXAMPLES, columns=COLUMNS, packed=False)
-    assert batch["ids"].tolist() == [[5, 6], [7, 0], [8, 9]]
-    assert batch["labels"].tolist() == [[1, IGNORE], [2, IGNORE], [3, 4]]
-    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0], [1, 1]]
-    assert "segment_ids" not in batch
+    assert batch.inputs["ids"].tolist() == [[5, 6], [7, 0], [8, 9]]
+    assert batch.labels.tolist() == [[1, IGNORE], [2, IGNORE], [3, 4]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1], [1, 0], [1, 1]]
+    assert batch.segments is None
 
 
 def test_packed_every_example_has_a_row() -> None:
     batch = lay_out(EXAMPLES, columns=COLUMNS, packed=True)
-    assert batch["ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert batch["labels"].tolist() == [[1, IGNORE, 2], [3, 4, IGNORE]]
-    assert batch["segment_ids"].tolist() == [[1, 1, 2], [1, 1, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert batch.inputs["ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert batch.labels.tolist() == [[1, IGNORE, 2], [3, 4, IGNORE]]
+    assert batch.segments.tolist() == [[1, 1, 2], [1, 1, 0]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 0], [0, 1, 0]]
 
 
 def test_nothing_is_padded_to_nothing() -> None:

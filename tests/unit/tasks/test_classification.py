@@ -163,7 +163,7 @@ def test_a_long_text_counts_once_in_the_loss(tiny: Any) -> None:
         losses = [
             task.loss(model, task.collate([[piece]])).item() / piece["weight"] for piece in pieces
         ]
-        assert task.items(batch) == pytest.approx(2)
+        assert batch.items == pytest.approx(2)
         assert task.loss(model, batch).item() == pytest.approx(
             losses[0] + sum(losses[1:]) / (len(pieces) - 1), rel=1e-5
         )

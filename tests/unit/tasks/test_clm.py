@@ -48,12 +48,13 @@ def test_labels_stand_where_their_logits_do(tiny: Any) -> None:
     pad = task.tokenizer.pad_token_id
     examples = [[{"input_ids": [3, 4, 5], "labels": [4, 5, 6]}, {"input_ids": [7], "labels": [8]}]]
     apart = task.collate(examples)
-    assert apart["input_ids"].tolist() == [[3, 4, 5], [7, pad, pad]]
-    assert apart["labels"].tolist() == [[4, 5, 6], [8, IGNORE, IGNORE]]
-    assert apart["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert apart.inputs["input_ids"].tolist() == [[3, 4, 5], [7, pad, pad]]
+    assert apart.labels.tolist() == [[4, 5, 6], [8, IGNORE, IGNORE]]
+    assert apart.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     together = task.collate(examples, packed=True)
-    assert together["input_ids"].tolist() == [[3, 4, 5, 7]]
-    assert together["labels"].tolist() == [[4, 5, 6, 8]]
-    assert together["segment_ids"].tolist() == [[1, 1, 1, 2]]
-    assert together["position_ids"].tolist() == [[0, 1, 2, 0]]
-    assert task.items(apart) == task.items(together) == 4
+    assert together.inputs["input_ids"].tolist() == [[3, 4, 5, 7]]
+    assert together.labels.tolist() == [[4, 5, 6, 8]]
+    assert together.segments is not None
+    assert together.segments.tolist() == [[1, 1, 1, 2]]
+    assert together.inputs["position_ids"].tolist() == [[0, 1, 2, 0]]
+    assert apart.items == together.items == 4

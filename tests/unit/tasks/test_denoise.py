@@ -39,7 +39,7 @@ def pieces_of(task: Any, *texts: str) -> list[dict[str, Any]]:
 def sides(task: Any, piece: dict[str, Any], **options: Any) -> tuple[list[int], list[int]]:
     """What the encoder reads and the decoder writes."""
     batch = task.collate([[piece]], **options)
-    return batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+    return batch.inputs["input_ids"][0].tolist(), batch.labels[0].tolist()
 
 
 # ---------------------------------------------------------------------------------- spans
@@ -179,8 +179,8 @@ def test_a_long_document_is_cut_without_losing_a_token(tiny: Any, architecture: 
     assert tokens == task.tokenizer(LONG, add_special_tokens=False)["input_ids"]
     assert max(piece["length"] for piece in pieces) == 32
     batch = task.collate([pieces])
-    assert batch["input_ids"].shape[1] <= 32
-    assert len(batch["labels"]) == len(pieces)
+    assert batch.inputs["input_ids"].shape[1] <= 32
+    assert len(batch.labels) == len(pieces)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -230,8 +230,8 @@ def test_a_model_learns_and_plain_transformers_has_its_loss(tiny: Any, architect
     assert tokenizer(LONG, verbose=False) == task.tokenizer(LONG, verbose=False)
     batch = task.collate([tiny.prepared(recipe).encoded["validation"].example(i) for i in range(4)])
     with torch.inference_mode():
-        theirs = model.eval()(**batch).loss.item()
-        assert task.loss(model, batch).item() / task.items(batch) == pytest.approx(theirs, rel=1e-5)
+        theirs = model.eval()(**batch.inputs, labels=batch.labels).loss.item()
+        assert task.loss(model, batch).item() / batch.items == pytest.approx(theirs, rel=1e-5)
 
 
 def test_translation_goes_on_from_what_was_pretrained(tiny: Any) -> None:
@@ -351,12 +351,10 @@ def test_padding_counts_for_nothing(tiny: Any) -> None:
     long, short = pieces_of(task, LONG)[0], pieces_of(task, "Hi.")[0]
     batch = task.collate([[long], [short]])
     seen, missing = sides(task, short)
-    assert batch["attention_mask"][1].tolist() == [1] * len(seen) + [0] * (
-        batch["input_ids"].shape[1] - len(seen)
+    assert batch.inputs["attention_mask"][1].tolist() == [1] * len(seen) + [0] * (
+        batch.inputs["input_ids"].shape[1] - len(seen)
     )
-    assert batch["labels"][1].tolist() == missing + [IGNORE] * (
-        batch["labels"].shape[1] - len(missing)
-    )
+    assert batch.labels[1].tolist() == missing + [IGNORE] * (batch.labels.shape[1] - len(missing))
 
 
 def test_the_card_shows_how_to_ask(tiny: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from lmkit.batch import Batch
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, LmkitError, RecipeError
 from lmkit.recipe import load_recipe
@@ -268,8 +269,8 @@ def test_several_labels_are_decisions_of_their_own() -> None:
         LOGITS[:2], labels[:2].float(), reduction="sum"
     ).item()
     assert summed(task_with(facts), labels) == pytest.approx(expected)
-    assert Classification.items({"labels": labels, "weight": torch.tensor([1.0, 1.0, 1.0])}) == 6
-    assert Classification.items({"labels": labels, "weight": torch.tensor([0.5, 0.5, 1.0])}) == 3
+    assert Batch({}, labels, weights=torch.tensor([1.0, 1.0, 1.0])).items == 6
+    assert Batch({}, labels, weights=torch.tensor([0.5, 0.5, 1.0])).items == 3
     weighted = binary_cross_entropy_with_logits(
         LOGITS[:2], labels[:2].float(), pos_weight=torch.tensor([1.0, 4.0, 1.0]), reduction="sum"
     ).item()
@@ -287,7 +288,7 @@ def test_the_loss_of_numbers_is_the_squared_error_of_those_that_count() -> None:
     labels = torch.tensor([[2.0], [math.nan], [-100.0]])
     logits = torch.tensor([[1.5], [7.0], [-99.0]], requires_grad=True)
     assert summed(task, labels, logits) == pytest.approx(0.25 + 1.0)
-    assert Classification.items({"labels": labels, "weight": torch.ones(3)}) == 2
+    assert Batch({}, labels, weights=torch.ones(3)).items == 2
     task._losses(logits, labels, training=True).sum().backward()
     assert logits.grad is not None
     assert logits.grad.flatten().tolist() == [-1.0, 0.0, 2.0]

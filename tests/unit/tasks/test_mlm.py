@@ -35,7 +35,7 @@ def all_masked(
     """The pieces of a split, what the model sees, and the labels: ``(pieces, longest)``."""
     pieces = [piece for number in range(len(data)) for piece in data.example(number)]
     batch = task.collate([[piece] for piece in pieces], epoch=epoch)
-    return pieces, batch["input_ids"].numpy(), batch["labels"].numpy()
+    return pieces, batch.inputs["input_ids"].numpy(), batch.labels.numpy()
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
@@ -166,14 +166,14 @@ def test_a_piece_is_masked_alike_in_any_company(tiny: Any, whole_words: bool) ->
 
     def of(batch: dict[str, Any], row: int) -> tuple[list[int], list[int]]:
         length = pieces[2]["length"]
-        return batch["input_ids"][row, :length].tolist(), batch["labels"][row, :length].tolist()
+        return batch.inputs["input_ids"][row, :length].tolist(), batch.labels[row, :length].tolist()
 
     alone = of(task.collate([[pieces[2]]], epoch=1), 0)
     assert of(task.collate([[piece] for piece in pieces], epoch=1), 2) == alone
     assert of(task.collate([[pieces[4]], [pieces[2]]], epoch=1), 1) == alone
     packed = task.collate([[pieces[4], pieces[2]]], epoch=1, packed=True)
     start = pieces[4]["length"]
-    assert packed["labels"][0, start : start + len(alone[1])].tolist() == alone[1]
+    assert packed.labels[0, start : start + len(alone[1])].tolist() == alone[1]
 
 
 def test_each_epoch_each_piece_and_each_seed_has_a_mask_of_its_own(tiny: Any) -> None:
@@ -181,14 +181,14 @@ def test_each_epoch_each_piece_and_each_seed_has_a_mask_of_its_own(tiny: Any) ->
     piece = data.example(1)[0]
 
     def labels(piece: dict[str, Any], **options: Any) -> list[int]:
-        found: list[int] = task.collate([[piece]], **options)["labels"][0].tolist()
+        found: list[int] = task.collate([[piece]], **options).labels[0].tolist()
         return found
 
     assert labels(piece, epoch=0) == labels(piece, epoch=0)
     assert labels(piece, epoch=0) != labels(piece, epoch=1)
     assert labels(piece, epoch=0) != labels(piece | {"piece": piece["piece"] + 1}, epoch=0)
     other = type(task)(task.recipe.model_copy(update={"seed": 14}), task.facts, task.tokenizer)
-    assert labels(piece, epoch=0) != other.collate([[piece]], epoch=0)["labels"][0].tolist()
+    assert labels(piece, epoch=0) != other.collate([[piece]], epoch=0).labels[0].tolist()
     # evaluation is the same every time, and unlike training
     assert labels(piece) == labels(piece)
     assert labels(piece) != labels(piece, epoch=0)

@@ -88,10 +88,8 @@ def test_a_long_document_is_read_in_windows_that_answer_for_each_word_once(
 def test_labels_of_words_count_once_in_training(tiny: Any) -> None:
     task, row = task_of(tiny), long_document()
     batch = task.collate([pieces_of(task, [row])])
-    assert task.items(batch) == 500
-    counted = [
-        task.labels[label] for label in batch["labels"].flatten().tolist() if label != IGNORE
-    ]
+    assert batch.items == 500
+    counted = [task.labels[label] for label in batch.labels.flatten().tolist() if label != IGNORE]
     assert Counter(counted) == Counter(row["tags"])
 
 
@@ -105,7 +103,7 @@ def test_a_label_stands_at_the_first_token_of_its_word_alone(tiny: Any) -> None:
         task.labels.index("B-STREET"),
         task.labels.index("O"),
     )
-    assert task.collate([[piece]])["labels"].tolist() == [expected]
+    assert task.collate([[piece]]).labels.tolist() == [expected]
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 4, 100])

@@ -16,13 +16,13 @@ from transformers import AutoModelForTokenClassification
 from lmkit.batch import IGNORE
 from lmkit.errors import ModelError, RecipeError
 from lmkit.evaluation.evaluate import mean_loss, predict_records
-from lmkit.evaluation.records import kind_of
 from lmkit.evaluation.suspicions import never_predicted
+from lmkit.heads import crf_of
 from lmkit.metrics.tagging import chunks
 from lmkit.models.build import build_model, load_trained, save_model
-from lmkit.models.heads import crf_of
 from lmkit.models.source import find_model
 from lmkit.run import Run
+from lmkit.tasks.answers import answer_of
 from lmkit.tasks.ner import task as ner
 from lmkit.tasks.ner.task import WordTagging, sequence_losses
 from lmkit.train.checkpoint import checkpoint_steps
@@ -148,12 +148,13 @@ def test_entities_without_types_are_entities_all_the_way(
     if tagging:
         assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
     gold = [{**record, "prediction": record["gold"]} for record in records]
-    assert kind_of(gold) == "entities"
+    answer = answer_of(task)
+    assert answer.kind == "entities"
     assert task.score(gold).values()["f1_strict"] == 1
     assert task.score(gold).label_values()["_"]["support"] == 16
-    assert never_predicted(
-        [{**record, "prediction": ["O"] * 5} for record in gold], "entities"
-    ) == ["_"]
+    assert never_predicted([{**record, "prediction": ["O"] * 5} for record in gold], answer) == [
+        "_"
+    ]
     shown = task.show(gold[0])["entities"]
     assert [(each["text"], each["label"], each["start"], each["end"]) for each in shown] == [
         ("k1 k2", "_", 2, 7),
@@ -233,7 +234,8 @@ def test_a_crf_is_saved_beside_a_plain_model_and_loaded_again(
             assert not info["missing_keys"] | info["unexpected_keys"]
             torch.testing.assert_close(
                 plain.eval()(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                    input_ids=batch.inputs["input_ids"],
+                    attention_mask=batch.inputs["attention_mask"],
                 ).logits,
                 prepared.task.logits(fresh, batch)[0],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_decoder_sees_the_target_shifted_by_one(
         [start, *piece["labels"][:-1]],
         [start, *short["labels"][:-1], *([short["labels"][-1]] + [pad] * rest)[:rest]],
     ]
-    assert batch["labels"][1].tolist() == [*short["labels"], *[IGNORE] * rest]
+    assert batch.labels[1].tolist() == [*short["labels"], *[IGNORE] * rest]
 
 
 @pytest.mark.parametrize("architecture", ["marian", "t5", "bart", "mbart"])
@@ -64,7 +65,7 @@ def test_a_rank_without_examples_has_a_forward_pass_all_the_same(
     task, model = tiny.prepared(recipe).task, tiny.model(recipe)
     piece = {name: values[0] for name, values in task.encode([ROW]).items()}
     batch = task.collate([[piece]])
-    loss = task.loss(model, batch | {"labels": uncounted(batch["labels"])})
+    loss = task.loss(model, replace(batch, labels=uncounted(batch.labels)))
     assert loss.item() == 0
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.heads import head_in_fp32, logits_at, unwrap
 from lmkit.models.build import load_trained, save_model
-from lmkit.models.heads import head_in_fp32, logits_at, unwrap
 from lmkit.models.source import find_model
 
 
