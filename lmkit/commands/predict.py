@@ -28,7 +28,7 @@ class Predictor:
     def __init__(self, source: str | Path, overrides: Sequence[str] = ()):
         subject = find_subject(str(source), overrides)
         recipe, found = subject.recipe, subject.source
-        from lmkit.evaluation.evaluate import forward_tokens
+        from lmkit.evaluation.forward import Forward
         from lmkit.models.build import load_trained
         from lmkit.train.device import build_accelerator, micro_batch_tokens
 
@@ -41,7 +41,7 @@ class Predictor:
         )
         self.model = load_trained(found, self.task).to(self.accelerator.device)
         budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
-        self.budget = forward_tokens(budget, self.task, self.accelerator.device)
+        self.forward = Forward(self.task, self.model, self.accelerator, budget)
         self._said: set[str] = set()  # places of which it was said that texts were cut
 
     def predict(self, texts: str | Sequence[str]) -> list[dict[str, Any]]:
@@ -68,15 +68,15 @@ class Predictor:
 
     def _answer(self, rows: list[Row]) -> tuple[list[dict[str, Any]], int]:
         """The answers, and how many of the rows were cut."""
-        import torch
-
-        from lmkit.data.plan import micro_batches
+        from lmkit.evaluation.forward import refuse_nan
 
         for row in rows:
             if not str(row.get("text", row.get("source", "x"))).strip() or row.get("tokens") == []:
                 raise DataError("empty text", place=f"text {row['id'] + 1}", remedy="leave it out")
         answers = self.task.respond(self.model, rows)
         if answers is not None:
+            for answer in answers:
+                refuse_nan(answer, place=f"text {answer['id'] + 1}")
             return answers, 0
         try:
             columns = self.task.encode(rows)
@@ -89,24 +89,7 @@ class Predictor:
             {name: values[i] for name, values in columns.items()} | {"piece": i}
             for i in range(len(columns["row"]))
         ]
-        parts: list[list[dict[str, Any]]] = [[] for _ in rows]
-        found: dict[int, dict[str, Any]] = {}
-        import numpy as np
-
-        costs = np.asarray([self.task.cost(piece) for piece in pieces], dtype=np.int64)
-        for numbers in micro_batches(np.arange(len(pieces)), costs, self.budget):
-            chosen = [pieces[i] for i in numbers]
-            batch = self.task.collate([[piece] for piece in chosen]).to(self.accelerator.device)
-            with torch.inference_mode(), self.accelerator.autocast():
-                found |= dict(
-                    zip(numbers.tolist(), self.task.predict(self.model, batch, chosen), strict=True)
-                )
-        for number, part in sorted(found.items()):
-            parts[pieces[number]["row"]].append(part)
-        shown = [
-            self.task.show(self.task.combine(row, part))
-            for row, part in zip(rows, parts, strict=True)
-        ]
+        shown = [self.task.show(record.to_json()) for record in self.forward.records(rows, pieces)]
         return shown, sum(columns.get("cut", ()))
 
     def file(self, path: str) -> Iterator[dict[str, Any]]:
@@ -114,7 +97,7 @@ class Predictor:
 
         A text file never has: one that ends in .txt, or in nothing that lmkit knows, as ``test.en`` of two parallel files.
         """
-        from lmkit.data.sources import format_of
+        from lmkit.data.formats import find_format, may_be_text
 
         fields = [
             field
@@ -129,10 +112,11 @@ class Predictor:
         text = {role: column for role, column in self.recipe.data.columns.items() if role == "text"}
         source: str | dict[str, str] = path
         attempts = [(fields, columns), (fields, {}), (raw, text), (raw, {})]
-        if (kind := format_of(Path(path))) == "text" or (
-            kind is None and Path(path).expanduser().is_file()
-        ):
-            source, attempts = (path if kind else {"text": path}), [(raw, {})]
+        file_format = find_format(Path(path))
+        if file_format is None and Path(path).expanduser().is_file():
+            source, attempts = {"text": path}, [(raw, {})]
+        elif file_format is not None and file_format.is_text:
+            attempts = [(raw, {})]
         first: DataError | None = None
         for wanted, named in attempts:
             try:
@@ -142,7 +126,11 @@ class Predictor:
                 if not error.problem.startswith("no column for"):
                     break
             else:
-                if wanted is raw and kind in ("text", None) and self.recipe.data.document == "line":
+                if (
+                    wanted is raw
+                    and may_be_text(Path(path))
+                    and self.recipe.data.document == "line"
+                ):
                     _say_blank_lines(rows)
                 checked = (
                     self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows

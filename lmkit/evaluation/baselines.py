@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ from lmkit import console
 from lmkit.data.encode import Encoded, encode
 from lmkit.data.rows import Rows
 from lmkit.errors import RecipeError
-from lmkit.evaluation.compare import Test, compare_pair, headline, score_together
-from lmkit.evaluation.evaluate import finite
+from lmkit.evaluation.compare import Test, compare_pair, score_together
 from lmkit.evaluation.ngram import KneserNey, grams
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.recipe.schema import Eval
-from lmkit.tasks.answers import Record
+from lmkit.records import BaselineScore, Metrics, Record
 from lmkit.tasks.base import Task
 from lmkit.tasks.ner.task import marks_entities
+from lmkit.tasks.registry import headline
 
 Answers = dict[str, list[Record]]
 # more would take minutes, and what is beyond is said
@@ -38,75 +38,70 @@ HAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+(?:['’-][^\W{HAN}]+)*|[^\w\s]")
 
 
-def baselines(
-    task: Task, train: Rows, test: Encoded, records: Sequence[Record], options: Eval, *, seed: int
-) -> dict[str, Any]:
-    """Every baseline of the task with its metrics, and how much better the model is: the ``baselines`` of metrics.json.
+def compare_baselines(
+    task: Task, train: Rows, test: Encoded, records: Sequence[Record], options: Eval
+) -> dict[str, BaselineScore]:
+    """Return every baseline of the task with its metrics, and how much better the model is.
 
     Args:
         test: the rows the model was evaluated on. records: what it said.
     """
-    metric = headline(task)
-    test_of = Test(confidence=options.confidence, resamples=options.resamples, seed=seed)
-    found = {}
-    for name, answers in BASELINES[task.name](task, train, test, records).items():
-        (mine,), (model,) = score_together(task, [[answers], [records]], metric)
-        intervals = bootstrap_intervals(
-            mine,
-            confidence=options.confidence,
-            resamples=options.resamples,
-            seed=seed,
-            kind=options.interval,
-        )
-        for key in MODELS_OWN:
-            intervals.pop(key, None)
-        said: dict[str, Any] = {
-            "metrics": {
-                key: {k: finite(v) for k, v in value.as_dict().items()}
-                for key, value in intervals.items()
-            }
-        }
-        same_items = all(
-            mine.get("items") == its.get("items")
-            for mine, its in zip(answers, records, strict=True)
-        )
-        if options.resamples and len(records) > 1 and same_items:
-            pair = compare_pair([mine], [model], metric, test_of)
-            verdict = pair["verdict"].replace("a is", "baseline is").replace("b is", "model is")
-            said |= {
-                key: pair[key] for key in ("metric", "difference", "low", "high", "p_value")
-            } | {"verdict": verdict}
-        found[name] = said
-    return found
+    return {
+        name: _score(answers, records, task, options)
+        for name, answers in BASELINES[task.name](task, train, test, records).items()
+    }
 
 
-def baselines_table(found: dict[str, Any]) -> str:
-    """The headline metric of the model and of its baselines, for people."""
-
-    def shown(value: float | None, sign: str = "") -> str:
-        return "-" if value is None else f"{value:{sign}.4f}"
-
-    metric = next(
-        (each["metric"] for each in found["baselines"].values() if "metric" in each),
-        next(iter(found["metrics"])),
+def _score(
+    answers: Sequence[Record], records: Sequence[Record], task: Task, options: Eval
+) -> BaselineScore:
+    """Score the answers of a baseline, and compare them with the model's."""
+    metric, seed = headline(task.name, task.metrics), task.recipe.seed
+    (baseline,), (model,) = score_together(task, [[answers], [records]], metric)
+    intervals = bootstrap_intervals(
+        baseline,
+        confidence=options.confidence,
+        resamples=options.resamples,
+        seed=seed,
+        kind=options.interval,
     )
-    rows = [["this model", shown(found["metrics"][metric]["value"]), "", "", ""]]
-    for name, each in found["baselines"].items():
-        bounds = (
-            f"{shown(each['low'], '+')} ... {shown(each['high'], '+')}"
-            if each.get("low") is not None
-            else "-"
-        )
+    metrics = {name: value for name, value in intervals.items() if name not in MODELS_OWN}
+    items = [[record.get("items") for record in side] for side in (answers, records)]
+    if not options.resamples or len(records) < 2 or items[0] != items[1]:
+        return BaselineScore(metrics)
+    test = Test(confidence=options.confidence, resamples=options.resamples, seed=seed)
+    pair = compare_pair([baseline], [model], metric, test)
+    return BaselineScore(
+        metrics,
+        metric=metric,
+        difference=pair.difference,
+        low=pair.low,
+        high=pair.high,
+        p_value=pair.p_value,
+        verdict=pair.verdict.replace("a is", "baseline is").replace("b is", "model is"),
+    )
+
+
+def baselines_table(metrics: Metrics) -> str:
+    """Show the headline metric of the model and of its baselines, for people."""
+    metric = headline(metrics.task, metrics.metrics)
+    rows = [["this model", _shown(metrics.metrics[metric].value), "", "", ""]]
+    for name, score in (metrics.baselines or {}).items():
+        bounds = f"{_shown(score.low, '+')} ... {_shown(score.high, '+')}"
         rows.append(
             [
                 name.replace("_", " "),
-                shown(each["metrics"][metric]["value"]),
-                bounds,
-                f"{each['p_value']:.3g}" if "p_value" in each else "-",
-                each.get("verdict", "-"),
+                _shown(score.metrics[metric].value),
+                bounds if score.low is not None else "-",
+                "-" if score.p_value is None else f"{score.p_value:.3g}",
+                score.verdict or "-",
             ]
         )
     return console.table(["beside it", metric, "the model has more", "p", "verdict"], rows)
+
+
+def _shown(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"
 
 
 def check_baselines(task: str, has_train: bool) -> None:
@@ -135,11 +130,10 @@ def _first(train: Rows, most: int = MOST_ROWS) -> list[dict[str, Any]]:
 
 
 def _answer(records: Sequence[Record], predictions: Sequence[Any]) -> list[Record]:
-    answers: list[Record] = [
-        {**record, "prediction": prediction}
+    return [
+        record.with_answer(prediction)
         for record, prediction in zip(records, predictions, strict=True)
     ]
-    return answers
 
 
 # ---------------------------------------------------------------------------------- classification
@@ -193,7 +187,7 @@ def _commonest(counts: Counter[str]) -> list[str]:
     return [max(sorted(counts), key=counts.__getitem__)]
 
 
-def _joined(row: Record, fields: Sequence[str]) -> str:
+def _joined(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     return "\n".join(row[name] for name in fields if row.get(name))
 
 
@@ -430,7 +424,7 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Re
             "items": len(wanted),
             "correct": int((likeliest == wanted[:, -1]).sum()),
         }
-        answers.append({**record, **sums})
+        answers.append(Record({**record, **sums}))
     return {f"kneser_ney_{ORDER}_gram": answers}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmkit.console import readable
+from lmkit.records import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from lmkit.metrics.entities import Match, Span
 
-Record = Mapping[str, Any]
 LETTERS = 1000  # of a text that are shown as an excerpt
 SHOWN = 80  # characters of the answer that all rows have
 FEW = 20  # rows, of which fewer may get one answer by chance
@@ -131,7 +131,7 @@ class Answer:
 
     def badness(self, record: Record) -> float:
         """Return by what the worst rows are found: the loss per label that counts; nan without any."""
-        return loss_of(record)
+        return record.loss
 
     def labels(self, record: Record) -> list[str]:
         """Return the gold labels of a row, by which it can be sliced."""
@@ -536,11 +536,6 @@ def answer_of(task: Any) -> Answer:
     if task.name == "ner":
         return Entities() if task.is_entities else Tags()
     return Text()
-
-
-def loss_of(record: Record) -> float:
-    """Return nats per label that counts; nan without any."""
-    return record["nll"] / record["items"] if record.get("items") else math.nan
 
 
 def excerpt(text: str, letters: int = LETTERS) -> str:

@@ -62,6 +62,7 @@ class Task(ABC):
     predicts_tokens: ClassVar[bool] = (
         False  # the classes are the vocabulary, too many for logits that nobody reads
     )
+    headlines: ClassVar[tuple[str, ...]]  # the first that an evaluation has stands for all metrics
     reading: tuple[
         Any, ...
     ] = ()  # options besides the data's that decide ``encode``; part of the cache key

@@ -27,6 +27,7 @@ class LanguageModeling(Task):
     stage = "pretrain"
     fields = (Field("text", "text", aliases=("content", "document", "sentence")),)
     packs = True
+    headlines = ("bits_per_byte", "loss")
     predicts_tokens = True
     counts_bytes: ClassVar[
         bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -52,3 +53,13 @@ def task_class(name: str) -> type[Task]:
     module, _, attribute = TASKS[name].partition(":")
     found: type[Task] = getattr(import_module(module), attribute)
     return found
+
+
+def headline(task: str, metrics: Collection[str]) -> str:
+    """Return the metric that stands for all, wherever one is shown or compared.
+
+    Args:
+        metrics: those that there are, in order.
+    """
+    names = task_class(task).headlines if task in TASKS else ()
+    return next((name for name in names if name in metrics), next(iter(metrics)))

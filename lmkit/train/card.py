@@ -8,6 +8,7 @@ from typing import Any
 
 from lmkit.evaluation.evaluate import metrics_table
 from lmkit.recipe.schema import Recipe
+from lmkit.records import Metrics
 from lmkit.tasks.base import Task
 from lmkit.tasks.denoise.task import gap_token
 
@@ -22,7 +23,7 @@ USE = {
 
 
 def model_card(
-    recipe: Recipe, task: Task, manifest: dict[str, Any], validation: dict[str, Any]
+    recipe: Recipe, task: Task, manifest: dict[str, Any], validation: Metrics | None
 ) -> str:
     """README.md of a run directory."""
     parameters = manifest["parameters"]
@@ -40,7 +41,7 @@ def model_card(
         lines.append("## Labels\n" + ", ".join(f"`{label}`" for label in labels))
     if validation:
         lines.append(
-            f"## Validation\n{validation['examples']} examples:\n\n```\n{metrics_table(validation)}\n```"
+            f"## Validation\n{validation.examples} examples:\n\n```\n{metrics_table(validation)}\n```"
         )
     where = "RUN/model"
     opened = (

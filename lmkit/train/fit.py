@@ -15,12 +15,14 @@ from lmkit.data.encode import encode
 from lmkit.data.splits import Splits, cache_folder, provenance
 from lmkit.errors import ModelError, RunError
 from lmkit.evaluation.analysis import Background
-from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
+from lmkit.evaluation.evaluate import evaluate_split, metrics_table
+from lmkit.evaluation.forward import Forward
 from lmkit.models.build import load_trained, save_model
 from lmkit.models.memory import free_cached_memory
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe.load import dump_recipe
 from lmkit.recipe.schema import Recipe
+from lmkit.records import Metrics
 from lmkit.run import Run, atomic_directory, write_json, write_rejects, write_text
 from lmkit.tasks.base import Task
 from lmkit.train import card
@@ -141,7 +143,7 @@ def _fit(
         "seconds": round(progress.seconds, 3),
         "selected_by": metric,
         "best_step": progress.best_step if progress.best_step is not None else progress.step,
-        "validation": metrics,
+        "validation": metrics.to_json() if metrics else {},
     }
 
 
@@ -177,10 +179,8 @@ def tune_on_validation(setup: Setup) -> None:
     task, encoded = setup.task, setup.prepared.encoded
     if not task.tunes or "validation" not in encoded:
         return
-    accelerator, budget = setup.parallelism.accelerator, _evaluation_budget(setup)
-    records = list(
-        predict_records(setup.model, task, encoded["validation"], accelerator, budget=budget)
-    )
+    forward = _forward(setup, task)
+    records = list(forward.predictions(encoded["validation"]))
     learned = task.tune(records) if setup.parallelism.is_first else {}
     task.facts |= setup.parallelism.first_rank_says(learned)
 
@@ -247,29 +247,28 @@ def _device(model: Any) -> Any:
     return next(model.parameters()).device
 
 
-def evaluate(setup: Setup, run: Run) -> dict[str, Any]:
+def evaluate(setup: Setup, run: Run) -> Metrics | None:
     """Measure the final numbers on the validation split; the test split is ``lmkit eval``'s."""
     prepared = setup.prepared
     if "validation" not in prepared.encoded:
-        return {}
+        return None
     task, rows = setup.task.for_evaluation(), prepared.splits.rows
-    is_same = task is setup.task
-    encoded = prepared.encoded["validation"] if is_same else encode(rows["validation"], task)
+    encoded = prepared.encoded["validation"]
+    if task is not setup.task:
+        encoded = encode(rows["validation"], task)
     metrics = evaluate_split(
-        setup.model,
-        task,
+        _forward(setup, task),
         encoded,
-        setup.parallelism.accelerator,
         split="validation",
         options=setup.recipe.eval,
-        budget=_evaluation_budget(setup),
         folder=run.eval_folder("validation"),
         background=Background(rows["train"], run=run, data=provenance(prepared.splits)),
     )
-    if metrics:
-        console.say(f"\nvalidation, {metrics['examples']} examples:\n{metrics_table(metrics)}")
+    if metrics is not None:
+        console.say(f"\nvalidation, {metrics.examples} examples:\n{metrics_table(metrics)}")
     return metrics
 
 
-def _evaluation_budget(setup: Setup) -> int:
-    return 2 * micro_batch_tokens(setup.recipe.hardware, setup.parallelism.device)
+def _forward(setup: Setup, task: Task) -> Forward:
+    budget = 2 * micro_batch_tokens(setup.recipe.hardware, setup.parallelism.device)
+    return Forward(task, setup.model, setup.parallelism.accelerator, budget)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from lmkit.data.splits import Splits
-from lmkit.evaluation.evaluate import measure, predict_records
+from lmkit.evaluation.evaluate import measure
+from lmkit.evaluation.forward import Forward
 from lmkit.models.source import ModelSource
 from lmkit.recipe.schema import Recipe
 from lmkit.train.batches import StepBatches
@@ -149,7 +150,7 @@ class Bench:
     def evaluation(self, *, budget: int) -> Predicted:
         """Measure predictions and loss of the validation rows."""
         setup = self.setup
-        encoded, accelerator = setup.prepared.encoded["validation"], setup.parallelism.accelerator
-        predicted = predict_records(setup.model, setup.task, encoded, accelerator, budget=budget)
-        records = list(predicted)
-        return Predicted(measure(records, setup.task, seconds=0).loss, records)
+        forward = Forward(setup.task, setup.model, setup.parallelism.accelerator, budget)
+        records = list(forward.predictions(setup.prepared.encoded["validation"]))
+        loss = measure(records, setup.task, seconds=0).loss
+        return Predicted(loss, [record.to_json() for record in records])

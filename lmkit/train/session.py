@@ -9,7 +9,9 @@ from typing import Any
 
 from lmkit import console
 from lmkit.errors import TrainingStopped
-from lmkit.evaluation.evaluate import finite, validate
+from lmkit.evaluation.evaluate import validate
+from lmkit.evaluation.forward import Forward
+from lmkit.records import finite
 from lmkit.run import Run
 from lmkit.train.averages import averaged_weights
 from lmkit.train.checkpoint import (
@@ -227,14 +229,13 @@ class Session:
             setup.parallelism.whole(setup.model),
             setup.computation.for_evaluation(),
         ):
-            value = validate(
-                setup.model,
+            forward = Forward(
                 setup.task,
-                setup.prepared.encoded["validation"],
+                setup.model,
                 setup.parallelism.accelerator,
-                metric=metric,
-                budget=2 * setup.batches.budget,
+                2 * setup.batches.budget,
             )
+            value = validate(forward, setup.prepared.encoded["validation"], metric=metric)
         setup.model.train()
         is_best = self.best.note(value)
         key = f"validation_{metric}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmkit.data.plan import Plan
-from lmkit.evaluation.evaluate import finite
+from lmkit.records import finite
 from lmkit.train.loop import Step
 
 

@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from lmkit.batch import IGNORE, Batch
-from lmkit.evaluation.evaluate import evaluate_split, mean_loss, measure, predict_records
+from lmkit.evaluation.evaluate import evaluate_split, measure
+from lmkit.evaluation.forward import Forward
 from lmkit.tasks.registry import TASKS
 
 ROWS = 16
@@ -72,7 +73,7 @@ def subject(tiny: Any) -> Any:
             budgets = {rows: rows * max(encoded.pieces.column("length")) for rows in (1, 4, 16)}
             records = {
                 rows: list(
-                    predict_records(model, prepared.task, encoded, tiny.accelerator, budget=budget)
+                    Forward(prepared.task, model, tiny.accelerator, budget).predictions(encoded)
                 )
                 for rows, budget in budgets.items()
             }
@@ -98,7 +99,7 @@ def test_records_come_once_in_file_order_whatever_the_batches(subject: Any, task
             assert record["items"] == alone["items"]
             assert record["nll"] == pytest.approx(alone["nll"], rel=1e-5, abs=1e-5)
             assert_alike(record.get("prediction"), alone.get("prediction"))
-    json.dumps(found.records[4])
+    json.dumps([record.to_json() for record in found.records[4]])
     assert len({round(record["nll"], 3) for record in found.records[4]}) > ROWS / 2
 
 
@@ -111,9 +112,8 @@ def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str
     found = subject(task)
     expected = one_by_one(found.model, found.task, found.encoded)
     for rows, budget in found.budgets.items():
-        assert mean_loss(
-            found.model, found.task, found.encoded, tiny.accelerator, budget=budget
-        ) == pytest.approx(expected, rel=1e-6)
+        forward = Forward(found.task, found.model, tiny.accelerator, budget)
+        assert forward.mean_loss(found.encoded) == pytest.approx(expected, rel=1e-6)
         assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(
             expected, rel=1e-6
         )
@@ -175,20 +175,18 @@ def test_what_is_written_is_what_the_contract_says(
     of = subject(task)
     its_task, options = of.task, of.task.recipe.eval
     found = evaluate_split(
-        of.model,
-        its_task,
+        Forward(its_task, of.model, tiny.accelerator, 999),
         of.encoded,
-        tiny.accelerator,
         split="validation",
         options=options,
-        budget=999,
         folder=tmp_path / "eval",
     )
+    assert found is not None
     written = ["analysis.json", "metrics.json", "predictions.jsonl", "report.html"]
     assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == written
     json.loads((tmp_path / "eval" / "analysis.json").read_text(), parse_constant=pytest.fail)
     written = json.loads((tmp_path / "eval" / "metrics.json").read_text(encoding="utf-8"))
-    assert written == found
+    assert written == found.to_json()
     keys = {"task", "split", "examples", "loss", "confidence", "metrics", "signature", "seconds"}
     assert keys <= written.keys() <= keys | {"by_label"}
     assert (written["task"], written["split"], written["examples"], written["confidence"]) == (

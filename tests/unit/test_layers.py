@@ -71,7 +71,7 @@ OUTER = [
 
 # room -> what it may import besides itself
 GROUND = {"errors", "console"}
-BELOW_TASKS = {*GROUND, "batch", "heads", "recipe", "run", "metrics"}
+BELOW_TASKS = {*GROUND, "batch", "heads", "recipe", "records", "run", "metrics"}
 BELOW_TRAIN = {*BELOW_TASKS, "tasks", "data", "models", "fast", "evaluation"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -80,7 +80,8 @@ ROOMS: dict[str, set[str]] = {
     "heads": set(),
     "recipe": {*GROUND, "tasks.registry"},
     "run": GROUND,
-    "metrics": GROUND,
+    "metrics": {*GROUND, "records"},
+    "records": set(),
     "tasks": BELOW_TASKS,
     "data": {*BELOW_TASKS, "tasks"},
     "models": {*BELOW_TASKS, "tasks"},

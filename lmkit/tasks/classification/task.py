@@ -58,6 +58,7 @@ class Classification(Task):
     stage = "finetune"
     model_class = "AutoModelForSequenceClassification"
     family = "bert"
+    headlines = ("f1_macro", "spearman")
     cuts_the_middle = True
     fields = (
         TEXT,

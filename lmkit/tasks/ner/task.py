@@ -32,6 +32,7 @@ class WordTagging(Task):
     stage = "finetune"
     model_class = "AutoModelForTokenClassification"
     family = "bert"
+    headlines = ("f1", "accuracy")
     fields = (
         Field("tokens", "words", aliases=("words", "text_tokens")),
         Field("tags", "tags", aliases=("ner_tags", "labels", "pos_tags", "upos"), gold=True),

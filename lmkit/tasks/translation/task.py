@@ -30,6 +30,7 @@ class Translation(Task):
     stage = "finetune"
     model_class = "AutoModelForSeq2SeqLM"
     family = "marian"
+    headlines = ("bleu",)
     generates = True
     predicts_tokens = True
     fields = (

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lmkit.data.encode import encode
-from lmkit.evaluation.evaluate import measure, predict_records
+from lmkit.evaluation.evaluate import measure
+from lmkit.evaluation.forward import Forward
 
 
 def evaluated(
@@ -25,7 +26,7 @@ def evaluated(
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     encoded = encode(prepared.encoded["validation"].rows, task)
-    return model, task, list(predict_records(model, task, encoded, tiny.accelerator, budget=budget))
+    return model, task, list(Forward(task, model, tiny.accelerator, budget).predictions(encoded))
 
 
 def test_a_sliding_window_scores_each_token_once_with_its_context(tiny: Any) -> None:
