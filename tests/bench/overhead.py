@@ -4,7 +4,7 @@
 
 MLM of a BERT of 20 M parameters on the text that ships, with the default hardware, logging and clipping, on this machine.
 Each round takes the same steps twice: bare, with batches that were made beforehand, a pass forwards, one backwards and the
-update, and nothing else; and through ``run_steps``, which everything that trains goes through: making batches (in this
+update, and nothing else; and through ``Session.run``, which everything that trains goes through: making batches (in this
 process, not in workers), clipping, counting, the checks that the loss is finite, the log. The first step of either warms up.
 The overhead is what the second took longer; beside it stands where the time between the parts of a step went, by the clock.
 A checkpoint's share is the time that training stood still for one, and all of the time that the thread beside it wrote,

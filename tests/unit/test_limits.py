@@ -23,10 +23,7 @@ LONG_FUNCTIONS = {
     "commands/merge.py:merge",
     "data/check.py:load_rows",
     "data/splits.py:load_splits",
-    "flow/dry_run.py:dry_run_plan",
     "models/tokenizer.py:train_tokenizer",
-    "train/fit.py:_fit",
-    "train/session.py:run_steps",
 }
 MANY_ARGUMENTS = {
     "commands/compare.py:compare",
@@ -42,15 +39,6 @@ MANY_ARGUMENTS = {
     "flow/training.py:_train_in_processes",
     "metrics/custom.py:_resampled",
     "metrics/custom.py:custom_metrics",
-    "train/compiled.py:choose_compile",
-    "train/kernels.py:_proven",
-    "train/loop.py:StepBatches.__init__",
-    "train/loop.py:_backward",
-    "train/loop.py:train_steps",
-    "train/manifest.py:start_manifest",
-    "train/micro_batch.py:choose_micro_batch",
-    "train/session.py:_say_spike",
-    "train/session.py:run_steps",
 }
 LONG_FILES = {
     "cli.py",
@@ -60,8 +48,6 @@ LONG_FILES = {
 IN_CIRCLES = {
     "lmkit.tasks.mlm.pseudo",
     "lmkit.tasks.mlm.task",
-    "lmkit.train.parallel",
-    "lmkit.train.sharding",
 }
 SWITCHES = {
     "evaluation/baselines.py:",
