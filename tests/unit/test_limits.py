@@ -21,8 +21,6 @@ SOURCES = style.read_sources()
 LONG_FUNCTIONS = {
     "commands/compare.py:compare",
     "commands/merge.py:merge",
-    "data/check.py:load_rows",
-    "data/splits.py:load_splits",
     "flow/dry_run.py:dry_run_plan",
     "models/tokenizer.py:train_tokenizer",
     "train/fit.py:_fit",
@@ -30,8 +28,6 @@ LONG_FUNCTIONS = {
 }
 MANY_ARGUMENTS = {
     "commands/compare.py:compare",
-    "data/check.py:_Reader.__init__",
-    "data/check.py:load_rows",
     "evaluation/evaluate.py:evaluate_split",
     "evaluation/evaluate.py:explain",
     "fast/attention.py:_with_dropout",
@@ -54,7 +50,6 @@ MANY_ARGUMENTS = {
 }
 LONG_FILES = {
     "cli.py",
-    "data/check.py",
     "fast/flash.py",
 }
 IN_CIRCLES = {
