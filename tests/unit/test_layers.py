@@ -159,6 +159,8 @@ EARLY = {
     "msgspec": ["recipe.*"],
     "numpy": ["data.*", "metrics.*", "evaluation.*", "train.loop"],
     "pyarrow": ["data.*"],
+    "jinja2": ["evaluation.report.render"],
+    "markupsafe": ["evaluation.report.render"],
     "filelock": ["data.*", "train.prepare"],
     "datasets": ["metrics.modules.*"],  # loaded by the evaluate library alone
     "evaluate": ["metrics.modules.*"],
@@ -201,6 +203,8 @@ HOMES = {
     "safetensors": {"train", "models"},
     "huggingface_hub": {"models"},
     "sacrebleu": {"metrics"},
+    "jinja2": {"evaluation"},
+    "markupsafe": {"evaluation"},
     "scipy": {"metrics"},
     "sklearn": {"evaluation"},
     "evaluate": {"metrics"},
