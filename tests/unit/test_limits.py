@@ -26,7 +26,6 @@ LONG_FUNCTIONS = {
 }
 MANY_ARGUMENTS = {
     "commands/compare.py:compare",
-    "fast/attention.py:_with_dropout",
     "fast/flash.py:_attend",
     "fast/flash.py:_flash_attns.attend",
     "fast/flash.py:_torchs.attend",
