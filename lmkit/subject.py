@@ -185,15 +185,8 @@ def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> di
 
 def _has_pairs(recipe: Recipe, split: str) -> bool:
     """Look at the first rows of a split for a column of second texts."""
-    from lmkit.data.check import peek
+    from lmkit.data.splits import peek_split
 
-    first_rows = peek(
-        getattr(recipe.data, split),
-        key=f"data.{split}",
-        split=split,
-        columns=recipe.data.columns,
-        document=recipe.data.document,
-        folders=[Path.cwd()],
-    )
+    first_rows = peek_split(recipe, split)
     fields = task_class(recipe.task).fields_of(recipe, None, first_rows)
     return any(field.name == "text_pair" for field in fields)

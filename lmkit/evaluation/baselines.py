@@ -20,6 +20,7 @@ from lmkit.errors import RecipeError
 from lmkit.evaluation.compare import Test, compare_pair, score_together
 from lmkit.evaluation.ngram import KneserNey, grams
 from lmkit.metrics.intervals import bootstrap_intervals
+from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.schema import Eval
 from lmkit.records import BaselineScore, Metrics, Record
 from lmkit.tasks.base import Task
@@ -391,7 +392,7 @@ def _language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Re
     def written(labels: Sequence[int]) -> Any:
         return asked([vocabulary, *labels[:-1]], labels, causal=True)
 
-    learned = encode(train, task)
+    learned = encode(train, task, tokenizer_hash(task.tokenizer))
     parts, tokens = [], 0
     for number, piece in enumerate(learned.pieces):
         if task.generates:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
@@ -14,8 +16,68 @@ if TYPE_CHECKING:
     from lmkit.train.setup import Setup
 
 
-def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> dict[str, Any]:
-    """Count tokens, steps and parameters, and predict memory and time from the gradients of one whole step.
+@dataclass(frozen=True)
+class Parameters:
+    """The numbers of parameters of a model."""
+
+    trained: int
+    total: int
+
+
+@dataclass(frozen=True)
+class DryRunPlan:
+    """A run that was not made.
+
+    Args:
+        rows: how many each split has.
+        examples: what ``train.batch_size`` counts.
+        steps, tokens: of the whole run; None where only the time ends it.
+        selected_by: the validation metric that chooses the model; None: the last step is kept.
+        predicted_seconds: without evaluations.
+    """
+
+    task: str
+    rows: Mapping[str, int]
+    rejected_rows: int
+    examples: int
+    tokens_per_epoch: int
+    steps_per_epoch: int
+    steps: int | None
+    tokens: int | None
+    parameters: Parameters
+    precision: str
+    packing: bool
+    selected_by: str | None
+    predicted_peak_memory_bytes: int
+    predicted_seconds: float
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"dry_run": True, **asdict(self)}
+
+    def to_text(self) -> str:
+        steps = "until the time is up" if self.steps is None else f"{self.steps:,}"
+        chosen_by = f"validation {self.selected_by}" if self.selected_by else "the last step"
+        parameters = f"{self.parameters.total:,} ({self.parameters.trained:,} trained)"
+        minutes = f"{self.predicted_seconds / 60:.1f} minutes, evaluations not counted"
+        rows = [
+            ["rows", ", ".join(f"{split} {count}" for split, count in self.rows.items())],
+            ["rows left out", str(self.rejected_rows)],
+            ["tokens an epoch", f"{self.tokens_per_epoch:,}"],
+            ["steps an epoch", f"{self.steps_per_epoch:,}"],
+            ["steps", steps],
+            ["parameters", parameters],
+            ["precision", self.precision],
+            ["model chosen by", chosen_by],
+            ["peak memory, predicted", f"{self.predicted_peak_memory_bytes / 2**30:.2f} GiB"],
+            ["time, predicted", minutes],
+            ["output", self.output],
+        ]
+        return console.table(["plan", ""], rows)
+
+
+def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> DryRunPlan:
+    """Plan a run: tokens, steps, parameters, and predicted peak memory and time, from the gradients of one whole step.
 
     The time is that of one forward and backward pass of a middling step, times the number of steps: the
     optimizer's share is left out. The memory is what the pass took at its peak, with room for the optimizer's state.
@@ -32,17 +94,11 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     decide(setup)
     if hardware.compile == "on":
         decide_compile(setup)
-    plan = _plan(setup, metric, _seconds_of_a_step(setup))
-    console.say(console.table(["plan", ""], _lines(plan)))
-    return plan
+    return _plan(setup, metric, _seconds_of_a_step(setup))
 
 
-def _plan(setup: Setup, metric: str | None, seconds: float) -> dict[str, Any]:
-    """Return the plan for ``--json``.
-
-    Args:
-        seconds: of a step.
-    """
+def _plan(setup: Setup, metric: str | None, seconds: float) -> DryRunPlan:
+    """Return the plan of a run whose steps take so many seconds."""
     from lmkit.train.device import choose_precision, peak_memory_bytes
     from lmkit.train.optim import state_bytes
     from lmkit.train.plans import UNLIMITED
@@ -51,47 +107,24 @@ def _plan(setup: Setup, metric: str | None, seconds: float) -> dict[str, Any]:
     total, steps_per_epoch = setup.total, setup.plan.steps_per_epoch
     trained, parameters = setup.parameter_counts
     is_limited = total < UNLIMITED
-    minutes = recipe.train.max_minutes or 0
-    return {
-        "dry_run": True,
-        "task": setup.task.name,
-        "rows": {split: len(part.rows) for split, part in prepared.encoded.items()},
-        "rejected_rows": len(prepared.splits.rejected),
-        "examples": len(encoded),
-        "tokens_per_epoch": encoded.tokens,
-        "steps_per_epoch": steps_per_epoch,
-        "steps": total if is_limited else None,
-        "tokens": round(encoded.tokens * total / steps_per_epoch) if is_limited else None,
-        "parameters": {"trained": trained, "total": parameters},
-        "precision": choose_precision(recipe.hardware),
-        "packing": setup.computation.packing is not None,
-        "selected_by": metric,
-        "predicted_peak_memory_bytes": peak_memory_bytes() + state_bytes(recipe.train, trained),
-        "predicted_seconds": round(seconds * total, 1) if is_limited else minutes * 60,
-        "output": recipe.output,
-    }
-
-
-def _lines(plan: dict[str, Any]) -> list[list[Any]]:
-    """Return the plan for people."""
-    rows = ", ".join(f"{split} {count}" for split, count in plan["rows"].items())
-    steps, metric = plan["steps"], plan["selected_by"]
-    trained, parameters = plan["parameters"]["trained"], plan["parameters"]["total"]
-    memory = plan["predicted_peak_memory_bytes"] / 2**30
-    minutes = plan["predicted_seconds"] / 60
-    return [
-        ["rows", rows],
-        ["rows left out", plan["rejected_rows"]],
-        ["tokens an epoch", f"{plan['tokens_per_epoch']:,}"],
-        ["steps an epoch", f"{plan['steps_per_epoch']:,}"],
-        ["steps", "until the time is up" if steps is None else f"{steps:,}"],
-        ["parameters", f"{parameters:,} ({trained:,} trained)"],
-        ["precision", plan["precision"]],
-        ["model chosen by", f"validation {metric}" if metric else "the last step"],
-        ["peak memory, predicted", f"{memory:.2f} GiB"],
-        ["time, predicted", f"{minutes:.1f} minutes, evaluations not counted"],
-        ["output", plan["output"]],
-    ]
+    limit = (recipe.train.max_minutes or 0) * 60
+    return DryRunPlan(
+        task=setup.task.name,
+        rows={split: len(part.rows) for split, part in prepared.encoded.items()},
+        rejected_rows=len(prepared.splits.rejected),
+        examples=len(encoded),
+        tokens_per_epoch=encoded.tokens,
+        steps_per_epoch=steps_per_epoch,
+        steps=total if is_limited else None,
+        tokens=round(encoded.tokens * total / steps_per_epoch) if is_limited else None,
+        parameters=Parameters(trained, parameters),
+        precision=choose_precision(recipe.hardware),
+        packing=setup.computation.packing is not None,
+        selected_by=metric,
+        predicted_peak_memory_bytes=peak_memory_bytes() + state_bytes(recipe.train, trained),
+        predicted_seconds=round(seconds * total, 1) if is_limited else limit,
+        output=recipe.output,
+    )
 
 
 def _seconds_of_a_step(setup: Setup) -> float:

@@ -20,6 +20,7 @@ from lmkit.evaluation.forward import Forward
 from lmkit.models.build import load_trained, save_model
 from lmkit.models.memory import free_cached_memory
 from lmkit.models.source import ModelSource, find_model
+from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.load import dump_recipe
 from lmkit.recipe.schema import Recipe
 from lmkit.records import Metrics
@@ -36,6 +37,7 @@ from lmkit.train.progress import Progress
 from lmkit.train.resume import find_progress, restore
 from lmkit.train.session import Session
 from lmkit.train.setup import Setup, decide, set_up
+from lmkit.train.summary import TrainingSummary
 
 LOCKED_SECONDS = 10  # to wait for a process before that is just ending
 RELOAD_TOLERANCE = 1e-4  # largest difference of logits after a fresh load, fp32
@@ -49,14 +51,11 @@ def fit(
     *,
     resume: bool,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> TrainingSummary:
     """Train what the recipe says into the run directory.
 
     Args:
         overwrite: a run that is there is removed, once it is known that this one can begin.
-
-    Returns:
-        A summary for ``--json``: run, steps, seconds, the metric that chose the model, validation metrics.
 
     Raises:
         LmkitError: a mistake of the user's. TrainingStopped: the loss is not finite. Interrupted: by a signal.
@@ -101,7 +100,7 @@ def _fit(
     *,
     resume: bool,
     overwrite: bool,
-) -> dict[str, Any]:
+) -> TrainingSummary:
     started = time.perf_counter()
     prepared = prepare(recipe, splits, source)
     progress = find_progress(run, recipe, prepared, resume=resume)
@@ -135,16 +134,16 @@ def _fit(
     if setup.parallelism.is_first:
         write_json(run.manifest_file, manifest)
         write_text(run.card_file, card.model_card(recipe, setup.task, manifest, metrics))
-    return {
-        "run": str(run.path),
-        "task": setup.task.name,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "seconds": round(progress.seconds, 3),
-        "selected_by": metric,
-        "best_step": progress.best_step if progress.best_step is not None else progress.step,
-        "validation": metrics.to_json() if metrics else {},
-    }
+    return TrainingSummary(
+        run=str(run.path),
+        task=setup.task.name,
+        steps=progress.step,
+        tokens=progress.tokens,
+        seconds=round(progress.seconds, 3),
+        best_step=progress.best_step if progress.best_step is not None else progress.step,
+        selected_by=metric,
+        validation=metrics,
+    )
 
 
 def _write_start(run: Run, setup: Setup, manifest: dict[str, Any]) -> None:
@@ -255,7 +254,7 @@ def evaluate(setup: Setup, run: Run) -> Metrics | None:
     task, rows = setup.task.for_evaluation(), prepared.splits.rows
     encoded = prepared.encoded["validation"]
     if task is not setup.task:
-        encoded = encode(rows["validation"], task)
+        encoded = encode(rows["validation"], task, tokenizer_hash(task.tokenizer))
     metrics = evaluate_split(
         _forward(setup, task),
         encoded,

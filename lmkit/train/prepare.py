@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from lmkit import console
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
 from lmkit.data.encode import Encoded, encode, say_left_out
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
 from lmkit.data.row import hash_of
 from lmkit.data.rows import Rows
+from lmkit.data.sources import Source
 from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
@@ -25,6 +28,7 @@ from lmkit.models.tokenizer import (
     for_words,
     load_tokenizer,
     save_tokenizer,
+    tokenizer_hash,
     train_tokenizer,
 )
 from lmkit.recipe.schema import Recipe, TokenizerTraining
@@ -70,8 +74,9 @@ def prepare(
     cls = task_class(recipe.task)
     tokenizer = build_tokenizer(recipe, splits, source)
     task = cls(recipe, splits.facts, tokenizer)
+    key = tokenizer_hash(tokenizer)
     encoded = {
-        split: encode(rows, task, pack=pack and task.packs and split == "train")
+        split: encode(rows, task, key, pack=pack and task.packs and split == "train")
         for split, rows in splits.rows.items()
     }
     rows = {split: found.rows for split, found in encoded.items()}
@@ -201,15 +206,7 @@ def _with_gaps(kind: str) -> Role:
 def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:
     """The rows of ``tokenizer.train.files``."""
     assert options.files is not None
-    return load_rows(
-        options.files,
-        key="tokenizer.train.files",
-        split="train",
-        fields=[Field("text", "text", aliases=("content", "sentence"))],
-        columns={},
-        on_bad_row=recipe.data.on_bad_row,
-        document=recipe.data.document,
-        max_rows=None,
-        folders=[Path.cwd()],
-        cache_dir=cache_folder(),
-    )
+    source = Source(options.files, "tokenizer.train.files", "train", [Path.cwd()])
+    roles = Roles([Field("text", "text", aliases=("content", "sentence"))])
+    reading = ReadOptions(recipe.data.on_bad_row, recipe.data.document)
+    return load_rows(source, roles, reading, cache_folder())

@@ -21,8 +21,8 @@ from lmkit.batch import Batch
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan
 from lmkit.errors import TrainingStopped
-from lmkit.fast.dropout import drawn_faster
 from lmkit.fast.packing import Packing
+from lmkit.fast.registry import computed_faster
 from lmkit.fast.unpadding import choose_packing, shared_rows
 from lmkit.models.build import build_model, count_parameters
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
@@ -103,7 +103,7 @@ class Computation:
     def applied(self, model: Any, batch: Batch) -> Iterator[Batch]:
         """While active, a pass of the model on the batch that is given is computed so."""
         device = batch.labels.device
-        with shared_rows(model, self.packing, batch) as given, drawn_faster(device):
+        with shared_rows(model, self.packing, batch) as given, computed_faster(model, device):
             yield given
 
     def for_evaluation(self) -> AbstractContextManager[Any]:
