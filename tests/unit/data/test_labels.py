@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from lmkit.data.check.columns import Roles
-from lmkit.data.labels import check_labels, labels_of, prepare_tags, scheme_of, split_by_hash
+from lmkit.data.check.labels import check_labels, labels_of
+from lmkit.data.check.tags import prepare_tags, scheme_of
+from lmkit.data.folds import split_by_hash
 from lmkit.data.readers import ReadOptions
 from lmkit.data.reading import load_rows
 from lmkit.data.rows import Rows
