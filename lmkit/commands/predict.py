@@ -149,7 +149,7 @@ class Predictor:
         from lmkit.data.sources import Source
         from lmkit.data.splits import cache_folder
 
-        named = Source(source, "--file", "test", [Path.cwd()])
+        named = Source(source, "--file", "test")
         options = ReadOptions(document=self.recipe.data.document)
         return load_rows(named, Roles(fields, columns=columns), options, cache_folder())
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from lmkit.batch import Batch
+    from lmkit.fast.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,22 @@ def paths_for_any_model() -> list[FastPath]:
     return [CpuAttention(), FastDropout(), TokenLoss(), Search()]
 
 
-def choose_paths(model: Any, device: torch.device, *rows: FastPath) -> FastPaths:
+def choose_paths(model: Any, device: torch.device, packing: Packing | None = None) -> FastPaths:
     """Try the paths on a model, where it is computed.
 
     Args:
-        rows: paths that lay out rows otherwise (``SharedRows``), applied last.
+        packing: how it takes several texts in a row, shown to be exact; None: each text has its own.
     """
+    from lmkit.fast.unpadding import SharedRows
+
+    candidates = paths_for_any_model()
+    if packing is not None:
+        candidates.append(SharedRows(packing))
     chosen, reasons = [], {}
-    for path in [*paths_for_any_model(), *rows]:
+    for path in candidates:
         reason = path.available(model, device)
         if reason is None:
             chosen.append(path)
         else:
             reasons[path.name] = reason
     return FastPaths(tuple(chosen), reasons)
-
-
-@contextmanager
-def computed_faster(model: Any, device: torch.device) -> Iterator[None]:
-    """Apply the paths that ask nothing of the data and are available."""
-    with choose_paths(model, device).applied(model):
-        yield
