@@ -14,6 +14,7 @@ from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe, local_paths
 from lmkit.records import Metrics
 from lmkit.run import Run, command_line, write_text
+from lmkit.startup import importing
 from lmkit.tasks.registry import task_class
 from lmkit.train.summary import TrainingSummary
 
@@ -73,10 +74,8 @@ def number_of_processes(recipe: Recipe) -> int:
     """Return ``hardware.processes``, where auto is one per GPU."""
     if recipe.hardware.processes != "auto":
         return recipe.hardware.processes
-    from lmkit.models.imports import import_torch
-
-    import_torch()
-    import torch
+    with importing():
+        import torch
 
     return max(1, torch.cuda.device_count())
 
