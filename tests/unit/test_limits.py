@@ -19,13 +19,11 @@ import style
 SOURCES = style.read_sources()
 
 LONG_FUNCTIONS = {
-    "commands/compare.py:compare",
     "models/tokenizer.py:train_tokenizer",
     "train/fit.py:_fit",
     "train/session.py:run_steps",
 }
 MANY_ARGUMENTS = {
-    "commands/compare.py:compare",
     "fast/flash.py:_attend",
     "fast/flash.py:_flash_attns.attend",
     "fast/flash.py:_torchs.attend",
@@ -43,7 +41,6 @@ MANY_ARGUMENTS = {
     "train/session.py:run_steps",
 }
 LONG_FILES = {
-    "cli.py",
     "fast/flash.py",
     "tasks/classification/task.py",
 }

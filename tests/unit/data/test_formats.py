@@ -199,7 +199,12 @@ def test_conllu_gives_forms_and_universal_tags() -> None:
         ("a.txt", "hello".encode("utf-16-be"), ":1", "the file begins with NUL bytes"),
         ("a.txt", gzip.compress(b"x", mtime=0), ":1", "its name should end in .gz"),
         ("a.txt.gz", b"no gzip", "", "cannot be read: Not a gzipped file"),
-        ("a.txt.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "", "cannot be read: Compressed file ended"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"x" * 999, mtime=0)[:-9],
+            "",
+            "cannot be read: Compressed file ended",
+        ),
         ("a.txt.zst", b"no zstd", "", "cannot be read: ZSTD decompress failed"),
         ("a.parquet", b"PAR1 broken", "", "broken, or not parquet data"),
         ("a.arrow", b"ARROW1\0\0 broken", "", "broken, or not arrow data"),

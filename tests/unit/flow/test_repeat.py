@@ -225,7 +225,16 @@ def test_dry_run_is_about_the_first(tiny: Any, capsys: pytest.CaptureFixture[str
 def test_a_metric_without_a_value_has_no_mean(tiny: Any) -> None:
     recipe = seeds(tiny)
     found = [
-        Metrics("classification", "test", 3, loss, 0.95, {}, signature="", seconds=1.0)
+        Metrics(
+            task="classification",
+            split="test",
+            examples=3,
+            loss=loss,
+            confidence=0.95,
+            metrics={},
+            signature="",
+            seconds=1.0,
+        )
         for loss in (None, 1.0)
     ]
     assert summarise(recipe, ["seed-13", "seed-14"], found).metrics["loss"]["mean"] is None
