@@ -163,7 +163,7 @@ class Predictor:
         from lmkit.data.sources import Source
         from lmkit.data.splits import cache_folder
 
-        place = Source(source, "--file", "test", [Path.cwd()])
+        place = Source(source, "--file", "test")
         options = ReadOptions(document=self.recipe.data.document)
         return load_rows(place, Roles(fields, columns=columns), options, cache_folder())
 

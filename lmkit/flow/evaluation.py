@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmkit import console
@@ -92,7 +91,7 @@ def _load_split(subject: Subject, split: str) -> Splits:
     files = getattr(data, split)
     if "facts" not in subject.source.description and files is not None:
         # a missing file is said before a config is loaded
-        find_files(files, key=f"data.{split}", folders=[Path.cwd()])
+        find_files(files, key=f"data.{split}")
     facts = facts_of(subject.source, recipe, split)
     return load_splits(recipe, task_class(recipe.task), wanted=(split,), facts=facts)
 

@@ -12,7 +12,7 @@ import pytest
 
 from lmkit.commands.compare import compare
 from lmkit.commands.train import dry_run, train
-from lmkit.data.labels import split_by_fold
+from lmkit.data.folds import split_by_fold
 from lmkit.data.row import hash_of
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, LmkitError, RecipeError, RunError
