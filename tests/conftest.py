@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lmkit.data.splits import Splits
     from lmkit.recipe.schema import Recipe
     from lmkit.run import Run
+    from lmkit.train.parallelism.replicated import Single
     from lmkit.train.prepare import Prepared
     from lmkit.train.setup import Setup
 
@@ -266,10 +267,9 @@ class Tiny:
         from lmkit.data.plan import Plan
         from lmkit.train.batches import StepBatches
         from lmkit.train.optim import build_optimizer
-        from lmkit.train.parallelism.replicated import Single
         from lmkit.train.setup import Computation, Setup
 
-        prepared, parallelism = self.prepared(recipe), Single(self.accelerator)
+        prepared, parallelism = self.prepared(recipe), self.processes
         encoded = prepared.encoded["train"]
         plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
         model = parallelism.prepare(self.model(recipe) if model is None else model)
@@ -288,6 +288,12 @@ class Tiny:
                 encoded, plan, prepared.task, budget=budget, packed=packing is not None
             ),
         )
+
+    @property
+    def processes(self) -> Single:
+        from lmkit.train.parallelism.replicated import Single
+
+        return Single(self.accelerator)
 
     @property
     def accelerator(self) -> Accelerator:

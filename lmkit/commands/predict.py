@@ -30,18 +30,17 @@ class Predictor:
         recipe, found = subject.recipe, subject.source
         from lmkit.evaluation.forward import Forward
         from lmkit.models.build import load_trained
-        from lmkit.train.device import build_accelerator, micro_batch_tokens
+        from lmkit.train.device import micro_batch_tokens
+        from lmkit.train.parallelism import start_processes
 
         cls = task_class(recipe.task)
         facts = facts_of(found, recipe)
         self.recipe = recipe
         self.task: Task = cls(recipe, facts, tokenizer_of(recipe, found))
-        self.accelerator = build_accelerator(
-            recipe.hardware.model_copy(update={"processes": "auto"})
-        )
-        self.model = load_trained(found, self.task).to(self.accelerator.device)
-        budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
-        self.forward = Forward(self.task, self.model, self.accelerator, budget)
+        processes = start_processes(recipe.hardware.model_copy(update={"processes": "auto"}))
+        self.model = load_trained(found, self.task).to(processes.device)
+        budget = 2 * micro_batch_tokens(recipe.hardware, processes.device)
+        self.forward = Forward(self.task, self.model, processes, budget)
         self._said: set[str] = set()  # places of which it was said that texts were cut
 
     def predict(self, texts: str | Sequence[str]) -> list[dict[str, Any]]:

@@ -166,7 +166,8 @@ def _evaluate_rows(
     from lmkit.evaluation.forward import Forward
     from lmkit.models.build import load_trained
     from lmkit.models.tokenizer import tokenizer_hash
-    from lmkit.train.device import build_accelerator, micro_batch_tokens
+    from lmkit.train.device import micro_batch_tokens
+    from lmkit.train.parallelism import start_processes
 
     recipe, source = subject.recipe, subject.source
     tokenizer = tokenizer_of(recipe, source)
@@ -174,10 +175,10 @@ def _evaluate_rows(
     encoded = encode(splits.rows[split], task, tokenizer_hash(task.tokenizer))
     say_left_out(encoded, recipe.data, split=split)
     console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")
-    accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
-    model = load_trained(source, task).to(accelerator.device)
-    budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
-    forward = Forward(task, model, accelerator, budget)
+    processes = start_processes(recipe.hardware.model_copy(update={"processes": "auto"}))
+    model = load_trained(source, task).to(processes.device)
+    budget = 2 * micro_batch_tokens(recipe.hardware, processes.device)
+    forward = Forward(task, model, processes, budget)
     fitted_on: list[Record] | None = None
     if others.validation is not None:
         _check_temperature(task)
