@@ -166,7 +166,7 @@ def peek_split(recipe: Recipe, split: str) -> Peek:
 
 
 def _source(recipe: Recipe, split: str) -> Source:
-    return Source(getattr(recipe.data, split), f"data.{split}", split, [Path.cwd()])
+    return Source(getattr(recipe.data, split), f"data.{split}", split)
 
 
 def _load(recipe: Recipe, task: type[Task], fields: Sequence[Field], split: str) -> Rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmkit import console
@@ -21,6 +20,7 @@ from lmkit.tasks.registry import task_class
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
+    from lmkit.evaluation.forward import Forward
     from lmkit.records import Metrics, Record
     from lmkit.tasks.base import Task
 
@@ -91,7 +91,7 @@ def _load_split(subject: Subject, split: str) -> Splits:
     files = getattr(data, split)
     if "facts" not in subject.source.description and files is not None:
         # a missing file is said before a config is loaded
-        find_files(files, key=f"data.{split}", folders=[Path.cwd()])
+        find_files(files, key=f"data.{split}")
     facts = facts_of(subject.source, recipe, split)
     return load_splits(recipe, task_class(recipe.task), wanted=(split,), facts=facts)
 
@@ -163,26 +163,20 @@ def _evaluate_rows(
     from lmkit.evaluation.analysis import Background
     from lmkit.evaluation.baselines import baselines_table
     from lmkit.evaluation.evaluate import evaluate_split, metrics_table
-    from lmkit.evaluation.forward import Forward
-    from lmkit.models.build import load_trained
     from lmkit.models.tokenizer import tokenizer_hash
-    from lmkit.train.device import micro_batch_tokens
-    from lmkit.train.parallelism import start_processes
 
     recipe, source = subject.recipe, subject.source
     tokenizer = tokenizer_of(recipe, source)
     task = task_class(recipe.task)(recipe, splits.facts, tokenizer).for_evaluation()
-    encoded = encode(splits.rows[split], task, tokenizer_hash(task.tokenizer))
+    tokens_hash = tokenizer_hash(tokenizer)
+    encoded = encode(splits.rows[split], task, tokens_hash)
     say_left_out(encoded, recipe.data, split=split)
     console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")
-    processes = start_processes(recipe.hardware.model_copy(update={"processes": "auto"}))
-    model = load_trained(source, task).to(processes.device)
-    budget = 2 * micro_batch_tokens(recipe.hardware, processes.device)
-    forward = Forward(task, model, processes, budget)
+    forward = load_forward(subject, task)
     fitted_on: list[Record] | None = None
     if others.validation is not None:
         _check_temperature(task)
-        aside = encode(others.validation, task, tokenizer_hash(task.tokenizer))
+        aside = encode(others.validation, task, tokens_hash)
         say_left_out(aside, recipe.data, split="validation")
         fitted_on = list(forward.predictions(aside))
     background = Background(
@@ -203,6 +197,20 @@ def _evaluate_rows(
         console.say(f"\n{baselines_table(metrics)}")
     console.say(f"written to {folder}")
     return metrics
+
+
+def load_forward(subject: Subject, task: Task) -> Forward:
+    """Load the model of a subject, ready to predict."""
+    from lmkit.evaluation.forward import Forward
+    from lmkit.models.build import load_trained
+    from lmkit.train.device import micro_batch_tokens
+    from lmkit.train.parallelism import start_processes
+
+    hardware = subject.recipe.hardware
+    processes = start_processes(hardware.model_copy(update={"processes": "auto"}))
+    model = load_trained(subject.source, task).to(processes.device)
+    budget = 2 * micro_batch_tokens(hardware, processes.device)
+    return Forward(task, model, processes, budget)
 
 
 def _check_temperature(task: Task) -> None:

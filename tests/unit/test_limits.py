@@ -19,20 +19,15 @@ import style
 SOURCES = style.read_sources()
 
 LONG_FUNCTIONS = {
-    "commands/compare.py:compare",
     "models/tokenizer.py:train_tokenizer",
 }
 MANY_ARGUMENTS = {
-    "commands/compare.py:compare",
     "fast/flash.py:_attend",
     "fast/flash.py:_flash_attns.attend",
     "fast/flash.py:_torchs.attend",
     "fast/linear_cross_entropy.py:linear_cross_entropy",
-    "metrics/custom.py:_resampled",
-    "metrics/custom.py:custom_metrics",
 }
 LONG_FILES = {
-    "cli.py",
     "fast/flash.py",
     "tasks/classification/task.py",
 }

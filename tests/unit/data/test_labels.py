@@ -31,7 +31,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(source: str, fields: tuple[Field, ...] = CLASSIFICATION) -> Rows:
-    named = Source(source, "data.train", "train", [Path()])
+    named = Source(source, "data.train", "train")
     return load_rows(named, Roles(fields), ReadOptions(), Path("cache"))
 
 

@@ -121,7 +121,7 @@ def test_folder_of_something_else_is_not_overwritten(tiny: Any) -> None:
 
 def test_both_seeds_of_a_side_are_compared(run: Any) -> None:
     recipe, summary = run
-    found = compare([recipe.output, f"{recipe.output}/seed-13"], metric="loss")
+    found = compare([recipe.output, f"{recipe.output}/seed-13"], metric="loss").to_json()
     assert found["a"] == pytest.approx(summary["metrics"]["loss"]["mean"])
     assert found["verdict"] in ("not distinguishable", "a is better", "b is better")
 
@@ -138,7 +138,7 @@ def test_cross_validation_tests_every_row_once(tiny: Any) -> None:
     assert sorted(json.loads(line)["id"] for each in lines for line in each) == list(range(16))
     assert [run.stored_recipe()["data"]["fold"] for run in folds] == ["1/2", "2/2"]
     assert {run.stored_recipe()["data"]["folds"] for run in folds} == {None}
-    assert compare([recipe.output, recipe.output])["examples"] == 16
+    assert compare([recipe.output, recipe.output]).examples == 16
 
 
 def test_folds_share_no_content_and_leave_room_for_validation(tiny: Any) -> None:
