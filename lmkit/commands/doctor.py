@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from lmkit import console
 from lmkit.data.splits import cache_folder
 from lmkit.models.source import is_offline
 from lmkit.run import versions
@@ -42,3 +43,12 @@ def doctor() -> dict[str, Any]:
         "cache": str(cache),
         "free_disk_bytes": shutil.disk_usage(existing).free,
     }
+
+
+def report_table(report: dict[str, Any]) -> str:
+    """Show the report for people."""
+    rows = [
+        [key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value]
+        for key, value in report.items()
+    ]
+    return console.table(["what", "found"], rows)

@@ -114,7 +114,7 @@ class Predictor:
 
         A text file never has: one that ends in .txt, or in nothing that lmkit knows, as ``test.en`` of two parallel files.
         """
-        from lmkit.data.sources import format_of
+        from lmkit.data.formats import find_format, may_be_text
 
         fields = [
             field
@@ -129,10 +129,11 @@ class Predictor:
         text = {role: column for role, column in self.recipe.data.columns.items() if role == "text"}
         source: str | dict[str, str] = path
         attempts = [(fields, columns), (fields, {}), (raw, text), (raw, {})]
-        if (kind := format_of(Path(path))) == "text" or (
-            kind is None and Path(path).expanduser().is_file()
-        ):
-            source, attempts = (path if kind else {"text": path}), [(raw, {})]
+        file_format = find_format(Path(path))
+        if file_format is None and Path(path).expanduser().is_file():
+            source, attempts = {"text": path}, [(raw, {})]
+        elif file_format is not None and file_format.is_text:
+            attempts = [(raw, {})]
         first: DataError | None = None
         for wanted, named in attempts:
             try:
@@ -142,7 +143,11 @@ class Predictor:
                 if not error.problem.startswith("no column for"):
                     break
             else:
-                if wanted is raw and kind in ("text", None) and self.recipe.data.document == "line":
+                if (
+                    wanted is raw
+                    and may_be_text(Path(path))
+                    and self.recipe.data.document == "line"
+                ):
                     _say_blank_lines(rows)
                 checked = (
                     self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows

@@ -28,6 +28,12 @@ def list_recipes() -> list[dict[str, str]]:
     return found
 
 
+def recipe_table(shipped: list[dict[str, str]]) -> str:
+    """Show the recipes for people."""
+    rows = [[entry["name"], entry["task"], entry["about"]] for entry in shipped]
+    return console.table(["name", "task", "about"], rows)
+
+
 def show_recipe(name: str, *, complete: bool = False) -> str:
     """The file as it is, or every value that would be used."""
     return (

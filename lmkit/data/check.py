@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.data import formats, parallel, sources
 from lmkit.data.formats import BadRow, Document
-from lmkit.data.row import FORMAT, LEAVE_OUT, SLICE_COLUMN, DataFile, OnBadRow, Row, hash_of
+from lmkit.data.row import (
+    FORMAT,
+    LEAVE_OUT,
+    SLICE_COLUMN,
+    DataFile,
+    OnBadRow,
+    Row,
+    hash_of,
+    short_path,
+)
 from lmkit.data.sources import HubId
 from lmkit.errors import DataError, RecipeError, nearest, suggest
 from lmkit.tasks.fields import Field, Form
@@ -88,8 +97,7 @@ def load_rows(
 
     paths = sources.download(found, split=split, key=key) if isinstance(found, HubId) else found
     shown = [
-        f"{found}/{path.name}" if isinstance(found, HubId) else sources.shown(path)
-        for path in paths
+        f"{found}/{path.name}" if isinstance(found, HubId) else short_path(path) for path in paths
     ]
     try:
         hashes = [sources.sha256_of(path) for path in paths]
@@ -334,7 +342,9 @@ class _Reader:
         roles = {field.name for form in self.forms for field in form.fields}
         used = [column for role, column in self.columns.items() if role in roles]
         positions = [name for name in used if name.isdecimal()]
-        if positions and len(positions) < len(used) and sources.format_of(path) in ("csv", "tsv"):
+        file_format = formats.find_format(path)
+        is_table = file_format is not None and file_format.is_table
+        if positions and len(positions) < len(used) and is_table:
             remedy = "give the names of the header, or positions for all where there is none"
             raise DataError(
                 "some columns are named, others given by position",
@@ -366,13 +376,15 @@ class _Reader:
                 unused = [name for name in there if name not in map(".".join, mapping.values())]
                 close = nearest(choices[0], unused) or (unused[0] if len(unused) == 1 else "COLUMN")
                 remedy = f"say which it is: data.columns={{{field.name}: {close}}}"
-                kind, sign = sources.format_of(path), re.search(r"[;\t|]|,(?=\w)", there[0])
-                if kind == "text":
+                sign = re.search(r"[;\t|]|,(?=\w)", there[0])
+                file_format = formats.find_format(path)
+                assert file_format is not None
+                if file_format.is_text:
                     remedy = f"a text file has texts alone; {field.name} needs .jsonl, .csv, .tsv, .conll or .parquet"
                     remedy = parallel.hint(path, key=self.key, wanted=form.fields) or remedy
-                elif kind in ("csv", "tsv") and len(there) == 1 and sign:
+                elif file_format.is_table and len(there) == 1 and sign:
                     remedy = f"the cells seem to be parted by {sign[0]!r}: .csv is read with commas, .tsv with tabs"
-                elif sources.format_of(path) in ("csv", "tsv"):
+                elif file_format.is_table:
                     remedy += "; in a file without a header, by position: 0, 1, ..."
                 raise DataError(
                     f"no column for {field.name!r}{given}; there are: {', '.join(name[:40] for name in there)}",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmkit.data import formats, sources
+from lmkit.data.row import short_path
 from lmkit.errors import DataError, suggest
 from lmkit.tasks.fields import Field
 
@@ -87,10 +88,10 @@ def _refuse(
         role: before + (last[role] is not None) + sum(1 for _ in stream)
         for role, stream in streams.items()
     }
-    said = ", ".join(f"{sources.shown(paths[role])} has {count}" for role, count in counts.items())
+    said = ", ".join(f"{short_path(paths[role])} has {count}" for role, count in counts.items())
     raise DataError(
         f"unequal numbers of lines: {said}",
-        place=sources.shown(next(iter(paths.values()))),
+        place=short_path(next(iter(paths.values()))),
         remedy="line i of one file belongs to line i of the other; nothing tells where one is missing",
     )
 
@@ -108,7 +109,7 @@ def sibling(path: Path) -> Path | None:
     beside = [
         p
         for p in sources.listing(path.parent)
-        if p.is_file() and sources.format_of(p) in (None, "text") and differs_in_one(p)
+        if p.is_file() and formats.may_be_text(p) and differs_in_one(p)
     ]
     return beside[0] if len(beside) == 1 else None
 
@@ -119,4 +120,4 @@ def hint(path: Path, *, key: str, wanted: Sequence[Field]) -> str | None:
     other = sibling(path) if len(texts) == len(wanted) == 2 and key.startswith("data.") else None
     if other is None:
         return None
-    return f"line by line with the file beside it: {key}={{{texts[0]}: {sources.shown(path)}, {texts[1]}: {sources.shown(other)}}}"
+    return f"line by line with the file beside it: {key}={{{texts[0]}: {short_path(path)}, {texts[1]}: {short_path(other)}}}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Row = dict[str, Any]
@@ -24,6 +26,12 @@ class DataFile:
     rows: int
     sha256: str
     bytes: int
+
+
+def short_path(path: Path) -> str:
+    """Name a file for messages: relative to the current directory where it lies below it."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def hash_of(value: Any) -> str:

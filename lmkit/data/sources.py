@@ -9,28 +9,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmkit.data.formats import KNOWN, find_format, may_be_text
+from lmkit.data.row import short_path
 from lmkit.errors import DataError, nearest
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-COMPRESSIONS = (".gz", ".zst")
-FORMATS = {
-    **dict.fromkeys((".txt", ".text"), "text"),
-    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
-    **dict.fromkeys((".arrow", ".feather"), "arrow"),
-    **dict.fromkeys((".conll", ".bio", ".iob"), "conll"),
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".conllu": "conllu",
-}
 # Endings that no data set on the hub has: a name that ends so is a path, though not one of ours.
 FOREIGN = re.compile(
     r"\.(bz2|xz|zip|tar|tgz|gz|zst|7z|xlsx?|docx?|pdf|html?|xml|md|ya?ml|log|dat|pkl|pt|npy)$",
     re.IGNORECASE,
 )
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::([\w.,+-]+))?(?:@([\w./-]+))?")
-KNOWN = f"known endings: {' '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
 
 
 @dataclass(frozen=True)
@@ -47,22 +36,6 @@ class HubId:
             + (f":{self.config}" if self.config else "")
             + (f"@{self.revision}" if self.revision else "")
         )
-
-
-def shown(path: Path) -> str:
-    """How messages call a file: relative to the current directory where it lies below it."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def format_of(path: Path) -> str | None:
-    """The format that a file's name promises, compression aside; None where it is none of ours.
-
-    >>> format_of(Path("train.jsonl.gz"))
-    'jsonl'
-    """
-    stem, ending = os.path.splitext(path.name.lower())
-    return FORMATS.get(os.path.splitext(stem)[1] if ending in COMPRESSIONS else ending)
 
 
 def sha256_of(path: Path) -> str:
@@ -157,7 +130,7 @@ def _find(entry: str, key: str, folders: list[Path], lines: bool) -> list[Path] 
 
 
 def _reads(path: Path, lines: bool) -> bool:
-    return format_of(path) in (None, "text") if lines else format_of(path) is not None
+    return may_be_text(path) if lines else find_format(path) is not None
 
 
 def _files_in(folder: Path, key: str) -> list[Path]:
@@ -165,7 +138,7 @@ def _files_in(folder: Path, key: str) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(p.name for p in listing(folder) if p.is_dir())
         raise DataError(
-            f"{shown(folder)} holds several splits: {splits}",
+            f"{short_path(folder)} holds several splits: {splits}",
             place=key,
             remedy="name the directory of one of them",
         )
@@ -173,10 +146,12 @@ def _files_in(folder: Path, key: str) -> list[Path]:
     files = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and format_of(path) and path.name not in about:
+        if path.is_file() and not hidden and find_format(path) and path.name not in about:
             files.append(path)
     if not files:
-        raise DataError(f"no data file in the directory {shown(folder)}", place=key, remedy=KNOWN)
+        raise DataError(
+            f"no data file in the directory {short_path(folder)}", place=key, remedy=KNOWN
+        )
     return files
 
 
@@ -188,7 +163,7 @@ def listing(folder: Path) -> list[Path]:
 
 
 def _looked_in(folders: list[Path]) -> str:
-    return "looked in " + ", ".join(dict.fromkeys(shown(folder) for folder in folders))
+    return "looked in " + ", ".join(dict.fromkeys(short_path(folder) for folder in folders))
 
 
 # ---------------------------------------------------------------------------------- the hub
@@ -198,7 +173,7 @@ def _may_be_hub_id(entry: str, folders: list[Path]) -> bool:
     if (
         not (match := HUB_ID.fullmatch(entry))
         or FOREIGN.search(match[1])
-        or format_of(Path(match[1]))
+        or find_format(Path(match[1]))
     ):
         return False
     # data/trian, where data/ is here: a typing error, not an organisation on the hub.

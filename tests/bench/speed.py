@@ -152,9 +152,10 @@ def ratios(
 
 @dataclass(frozen=True)
 class Place:
-    """Where things lie, and how much is done."""
+    """Where things lie, which checkout is measured, and how much is done."""
 
     root: Path
+    code: Path = HERE.parents[1]
     steps: int = 0
     rows: int | None = None
     bf16: bool = False
@@ -165,14 +166,14 @@ class Place:
 
 
 def environment(place: Place) -> dict[str, str]:
-    """Of a process that is measured: this checkout, all cores, caches of its own, no network."""
+    """Of a process that is measured: one checkout, all cores, caches of its own, no network."""
     kept = {
         key: value
         for key, value in os.environ.items()
         if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     }
     return kept | {
-        "PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1", "LMKIT_CACHE": str(place.root / "cache" / "lmkit"),
+        "PYTHONPATH": str(place.code), "HF_HUB_OFFLINE": "1", "LMKIT_CACHE": str(place.root / "cache" / "lmkit"),
         "HF_DATASETS_CACHE": str(place.root / "cache" / "datasets"), "TOKENIZERS_PARALLELISM": "true",
     }  # fmt: skip
 
