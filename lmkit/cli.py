@@ -295,7 +295,7 @@ def predict(
     if file:
         answers = predictor.file(file)
     else:
-        answers = predictor.answers(predictor.task.text_rows(texts or text_lines(sys.stdin)))
+        answers = predictor.answers(predictor.rows(texts or text_lines(sys.stdin)))
     for answer in answers:
         console.emit_line(answer)
 

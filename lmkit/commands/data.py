@@ -13,7 +13,7 @@ from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.flow.singles import check_repeat, is_repeated, single_runs
 from lmkit.recipe import load_recipe
-from lmkit.tasks.registry import TASKS, task_class
+from lmkit.tasks.registry import names, problem
 
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
@@ -33,7 +33,7 @@ def look(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict
     """
     recipe = load_recipe(source, overrides)
     if not recipe.task:
-        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
+        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(names())}")
     if is_repeated(recipe):
         check_repeat(recipe)
         runs = single_runs(recipe)
@@ -43,7 +43,7 @@ def look(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict
         load_splits,  # after the recipe is known to be right: mistakes in it answer at once
     )
 
-    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
+    splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation", "test"))
     known = {hash(text) for text in _texts(splits.rows["train"])}
     found = {
         split: _described(rows, known if split != "train" else None)

@@ -13,7 +13,7 @@ from lmkit.models.adapters import TASK_TYPES, adapter_config, base_of
 from lmkit.models.source import DESCRIPTION, ModelSource, find_model, is_model_directory
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import Run, atomic_directory, is_run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem, problems
 
 TOLERANCE = 1e-5  # largest difference of logits, fp32
 
@@ -60,12 +60,13 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> dict[str, Any
         (Path(found.location) / name).is_file()
         for name in ("tokenizer.json", "tokenizer_config.json")
     )
+    solved = problem(task)
     tokenizer = load_tokenizer(
         found.location if own else base,
         trust_remote_code=recipe.model.trust_remote_code,
-        slow=task_class(task).generates,
+        slow=solved.architecture == "encoder-decoder",
     )
-    model_class = task_class(task).model_class
+    model_class = solved.auto_class
     with atomic_directory(target) as folder:
         adapted = load_adapter(found, model_class, recipe, quantized=False)
         expected = probe_logits(adapted)
@@ -100,7 +101,7 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> dict[str, Any
         )
         _write(
             folder / "README.md",
-            merged_card(target.name, task, fresh.config, tokenizer, made, difference),
+            merged_card(target.name, solved, fresh.config, tokenizer, made, difference),
         )
     console.say(
         f"merged: {target}; its logits differ from the adapter's by at most {difference:.1e}"
@@ -118,9 +119,9 @@ def _task_of(found: ModelSource) -> str:
     if "task" in found.description:
         return str(found.description["task"])
     named = adapter_config(found).get("task_type")
-    for task, task_type in TASK_TYPES.items():
-        if task_type == named:
-            return task
+    for solved in sorted(problems(), key=lambda solved: solved.stage != "finetune"):
+        if named is not None and TASK_TYPES.get(solved.auto_class) == named:
+            return solved.name
     raise ModelError(
         f"an adapter of task_type {named!r}",
         place=found.location,

@@ -14,7 +14,7 @@ from lmkit.errors import DataError
 from lmkit.subject import facts_of, find_subject, tokenizer_of
 from lmkit.tasks.base import Task, TooLong
 from lmkit.tasks.fields import Field
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
@@ -32,10 +32,9 @@ class Predictor:
         from lmkit.models.build import load_trained
         from lmkit.train.device import build_accelerator, micro_batch_tokens
 
-        cls = task_class(recipe.task)
         facts = facts_of(found, recipe)
         self.recipe = recipe
-        self.task: Task = cls(recipe, facts, tokenizer_of(recipe, found))
+        self.task: Task = problem(recipe.task).task(recipe, facts, tokenizer_of(recipe, found))
         self.accelerator = build_accelerator(
             recipe.hardware.model_copy(update={"processes": "auto"})
         )
@@ -51,7 +50,11 @@ class Predictor:
             DataError: a text is empty, or longer than the model reads where it cannot be read in windows.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return list(self.answers(self.task.text_rows(texts)))
+        return list(self.answers(self.rows(texts)))
+
+    def rows(self, texts: Sequence[str]) -> list[Row]:
+        """Make rows of raw texts."""
+        return self.task.problem.rows(texts, self.task.facts)
 
     def answers(self, rows: Iterable[Row], *, place: str = "texts") -> Iterator[dict[str, Any]]:
         """Answers to checked rows, a batch at a time; how many of the rows were cut is said after the last."""
@@ -75,9 +78,9 @@ class Predictor:
         for row in rows:
             if not str(row.get("text", row.get("source", "x"))).strip() or row.get("tokens") == []:
                 raise DataError("empty text", place=f"text {row['id'] + 1}", remedy="leave it out")
-        answers = self.task.respond(self.model, rows)
-        if answers is not None:
-            return answers, 0
+        responder = self.task.problem.responder(self.task)
+        if responder is not None:
+            return responder.respond(self.model, rows), 0
         try:
             columns = self.task.encode(rows)
         except TooLong as error:
@@ -104,7 +107,7 @@ class Predictor:
         for number, part in sorted(found.items()):
             parts[pieces[number]["row"]].append(part)
         shown = [
-            self.task.show(self.task.combine(row, part))
+            self.task.problem.show(self.task.combine(row, part), self.task.facts)
             for row, part in zip(rows, parts, strict=True)
         ]
         return shown, sum(columns.get("cut", ()))
@@ -118,7 +121,7 @@ class Predictor:
 
         fields = [
             field
-            for field in self.task.fields_of(self.recipe, self.task.facts, None)
+            for field in self.task.problem.fields(self.recipe, self.task.facts)
             if not field.gold
         ]
         roles = [field.name for field in fields]
@@ -150,7 +153,7 @@ class Predictor:
                 ):
                     _say_blank_lines(rows)
                 checked = (
-                    self.task.text_rows([row["text"] for row in rows]) if wanted is raw else rows
+                    self.rows([row["text"] for row in rows]) if wanted is raw else rows
                 )
                 yield from self.answers(checked, place=path)
                 return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit.data.check import Peek, find_rows, load_rows, peek
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Recipe
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Problem
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Splits:
 
 
 def load_splits(
-    recipe: Recipe, task: type[Task], *, wanted: Sequence[str], facts: dict[str, Any] | None = None
+    recipe: Recipe, problem: Problem, *, wanted: Sequence[str], facts: dict[str, Any] | None = None
 ) -> Splits:
     """Read and check the splits a command needs.
 
@@ -100,7 +100,7 @@ def load_splits(
         if (from_train or (data.fold and "test" in wanted)) and "train" not in wanted
         else []
     )
-    fields = task.fields_of(recipe, facts, None if facts is not None else _peek(recipe))
+    fields = problem.fields(recipe, facts, None if facts is not None else _peek(recipe))
     for split in read:  # a file that is not there is said before another is read
         find_rows(getattr(data, split), key=f"data.{split}", fields=fields, folders=[Path.cwd()])
     from lmkit.data.labels import (
@@ -111,7 +111,7 @@ def load_splits(
         split_by_hash,
     )
 
-    rows = {split: _load(recipe, task, fields, split) for split in dict.fromkeys(read)}
+    rows = {split: _load(recipe, problem, fields, split) for split in dict.fromkeys(read)}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
         known = data.labels if facts is None else facts["labels"]
@@ -128,7 +128,7 @@ def load_splits(
         labels = data.labels or (
             labels_of(everything or rows["train"], gold[0].name) if gold else []
         )
-        facts = task.learn(rows["train"], labels)
+        facts = problem.learn(rows["train"], labels)
     for field in gold:
         rows = {
             split: check_labels(
@@ -152,29 +152,29 @@ def _peek(recipe: Recipe) -> Peek:
     )
 
 
-def _load(recipe: Recipe, task: type[Task], fields: Sequence[Field], split: str) -> Rows:
+def _load(recipe: Recipe, problem: Problem, fields: Sequence[Field], split: str) -> Rows:
     data = recipe.data
     return load_rows(
         getattr(data, split),
         key=f"data.{split}",
         split=split,
         fields=fields,
-        forms=task.forms,
+        forms=problem.forms,
         columns=data.columns,
         on_bad_row=data.on_bad_row,
         document=data.document,
         max_rows=data.max_rows,
-        slices=slices_of(recipe, task, split),
+        slices=slices_of(recipe, problem, split),
         folders=[Path.cwd()],
         cache_dir=cache_folder(),
     )
 
 
-def slices_of(recipe: Recipe, task: type[Task], split: str) -> list[str]:
+def slices_of(recipe: Recipe, problem: Problem, split: str) -> list[str]:
     """The columns that ``eval.slices`` names and the task does not read, of the splits that are evaluated."""
     if split == "train" and recipe.data.validation_fraction is None and recipe.data.fold is None:
         return []
-    known = {*SLICES, *(field.name for field in task.fields)}
+    known = {*SLICES, *(field.name for field in problem.fields(recipe))}
     return [name for name in dict.fromkeys(recipe.eval.slices) if name not in known]
 
 

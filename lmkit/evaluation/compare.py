@@ -15,7 +15,8 @@ from lmkit.evaluation.evaluate import finite, is_better
 from lmkit.metrics.comparison import Difference, holm, mcnemar, paired_bootstrap, permutation_test
 from lmkit.metrics.custom import Module, custom_statistics
 from lmkit.metrics.statistics import Statistics, ratio
-from lmkit.tasks.base import Task
+from lmkit.recipe.schema import Recipe
+from lmkit.tasks.base import Facts, Problem, Task
 
 Method = Literal["bootstrap", "permutation"]
 Records = Sequence[Mapping[str, Any]]
@@ -33,15 +34,17 @@ class Test:
     seed: int = 13
 
 
-def headline(task: Task) -> str:
-    """The metric of a task that is compared where none is named."""
-    if task.stage == "pretrain":
-        return "bits_per_byte" if "bits_per_byte" in task.metrics else "loss"
-    return next(metric for metric in task.metrics if metric != "loss")
+@dataclass(frozen=True)
+class Scored:
+    """A problem with its recipe and facts: what can be scored without a tokenizer."""
+
+    problem: Problem
+    recipe: Recipe
+    facts: Facts
 
 
 def score_together(
-    task: Task, systems: Sequence[Sequence[Records]], metric: str
+    task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str
 ) -> list[list[Statistics]]:
     """The statistics of each run of each system, with the same columns for all.
 
@@ -54,12 +57,12 @@ def score_together(
     runs = [run for system in systems for run in system]
     examples = len(runs[0])
     records = [record for run in runs for record in run]
-    together = task.score(records)
+    together = task.problem.score(task.facts, records)
     known = list(together.values())
     if metric not in known:
         if metric != "loss" or not all("nll" in record and "items" in record for record in records):
             raise LmkitError(
-                f"{task.name} has no metric {metric!r}",
+                f"{task.problem.name} has no metric {metric!r}",
                 place="--metric",
                 remedy=suggest(metric, known),
             )
@@ -74,7 +77,7 @@ def score_together(
 
 
 def score_by_module(
-    task: Task, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
+    task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
 ) -> list[list[Statistics]]:
     """The same of a metric that ``eval.metrics`` brought along."""
 

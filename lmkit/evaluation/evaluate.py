@@ -24,13 +24,14 @@ from lmkit.data.splits import Splits
 from lmkit.errors import ModelError
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
-from lmkit.evaluation.records import headline, store
+from lmkit.evaluation.records import store
 from lmkit.metrics.intervals import Interval, bootstrap_intervals
 from lmkit.models.memory import in_parts
 from lmkit.recipe.schema import Eval
 from lmkit.run import atomic_directory, write_rejects
 from lmkit.tasks.answers import Record, answer_of
 from lmkit.tasks.base import Task
+from lmkit.tasks.registry import less_is_better
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,30 +40,9 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 2048
 THREAD_TOKENS = 1024  # what a core's caches hold of a small model's pass: 8192 took one thread 1.45 times as long (6 x 384 BERT, bf16)
-LOWER_IS_BETTER = frozenset(
-    {
-        *(
-            "loss",
-            "perplexity",
-            "pseudo_perplexity",
-            "bits_per_byte",
-            "ter",
-            "mse",
-            "empty",
-            "truncated",
-        ),
-        *(
-            "wer",
-            "cer",
-            "mae",
-            "rmse",
-            "mape",
-            "smape",
-            "mase",
-            "brier_score",
-        ),  # modules of the evaluate library
-    }
-)
+# of modules of the evaluate library, whose metrics no task knows
+LESS_IS_BETTER = frozenset({"wer", "cer", "mae", "rmse", "mape", "smape", "mase", "brier_score"})
+LESS_IS_BETTER |= {"loss", "perplexity", "mse", "ter"}  # which some of them compute, too
 
 
 @dataclass(frozen=True)
@@ -146,12 +126,9 @@ def forward_tokens(budget: int, task: Task, device: Any) -> int:
     """
     import torch
 
-    generates = task.generates and task.stage == "finetune"
-    return (
-        min(budget, THREAD_TOKENS * torch.get_num_threads())
-        if device.type == "cpu" and not generates
-        else budget
-    )
+    if device.type != "cpu" or task.problem.writes:
+        return budget
+    return min(budget, THREAD_TOKENS * torch.get_num_threads())
 
 
 def _numbers(count: int) -> Any:
@@ -172,7 +149,7 @@ def measure(records: Sequence[Record], task: Task, *, seconds: float) -> Evaluat
     for record in records:
         nll, items = nll + record["nll"], items + record["items"]
     loss = nll / items if items else math.nan
-    return Evaluated(task.score(records), loss, len(records), seconds)
+    return Evaluated(task.problem.score(task.facts, records), loss, len(records), seconds)
 
 
 def validate(
@@ -193,7 +170,7 @@ def validate(
                 else 0.0
             )
             if (
-                accelerator.is_main_process and not task.tunes
+                accelerator.is_main_process and not task.problem.tunes(task.recipe, task.facts)
             ):  # else answers are not yet those the model will give
                 answer = answer_of(task).only_decision(records)
                 suspicions.warn_of_always_predicted(answer, split="validation", training=True)
@@ -233,7 +210,8 @@ def mean_loss(
 
 def lower_is_better(metric: str) -> bool:
     """Whether less is better; of what a module of ``eval.metrics`` computes (``module.name``) by its own name."""
-    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+    name = metric.rpartition(".")[2]
+    return name in LESS_IS_BETTER or less_is_better(name)
 
 
 def is_better(metric: str, value: float, than: float | None) -> bool:
@@ -269,7 +247,7 @@ def metrics_json(
         filter(
             None,
             [
-                evaluated.statistics.signature,
+                task.signature or evaluated.statistics.signature,
                 f"bootstrap:{options.interval}|resamples:{options.resamples}|seed:{seed}",
             ],
         )
@@ -386,7 +364,7 @@ def explain(
     (folder / "report.html").write_text(
         report(found, analysis, records, task, background), encoding="utf-8"
     )
-    metric = headline(task.metrics, found)
+    metric = task.problem.headline(task.facts)
     suspicions.say(
         analysis["suspicions"],
         answer_of(task),

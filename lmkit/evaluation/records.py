@@ -50,8 +50,3 @@ def store(records: Iterable[Record], path: Path) -> StoredRecords:
     with path.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     return StoredRecords(path)
-
-
-def headline(names: Sequence[str], found: Mapping[str, Any]) -> str:
-    """The metric that stands for all: the first of a task's ``names`` that metrics.json has."""
-    return next((name for name in names if name in found["metrics"]), next(iter(found["metrics"])))

@@ -17,7 +17,7 @@ from lmkit.recipe.schema import Eval
 from lmkit.run import Run
 from lmkit.subject import Subject, facts_of, tokenizer_of
 from lmkit.tasks.answers import answer_of
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
@@ -64,9 +64,10 @@ def evaluate_subject(
     elif split not in splits.rows:
         split = next(iter(splits.rows))
     if not recipe.eval.metrics:  # whose names nobody knows before
-        # metrics need no tokens
-        task = task_class(recipe.task)(recipe, splits.facts, None).for_evaluation()
-        check_limited(limited, {"loss", *task.metrics, *task.further})
+        solved = problem(recipe.task)
+        solved.check(recipe, splits.facts)
+        measures = solved.measured(recipe, splits.facts)
+        check_limited(limited, {"loss", *(metric.name for metric in measures)})
     return _evaluate_rows(subject, splits, split, _other_rows(recipe, splits, split))
 
 
@@ -94,7 +95,7 @@ def _load_split(subject: Subject, split: str) -> Splits:
         # a missing file is said before a config is loaded
         find_files(files, key=f"data.{split}", folders=[Path.cwd()])
     facts = facts_of(subject.source, recipe, split)
-    return load_splits(recipe, task_class(recipe.task), wanted=(split,), facts=facts)
+    return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=facts)
 
 
 def _other_rows(recipe: Recipe, splits: Splits, split: str) -> OtherRows:
@@ -151,8 +152,7 @@ def _training_rows(recipe: Recipe, splits: Splits) -> Rows | str:
 def _load(recipe: Recipe, splits: Splits, split: str) -> Rows:
     from lmkit.data.splits import load_splits
 
-    cls = task_class(recipe.task)
-    return load_splits(recipe, cls, wanted=(split,), facts=splits.facts).rows[split]
+    return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=splits.facts).rows[split]
 
 
 def _evaluate_rows(
@@ -169,7 +169,8 @@ def _evaluate_rows(
 
     recipe, source = subject.recipe, subject.source
     tokenizer = tokenizer_of(recipe, source)
-    task = task_class(recipe.task)(recipe, splits.facts, tokenizer).for_evaluation()
+    solved = problem(recipe.task)
+    task = solved.scorer(solved.task(recipe, splits.facts, tokenizer))
     encoded = encode(splits.rows[split], task)
     say_left_out(encoded, recipe.data, split=split)
     console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")

@@ -14,7 +14,7 @@ from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe, local_paths
 from lmkit.run import Run, command_line, write_text
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.data.splits import Splits
@@ -38,7 +38,7 @@ def train_one(
     # after the recipe is known to be right: mistakes in it answer at once
     from lmkit.data.splits import load_splits
 
-    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+    splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
     check_choice(recipe, splits)
     processes = 1 if launched else number_of_processes(recipe)
     if owns_run and overwrite:

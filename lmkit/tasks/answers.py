@@ -517,25 +517,10 @@ class Tokens(Answer):
         return Display([Line([Part(excerpt(self.text(record), 400))])])
 
 
-ANSWERS: Mapping[str, Callable[[], Answer]] = {
-    "single_label": Label,
-    "multi_label": LabelSet,
-    "regression": Number,
-}
-
-
 def answer_of(task: Any) -> Answer:
-    """Return the kind of a task's answers.
-
-    The one place that knows, until a problem says it (``Problem.answer``).
-    """
-    if task.stage == "pretrain":
-        return Tokens()
-    if task.name == "classification":
-        return ANSWERS[task.facts.get("kind", "single_label")]()
-    if task.name == "ner":
-        return Entities() if task.is_entities else Tags()
-    return Text()
+    """Return the kind of a task's answers."""
+    answer: Answer = task.problem.answer(task.facts)
+    return answer
 
 
 def loss_of(record: Record) -> float:

@@ -143,10 +143,12 @@ class Problem(ABC):
         """Return what stored predictions tell of the facts, where their model is not beside them."""
         return {}
 
-    def read_config(self, config: PretrainedConfig, recipe: Recipe) -> dict[str, Any]:
+    def read_config(
+        self, config: PretrainedConfig, recipe: Recipe, peek: Peek | None = None
+    ) -> dict[str, Any]:
         """Return what the config of a model that lmkit did not make tells of the facts.
 
-        Only asked where a field of the rows has labels.
+        Only asked where a field of the rows has labels. ``peek`` is as of ``fields``.
         """
         names = config.id2label or {}
         return {"labels": recipe.data.labels or [str(names[number]) for number in sorted(names)]}

@@ -138,10 +138,10 @@ def _fit(
     built = build_model(recipe, task, source)
     if sharded:
         check_sharding(recipe, built.model)
-    packing = choose_packing(recipe, task, built.model)
+    packing = choose_packing(recipe, task.problem, built.model)
     plan = plan_of(recipe, prepared.encoded["train"])
     total = total_steps(recipe, plan)
-    metric = metric_of(recipe, task, "validation" in prepared.encoded)
+    metric = metric_of(recipe, task.facts, "validation" in prepared.encoded)
     manifest = start_manifest(
         recipe,
         prepared,
@@ -348,7 +348,8 @@ def _tune(model: Any, prepared: Prepared, accelerator: Accelerator, recipe: Reci
     """What the task learns of the validation rows once the model is chosen, such as thresholds."""
     from accelerate.utils import broadcast_object_list
 
-    if not prepared.task.tunes or "validation" not in prepared.encoded:
+    task = prepared.task
+    if not task.problem.tunes(task.recipe, task.facts) or "validation" not in prepared.encoded:
         return
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
     records = list(
@@ -356,7 +357,7 @@ def _tune(model: Any, prepared: Prepared, accelerator: Accelerator, recipe: Reci
             model, prepared.task, prepared.encoded["validation"], accelerator, budget=budget
         )
     )
-    learned = [prepared.task.tune(records) if accelerator.is_main_process else {}]
+    learned = [task.problem.tune(task.facts, records) if accelerator.is_main_process else {}]
     if accelerator.num_processes > 1:
         broadcast_object_list(learned)
     prepared.task.facts |= learned[0]
@@ -415,7 +416,7 @@ def _evaluate(
     if "validation" not in prepared.encoded:
         return {}
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
-    task, rows = prepared.task.for_evaluation(), prepared.splits.rows
+    task, rows = prepared.task.problem.scorer(prepared.task), prepared.splits.rows
     found = evaluate_split(
         model,
         task,

@@ -114,7 +114,7 @@ class Bench:
         self.accelerator = build_accelerator(recipe.hardware)
         self.budget = micro_batch_tokens(recipe.hardware, self.accelerator.device)
         self._built = build_model(recipe, self.prepared.task, source)
-        self.packing = choose_packing(recipe, self.prepared.task, self._built.model)
+        self.packing = choose_packing(recipe, self.prepared.task.problem, self._built.model)
         trained = [p for p in self._built.model.parameters() if p.requires_grad]
         self._model = prepare_parallel(self.accelerator, self._built.model)
         self._optimizer = self.accelerator.prepare_optimizer(Recorder(trained, lr=0.0))

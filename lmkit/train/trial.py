@@ -37,7 +37,7 @@ class Trial:
         self._recipe, self._task, self._encoded = recipe, prepared.task, prepared.encoded["train"]
         self._accelerator = build_accelerator(hardware)
         built = build_model(recipe, self._task, source)
-        packing = choose_packing(recipe, self._task, built.model)
+        packing = choose_packing(recipe, self._task.problem, built.model)
         self._plan = plan_of(recipe, self._encoded)
         self._parameters = count_parameters(built.model)
         self._model = prepare_parallel(self._accelerator, built.model)

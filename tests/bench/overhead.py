@@ -61,7 +61,7 @@ class Subject:
         self.accelerator = build_accelerator(self.recipe.hardware)
         model = build_model(self.recipe, self.task, None).model
         self.parameters = count_parameters(model)[1]
-        self.packing = choose_packing(self.recipe, self.task, model)
+        self.packing = choose_packing(self.recipe, self.task.problem, model)
         self.plan = plan_of(self.recipe, encoded)
         self.model = prepare_parallel(self.accelerator, model)
         self.optimizer = self.accelerator.prepare_optimizer(

@@ -15,7 +15,6 @@ from typing import Any
 from lmkit import __version__
 from lmkit.console import readable as number
 from lmkit.evaluation.analysis import Background
-from lmkit.evaluation.records import headline
 from lmkit.evaluation.report import lineage, plots
 from lmkit.evaluation.report.examples import choose, hues_of, kinds_in, row
 from lmkit.evaluation.report.where import where
@@ -39,7 +38,7 @@ def report(
     Args:
         found: the content of metrics.json. analysis: that of analysis.json. records: the lines of predictions.jsonl.
     """
-    metric = headline(task.metrics, found)
+    metric = task.problem.headline(task.facts)
     run, answer = background.run, answer_of(task)
     name = task.recipe.name or (run.path.name if run else "model")
     body = [
