@@ -13,12 +13,13 @@ from lmkit import console
 from lmkit.errors import RunError, nearest
 from lmkit.models.source import find_model, is_model_directory
 from lmkit.recipe import Recipe, load_recipe
+from lmkit.records import Record
 from lmkit.run import Run, is_run
+from lmkit.tasks.base import Scored
 from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
-    from lmkit.evaluation.compare import Method
-    from lmkit.tasks.base import Task
+    from lmkit.evaluation.compare import Method, Pair
 
 Format = Literal["table", "markdown", "latex"]
 SPLITS = ("test", "validation")
@@ -65,7 +66,6 @@ def compare(
     from lmkit.evaluation.compare import (
         Test,
         compare_all,
-        headline,
         score_by_module,
         score_together,
     )
@@ -136,22 +136,18 @@ def compare(
     }
     console.say(_grid(pairs, names, chosen, confidence, style))
     for pair in pairs:
-        if "mcnemar_p_value" in pair:
+        if (exact := pair.verdict.mcnemar_p_value) is not None:
             console.say(
-                f"McNemar, exact: {names[pair['first']]} and {names[pair['second']]}: p = {pair['mcnemar_p_value']:.4g}"
+                f"McNemar, exact: {names[pair.first]} and {names[pair.second]}: p = {exact:.4g}"
             )
-    numbered = [
-        {key: value for key, value in pair.items() if key not in ("first", "second")}
-        for pair in pairs
-    ]
     if len(pairs) == 1:
-        return numbered[0] | {"runs": list(names)} | about
+        return pairs[0].verdict.to_json() | {"runs": list(names)} | about
     return {
         "metric": chosen,
         "runs": list(names),
         "pairs": [
-            {"runs": [names[pair["first"]], names[pair["second"]]]} | said
-            for pair, said in zip(pairs, numbered, strict=True)
+            {"runs": [names[pair.first], names[pair.second]]} | pair.verdict.to_json()
+            for pair in pairs
         ],
     } | about
 
@@ -231,13 +227,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+def read_records(folder: Path) -> Iterator[Record]:
     """The lines of predictions.jsonl."""
     path = folder / "predictions.jsonl"
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)
+                yield Record.from_json(json.loads(line))
             except ValueError as error:
                 raise RunError(
                     f"not readable as JSON: {error}",
@@ -261,9 +257,7 @@ def _one_task(described: Sequence[tuple[Path, dict[str, Any]]]) -> str:
     return str(about["task"])
 
 
-def _task(
-    place: Path, name: str, records: Sequence[Sequence[Sequence[dict[str, Any]]]]
-) -> Scored:
+def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]]) -> Scored:
     """The task with what its model learned; where the model is not beside the predictions, the labels that occur."""
     run = place.absolute().parents[1]
     recipe, facts = Recipe(task=name), {}
@@ -289,7 +283,7 @@ def _task(
     return Scored(solved, recipe, facts)
 
 
-def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:
+def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[Record]]]) -> None:
     """Refuse runs over different examples, naming the first line that differs from the first run's.
 
     Raises:
@@ -322,7 +316,7 @@ def _check_tokens(
     task: Scored,
     metric: str,
     places: list[list[list[Path]]],
-    records: list[list[list[dict[str, Any]]]],
+    records: list[list[list[Record]]],
 ) -> None:
     """Refuse losses that are of other tokens: a loss a token says nothing across tokenizers."""
     is_pretrained = task.problem.stage == "pretrain"
@@ -353,7 +347,7 @@ def _check_tokens(
 
 
 def _grid(
-    pairs: Sequence[dict[str, Any]],
+    pairs: Sequence[Pair],
     names: Sequence[str],
     metric: str,
     confidence: float,
@@ -373,16 +367,13 @@ def _grid(
         header.insert(7, "p (Holm)")
     rows = []
     for pair in pairs:
-        bounds = (
-            f"{pair['low']:+.4f} ... {pair['high']:+.4f}"
-            if None not in (pair["low"], pair["high"])
-            else "-"
-        )
-        ps = [f"{pair[key]:.4g}" for key in ("p_value", "p_holm") if key in pair]
-        values = [_number(pair["a"]), _number(pair["b"]), _number(pair["difference"], "+")]
-        rows.append(
-            [names[pair["first"]], names[pair["second"]], *values, bounds, *ps, pair["verdict"]]
-        )
+        verdict = pair.verdict
+        bounds = "-"
+        if verdict.low is not None and verdict.high is not None:
+            bounds = f"{verdict.low:+.4f} ... {verdict.high:+.4f}"
+        ps = [f"{p:.4g}" for p in (verdict.p_value, verdict.p_holm) if p is not None]
+        values = [_number(verdict.a), _number(verdict.b), _number(verdict.difference, "+")]
+        rows.append([names[pair.first], names[pair.second], *values, bounds, *ps, verdict.verdict])
     if style == "markdown":
         return markdown(header, rows)
     return latex(header, rows) if style == "latex" else console.table(header, rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from lmkit.tasks.registry import names, problem
 
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
+    from lmkit.tasks.answers import Answer
+    from lmkit.tasks.fields import Field
 
 SHOWN_LABELS, SHOWN_LETTERS = 30, 200
 
@@ -44,19 +45,23 @@ def look(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict
     )
 
     splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation", "test"))
-    known = {hash(text) for text in _texts(splits.rows["train"])}
+    solved = problem(recipe.task)
+    fields, answer = solved.fields(recipe, splits.facts), solved.answer(splits.facts)
+    known = {hash(text) for text in _texts(splits.rows["train"], fields)}
     found = {
-        split: _described(rows, known if split != "train" else None)
+        split: _described(rows, fields, answer, known if split != "train" else None)
         for split, rows in splits.rows.items()
     }
     return {"recipe": recipe.name, "task": recipe.task, "splits": found}
 
 
-def _described(rows: Rows, known: set[int] | None) -> dict[str, Any]:
-    """One split; ``known``: hashes of the training texts."""
+def _described(
+    rows: Rows, fields: Sequence[Field], answer: Answer, known: set[int] | None
+) -> dict[str, Any]:
+    """Describe one split; ``known``: hashes of the training texts."""
     lengths, repeated, in_train = [], 0, 0
     seen: set[int] = set()
-    for text in _texts(rows):
+    for text in _texts(rows, fields):
         lengths.append(len(text))
         key = hash(text)
         repeated += key in seen
@@ -77,17 +82,16 @@ def _described(rows: Rows, known: set[int] | None) -> dict[str, Any]:
         "characters": shown,
         "repeated": repeated,
         **({} if known is None else {"in_train": in_train}),
-        **({"labels": labels} if (labels := _labels(rows)) else {}),
+        **({"labels": labels} if (labels := _labels(rows, fields, answer)) else {}),
         "first": rows[0],
     }
 
 
-def _texts(rows: Rows) -> Iterator[str]:
-    """What is read of each row as one text, as overlap with training is judged: case and white space aside."""
+def _texts(rows: Rows, fields: Sequence[Field]) -> Iterator[str]:
+    """Yield what is read of each row as one text, as overlap with training is judged: case and white space aside."""
     from lmkit.evaluation.overlap import normalised
 
-    names = [name for name in ("text", "text_pair", "source", "tokens") if name in rows.names]
-    names = ["tokens"] if "tokens" in names else names  # beside which a text is the same once more
+    names = [field.name for field in fields if not field.gold]
     for row in rows:
         values = [
             " ".join(row[name]) if isinstance(row[name], list) else str(row[name]) for name in names
@@ -95,25 +99,12 @@ def _texts(rows: Rows) -> Iterator[str]:
         yield normalised("\n".join(values))
 
 
-def _labels(rows: Rows) -> dict[str, int]:
-    """How often each label occurs, of tagged words each entity by its first tag; the commonest first. Not of numbers."""
-    from lmkit.metrics.tagging import type_of
-    from lmkit.tasks.ner.task import marks_entities
-
-    name = next((name for name in ("label", "tags") if name in rows.names), None)
-    if name is None or isinstance(rows[0][name], float):
-        return {}
-    values = (row[name] for row in rows)
-    flat: Iterator[str] = chain.from_iterable(
-        value if isinstance(value, list) else [value] for value in values
-    )
-    counts = Counter(flat)
-    if name == "tags" and marks_entities(counts):
-        kinds: Counter[str] = Counter()
-        for tag, count in counts.items():
-            if tag[0] != "I":
-                kinds[tag if tag == "O" else type_of(tag)] += count
-        counts = kinds
+def _labels(rows: Rows, fields: Sequence[Field], answer: Answer) -> dict[str, int]:
+    """Count how often each label occurs; the commonest first."""
+    counts: Counter[str] = Counter()
+    for name in (field.name for field in fields if field.gold):
+        for row in rows:
+            counts.update(answer.occurrences(row[name]))
     return dict(counts.most_common())
 
 

@@ -112,7 +112,7 @@ def _row(name: str, found: dict[str, Any], metric: str, *, trained: str = "") ->
     how = TRAINED[name] + (
         " with LoRA" if recipe.lora else ", all weights" if recipe.model.base else ""
     )
-    from lmkit.evaluation.evaluate import lower_is_better
+    from lmkit.metrics.direction import lower_is_better
 
     choose = min if lower_is_better(metric) else max
     best = choose(

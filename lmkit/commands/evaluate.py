@@ -63,8 +63,8 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
     Raises:
         LmkitError: no such metric, or no interval to be strict about.
     """
-    from lmkit.evaluation.evaluate import lower_is_better
     from lmkit.flow.evaluation import check_limited
+    from lmkit.metrics.direction import lower_is_better
 
     metrics = {"loss": {"value": found["loss"], "low": None, "high": None}} | dict(found["metrics"])
     said = []

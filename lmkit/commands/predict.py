@@ -28,7 +28,7 @@ class Predictor:
     def __init__(self, source: str | Path, overrides: Sequence[str] = ()):
         subject = find_subject(str(source), overrides)
         recipe, found = subject.recipe, subject.source
-        from lmkit.evaluation.evaluate import forward_tokens
+        from lmkit.evaluation.forward import Forward
         from lmkit.models.build import load_trained
         from lmkit.train.device import build_accelerator, micro_batch_tokens
 
@@ -40,7 +40,7 @@ class Predictor:
         )
         self.model = load_trained(found, self.task).to(self.accelerator.device)
         budget = 2 * micro_batch_tokens(recipe.hardware, self.accelerator.device)
-        self.budget = forward_tokens(budget, self.task, self.accelerator.device)
+        self.forward = Forward(self.task, self.model, self.accelerator, budget)
         self._said: set[str] = set()  # places of which it was said that texts were cut
 
     def predict(self, texts: str | Sequence[str]) -> list[dict[str, Any]]:
@@ -71,16 +71,17 @@ class Predictor:
 
     def _answer(self, rows: list[Row]) -> tuple[list[dict[str, Any]], int]:
         """The answers, and how many of the rows were cut."""
-        import torch
-
-        from lmkit.data.plan import micro_batches
+        from lmkit.evaluation.forward import refuse_nan
 
         for row in rows:
             if not str(row.get("text", row.get("source", "x"))).strip() or row.get("tokens") == []:
                 raise DataError("empty text", place=f"text {row['id'] + 1}", remedy="leave it out")
         responder = self.task.problem.responder(self.task)
         if responder is not None:
-            return responder.respond(self.model, rows), 0
+            answers = responder.respond(self.model, rows)
+            for answer in answers:
+                refuse_nan(answer, place=f"text {answer['id'] + 1}")
+            return answers, 0
         try:
             columns = self.task.encode(rows)
         except TooLong as error:
@@ -92,23 +93,9 @@ class Predictor:
             {name: values[i] for name, values in columns.items()} | {"piece": i}
             for i in range(len(columns["row"]))
         ]
-        parts: list[list[dict[str, Any]]] = [[] for _ in rows]
-        found: dict[int, dict[str, Any]] = {}
-        import numpy as np
-
-        costs = np.asarray([self.task.cost(piece) for piece in pieces], dtype=np.int64)
-        for numbers in micro_batches(np.arange(len(pieces)), costs, self.budget):
-            chosen = [pieces[i] for i in numbers]
-            batch = self.task.collate([[piece] for piece in chosen]).to(self.accelerator.device)
-            with torch.inference_mode(), self.accelerator.autocast():
-                found |= dict(
-                    zip(numbers.tolist(), self.task.predict(self.model, batch, chosen), strict=True)
-                )
-        for number, part in sorted(found.items()):
-            parts[pieces[number]["row"]].append(part)
         shown = [
-            self.task.problem.show(self.task.combine(row, part), self.task.facts)
-            for row, part in zip(rows, parts, strict=True)
+            self.task.problem.show(record, self.task.facts)
+            for record in self.forward.records(rows, pieces)
         ]
         return shown, sum(columns.get("cut", ()))
 
@@ -152,9 +139,7 @@ class Predictor:
                     and self.recipe.data.document == "line"
                 ):
                     _say_blank_lines(rows)
-                checked = (
-                    self.rows([row["text"] for row in rows]) if wanted is raw else rows
-                )
+                checked = self.rows([row["text"] for row in rows]) if wanted is raw else rows
                 yield from self.answers(checked, place=path)
                 return
         assert first is not None

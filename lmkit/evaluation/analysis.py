@@ -17,8 +17,9 @@ from lmkit.evaluation.slices import slice_metrics
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe.schema import Eval
+from lmkit.records import Record
 from lmkit.run import Run
-from lmkit.tasks.answers import Record, answer_of, loss_of
+from lmkit.tasks.answers import answer_of
 from lmkit.tasks.base import Task
 
 WORST = 100
@@ -30,6 +31,7 @@ class Background:
 
     Args:
         train: the rows it was trained on; or why they cannot be compared with.
+        baseline: rows that baselines are learned from; None: no baselines.
         fitted_on: predictions on other rows, to fit a temperature on; None: no temperature.
         run: where the model comes from, if from a run.
         data: the files of the split: ``{"path", "rows", "sha256", "bytes"}``.
@@ -39,6 +41,7 @@ class Background:
     fitted_on: Sequence[Record] | None = None
     run: Run | None = None
     data: list[dict[str, Any]] = field(default_factory=list)
+    baseline: Rows | None = None
 
 
 def analyse(
@@ -62,7 +65,7 @@ def analyse(
             seed=task.recipe.seed,
             kind=options.interval,
         )
-        return {name: interval.as_dict() for name, interval in intervals.items()}
+        return {name: interval.to_json() for name, interval in intervals.items()}
 
     answer = answer_of(task)
     found: dict[str, Any] = {
@@ -93,7 +96,7 @@ def analyse(
 
 def worst(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The rows with the highest loss per label that counts, the worst first."""
-    losses = ((loss_of(record), -number) for number, record in enumerate(records))
+    losses = ((record.loss, -number) for number, record in enumerate(records))
     highest = heapq.nlargest(
         WORST, ((loss, number) for loss, number in losses if not math.isnan(loss))
     )

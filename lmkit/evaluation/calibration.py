@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmkit.tasks.answers import Answer, Record, probabilities_of
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, probabilities_of
 
 FloatArray = NDArray[np.float64]
 BINS = 15  # Guo et al. 2017

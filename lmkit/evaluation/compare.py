@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from lmkit.errors import LmkitError, suggest
-from lmkit.evaluation.evaluate import finite, is_better
 from lmkit.metrics.comparison import Difference, holm, mcnemar, paired_bootstrap, permutation_test
 from lmkit.metrics.custom import Module, custom_statistics
+from lmkit.metrics.direction import is_better
 from lmkit.metrics.statistics import Statistics, ratio
-from lmkit.recipe.schema import Recipe
-from lmkit.tasks.base import Facts, Problem, Task
+from lmkit.records import Record, Verdict, finite
+from lmkit.tasks.base import Scored, Task
 
 Method = Literal["bootstrap", "permutation"]
-Records = Sequence[Mapping[str, Any]]
+Records = Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,6 @@ class Test:
     confidence: float = 0.95
     resamples: int = 10_000
     seed: int = 13
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A problem with its recipe and facts: what can be scored without a tokenizer."""
-
-    problem: Problem
-    recipe: Recipe
-    facts: Facts
 
 
 def score_together(
@@ -104,59 +95,70 @@ def loss_statistics(records: Records) -> Statistics:
     )
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two systems by their numbers, and which one is better."""
+
+    first: int
+    second: int
+    verdict: Verdict
+
+
 def compare_pair(
     a: Sequence[Statistics], b: Sequence[Statistics], metric: str, test: Test
-) -> dict[str, Any]:
-    """One system against another, as JSON; see the contract.
+) -> Verdict:
+    """Compare one system with another.
 
     The interval is the paired bootstrap's; so is the p-value, unless the method is ``permutation``.
     """
-    found = paired_bootstrap(
+    difference = paired_bootstrap(
         a, b, metric, confidence=test.confidence, resamples=test.resamples, seed=test.seed
     )
-    p_value = found.p_value
+    p_value = difference.p_value
     if test.method == "permutation":
         p_value = permutation_test(a[0], b[0], metric, resamples=test.resamples, seed=test.seed)
-    said: dict[str, Any] = {
-        "metric": metric,
-        "a": finite(found.a),
-        "b": finite(found.b),
-        "difference": finite(found.difference),
-        "low": finite(found.low),
-        "high": finite(found.high),
-        "p_value": p_value,
-        "verdict": verdict(metric, found, p_value, test.confidence),
-    }
-    if (
-        metric == "accuracy"
-        and len(a) == len(b) == 1
-        and (exact := mcnemar(a[0], b[0])) is not None
-    ):
-        said["mcnemar_p_value"] = exact
-    return said
+    exact = None
+    if metric == "accuracy" and len(a) == len(b) == 1:
+        exact = mcnemar(a[0], b[0])
+    return Verdict(
+        metric=metric,
+        a=finite(difference.a),
+        b=finite(difference.b),
+        difference=finite(difference.difference),
+        low=finite(difference.low),
+        high=finite(difference.high),
+        p_value=p_value,
+        verdict=judge(metric, difference, p_value, test.confidence),
+        mcnemar_p_value=exact,
+    )
 
 
-def verdict(metric: str, found: Difference, p_value: float, confidence: float) -> str:
-    """``a is better``, ``b is better`` or ``not distinguishable``; for losses and errors less is better."""
-    if not p_value <= 1 - confidence + 1e-12 or found.a == found.b:
+def judge(metric: str, difference: Difference, p_value: float, confidence: float) -> str:
+    """Say ``a is better``, ``b is better`` or ``not distinguishable``; for losses and errors less is better."""
+    if not p_value <= 1 - confidence + 1e-12 or difference.a == difference.b:
         return "not distinguishable"
-    return "b is better" if is_better(metric, found.b, found.a) else "a is better"
+    return "b is better" if is_better(metric, difference.b, difference.a) else "a is better"
 
 
-def compare_all(
-    systems: Sequence[Sequence[Statistics]], metric: str, test: Test
-) -> list[dict[str, Any]]:
-    """Every pair of systems, with ``first`` and ``second`` their numbers; of several, the verdict allows for all that were made.
+def compare_all(systems: Sequence[Sequence[Statistics]], metric: str, test: Test) -> list[Pair]:
+    """Compare every pair of systems; of several pairs, the verdict allows for all that were made.
 
     ``p_holm`` is the p-value after Holm's correction; the intervals are each pair's own.
     """
-    pairs = []
-    for first, second in itertools.combinations(range(len(systems)), 2):
-        said = compare_pair(systems[first], systems[second], metric, test)
-        pairs.append({"first": first, "second": second} | said)
-    if len(pairs) > 1:
-        for said, adjusted in zip(pairs, holm([said["p_value"] for said in pairs]), strict=True):
-            said["p_holm"] = adjusted
-            if adjusted > 1 - test.confidence + 1e-12:
-                said["verdict"] = "not distinguishable"
-    return pairs
+    pairs = [
+        Pair(first, second, compare_pair(systems[first], systems[second], metric, test))
+        for first, second in itertools.combinations(range(len(systems)), 2)
+    ]
+    if len(pairs) < 2:
+        return pairs
+    adjusted = holm([pair.verdict.p_value for pair in pairs])
+    return [
+        replace(pair, verdict=_allow_for_others(pair.verdict, p_holm, test.confidence))
+        for pair, p_holm in zip(pairs, adjusted, strict=True)
+    ]
+
+
+def _allow_for_others(verdict: Verdict, p_holm: float, confidence: float) -> Verdict:
+    is_clear = p_holm <= 1 - confidence + 1e-12
+    text = verdict.verdict if is_clear else "not distinguishable"
+    return replace(verdict, p_holm=p_holm, verdict=text)

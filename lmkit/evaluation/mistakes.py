@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lmkit.tasks.answers import Answer, Record
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer
 
 
 def confusion(

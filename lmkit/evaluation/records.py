@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
-Record = Mapping[str, Any]
+from lmkit.records import Record
 
 
 class StoredRecords(Sequence[Record]):
@@ -30,7 +30,7 @@ class StoredRecords(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         with self.path.open("rb") as lines:
             for line in lines:
-                yield json.loads(line)
+                yield Record.from_json(json.loads(line))
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -41,12 +41,14 @@ class StoredRecords(Sequence[Record]):
             found = []
             for start in np.atleast_1d(self._starts[index]).tolist():
                 lines.seek(start)
-                found.append(json.loads(lines.readline()))
+                found.append(Record.from_json(json.loads(lines.readline())))
         return found if isinstance(index, slice) else found[0]
 
 
 def store(records: Iterable[Record], path: Path) -> StoredRecords:
     """Write records as they come, a line each."""
     with path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        out.writelines(
+            json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records
+        )
     return StoredRecords(path)

@@ -14,7 +14,8 @@ from lmkit.data.encode import Encoded
 from lmkit.data.row import SLICE_COLUMN
 from lmkit.errors import RecipeError
 from lmkit.metrics.statistics import Statistics
-from lmkit.tasks.answers import Answer, Record, answer_of
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, answer_of
 from lmkit.tasks.base import Task
 from lmkit.tasks.mlm.task import IDEOGRAPH, word_numbers
 

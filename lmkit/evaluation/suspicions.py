@@ -11,7 +11,8 @@ from lmkit import console
 from lmkit.data.rows import Rows
 from lmkit.evaluation.overlap import find_overlap
 from lmkit.metrics.statistics import Statistics
-from lmkit.tasks.answers import Answer, Record, answer_of
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, answer_of
 from lmkit.tasks.base import Task
 
 MOST = 100  # rows that are listed of each suspicion; all are counted
@@ -79,17 +80,17 @@ def never_predicted(records: Sequence[Record], answer: Answer) -> list[str]:
     return sorted(gold - predicted)
 
 
-def warn_of_always_predicted(answer: str | None, *, split: str, training: bool) -> None:
+def warn_of_one_decision(decision: str | None, *, split: str, training: bool) -> None:
     """Say it, also while there is time to stop (``training``); nothing where there is none.
 
     A learning rate that is too high ends like this, but so begins any training where one answer is the commonest.
     """
-    if answer is None:
+    if decision is None:
         return
     remedy = "if this stays so, lower train.learning_rate or train for longer"
     if not training:
         remedy = "a lower train.learning_rate or longer training may help"
-    console.warn(f"data.{split}: every answer is {answer}, though the gold differs; {remedy}")
+    console.warn(f"data.{split}: every answer is {decision}, though the gold differs; {remedy}")
 
 
 def say(
@@ -104,7 +105,7 @@ def say(
             shown = ["-" if number is None else f"{number:.4f}" for number in (without, value)]
             text += f"; {metric} without them: {shown[0]} ({clean['examples']} rows), with them: {shown[1]}"
         console.warn(text)
-    warn_of_always_predicted(found["always_predicted"], split=split, training=False)
+    warn_of_one_decision(found["always_predicted"], split=split, training=False)
     if found["never_predicted"]:
         console.warn(f"labels that the model never predicts: {', '.join(found['never_predicted'])}")
     if count := found["gold"]["count"]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from lmkit.tasks.registry import problem
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
-    from lmkit.tasks.answers import Record
+    from lmkit.records import Record
     from lmkit.tasks.base import Task
 
 
@@ -115,7 +114,7 @@ def _baseline_rows(recipe: Recipe, splits: Splits) -> Rows:
     """Return the training rows that baselines are learned from."""
     from lmkit.evaluation.baselines import check_baselines
 
-    check_baselines(recipe.task, recipe.data.train is not None)
+    check_baselines(recipe, splits.facts)
     if "train" in splits.rows:
         return splits.rows["train"]
     return _load(recipe, splits, "train")
@@ -152,7 +151,9 @@ def _training_rows(recipe: Recipe, splits: Splits) -> Rows | str:
 def _load(recipe: Recipe, splits: Splits, split: str) -> Rows:
     from lmkit.data.splits import load_splits
 
-    return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=splits.facts).rows[split]
+    return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=splits.facts).rows[
+        split
+    ]
 
 
 def _evaluate_rows(
@@ -162,8 +163,9 @@ def _evaluate_rows(
     from lmkit.data.encode import encode, say_left_out
     from lmkit.data.splits import provenance
     from lmkit.evaluation.analysis import Background
-    from lmkit.evaluation.baselines import baselines, baselines_table
-    from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
+    from lmkit.evaluation.baselines import baselines_table
+    from lmkit.evaluation.evaluate import evaluate_split, metrics_table
+    from lmkit.evaluation.forward import Forward
     from lmkit.models.build import load_trained
     from lmkit.train.device import build_accelerator, micro_batch_tokens
 
@@ -177,37 +179,31 @@ def _evaluate_rows(
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
     model = load_trained(source, task).to(accelerator.device)
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
+    forward = Forward(task, model, accelerator, budget)
     fitted_on: list[Record] | None = None
     if others.validation is not None:
         _check_temperature(task)
         aside = encode(others.validation, task)
         say_left_out(aside, recipe.data, split="validation")
-        fitted_on = list(predict_records(model, task, aside, accelerator, budget=budget))
-    parent = Run(source.run) if source.run else None
-    beside: Callable[[Sequence[Record]], dict[str, Any]] | None = None
-    if others.baseline is not None:
-        beside = partial(
-            baselines, task, others.baseline, encoded, options=recipe.eval, seed=recipe.seed
-        )
+        fitted_on = list(forward.predictions(aside))
+    background = Background(
+        train=others.train,
+        fitted_on=fitted_on,
+        run=Run(source.run) if source.run else None,
+        data=provenance(splits),
+        baseline=others.baseline,
+    )
     folder = subject.run.eval_folder(split)
     metrics = evaluate_split(
-        model,
-        task,
-        encoded,
-        accelerator,
-        split=split,
-        options=recipe.eval,
-        budget=budget,
-        folder=folder,
-        background=Background(others.train, fitted_on, parent, provenance(splits)),
-        beside=beside,
+        forward, encoded, split=split, options=recipe.eval, folder=folder, background=background
     )
-    if metrics:
-        console.say(metrics_table(metrics))
-        if beside is not None:
-            console.say(f"\n{baselines_table(metrics)}")
-        console.say(f"written to {folder}")
-    return metrics
+    if metrics is None:
+        return {}
+    console.say(metrics_table(metrics))
+    if metrics.baselines is not None:
+        console.say(f"\n{baselines_table(metrics)}")
+    console.say(f"written to {folder}")
+    return metrics.to_json()
 
 
 def _check_temperature(task: Task) -> None:

@@ -12,14 +12,13 @@ is a weighted sum of them, so nothing is ever scored twice.
 from __future__ import annotations
 
 from lmkit.metrics.classification import classification_statistics
-from lmkit.metrics.intervals import Interval, bootstrap_intervals, bootstrap_values
+from lmkit.metrics.intervals import bootstrap_intervals, bootstrap_values
 from lmkit.metrics.language_model import language_model_statistics
 from lmkit.metrics.statistics import Statistics
 from lmkit.metrics.tagging import tagging_statistics
 from lmkit.metrics.translation import translation_statistics
 
 __all__ = [
-    "Interval",
     "Statistics",
     "bootstrap_intervals",
     "bootstrap_values",

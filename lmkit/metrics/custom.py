@@ -13,8 +13,9 @@ import numpy as np
 
 from lmkit import console
 from lmkit.errors import RecipeError, nearest
-from lmkit.metrics.intervals import Interval, percentiles
+from lmkit.metrics.intervals import percentiles
 from lmkit.metrics.statistics import FloatArray, Statistics
+from lmkit.records import Interval
 
 SHIPPED = Path(__file__).with_name("modules")
 MOST_RESAMPLES, MOST_SECONDS = 200, 60  # every resample calls the module anew

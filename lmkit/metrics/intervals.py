@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 from lmkit.metrics.statistics import FloatArray, Statistics
+from lmkit.records import Interval
 
 CHUNK_BYTES = 32 << 20  # of resampling weights held at once
 Kind = Literal["percentile", "bca"]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A metric and its confidence interval; the bounds are None where none can be given."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    def as_dict(self) -> dict[str, float | None]:
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def bootstrap_intervals(

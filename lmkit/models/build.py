@@ -107,7 +107,9 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
                 place="lora",
                 remedy="give model.base, or lora: null",
             )
-        model = add_lora(model, recipe, source, auto_class=task.problem.auto_class, new=new, added=added)
+        model = add_lora(
+            model, recipe, source, auto_class=task.problem.auto_class, new=new, added=added
+        )
     if recipe.tagging.crf:
         knows = (
             source is not None
@@ -442,6 +444,7 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
 def describe(task: Task) -> dict[str, Any]:
     """What is needed to read text with this model: the task, what it learned of the data, the options of reading."""
     kept = {"seed", "data", "masking", "classification", "tagging", "translation", "generation"}
+    kept |= {task.problem.section or "data"}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
     recipe["data"] = {
         key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")

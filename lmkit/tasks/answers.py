@@ -9,11 +9,12 @@ import difflib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmkit.console import readable
+from lmkit.records import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from lmkit.metrics.entities import Match, Span
 
-Record = Mapping[str, Any]
 LETTERS = 1000  # of a text that are shown as an excerpt
 SHOWN = 80  # characters of the answer that all rows have
 FEW = 20  # rows, of which fewer may get one answer by chance
@@ -131,7 +131,7 @@ class Answer:
 
     def badness(self, record: Record) -> float:
         """Return by what the worst rows are found: the loss per label that counts; nan without any."""
-        return loss_of(record)
+        return record.loss
 
     def labels(self, record: Record) -> list[str]:
         """Return the gold labels of a row, by which it can be sliced."""
@@ -144,6 +144,10 @@ class Answer:
     def decisions(self, value: Any) -> Iterable[Any]:
         """Return the single decisions in a gold or a prediction, as JSON values."""
         return (value,)
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        """Return the labels of a gold as they are counted in the data; none where it has no labels."""
+        return ()
 
     def only_decision(self, records: Sequence[Record]) -> str | None:
         """Return the one decision that the model takes everywhere though the gold differs, as JSON.
@@ -208,6 +212,9 @@ class Label(Answer):
 
     def label_names(self, value: Any) -> Set[str]:
         return {value}
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return (value,)
 
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         return [(record["gold"], record["prediction"])]
@@ -283,6 +290,9 @@ class LabelSet(Answer):
 
     def label_names(self, value: Any) -> Set[str]:
         return set(value)
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return value  # type: ignore[no-any-return]
 
     def decisions(self, value: Any) -> Iterable[Any]:
         return (sorted(value),)
@@ -377,6 +387,9 @@ class Tags(Answer):
     def decisions(self, value: Any) -> Iterable[Any]:
         return value  # type: ignore[no-any-return]
 
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return value  # type: ignore[no-any-return]
+
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         return zip(record["gold"], record["prediction"], strict=True)
 
@@ -437,6 +450,12 @@ class Entities(Tags):
         from lmkit.metrics.tagging import type_of
 
         return {type_of(tag) for tag in value if tag != "O"}
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        """Return the type of each entity, and an ``O`` for each word outside of them."""
+        from lmkit.metrics.tagging import type_of
+
+        return [tag if tag == "O" else type_of(tag) for tag in value if tag[0] != "I"]
 
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         """Return the types of entities that are matched; ``(none)`` stands for missed and spurious ones."""
@@ -521,11 +540,6 @@ def answer_of(task: Any) -> Answer:
     """Return the kind of a task's answers."""
     answer: Answer = task.problem.answer(task.facts)
     return answer
-
-
-def loss_of(record: Record) -> float:
-    """Return nats per label that counts; nan without any."""
-    return record["nll"] / record["items"] if record.get("items") else math.nan
 
 
 def excerpt(text: str, letters: int = LETTERS) -> str:

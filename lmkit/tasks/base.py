@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row
 from lmkit.errors import DataError, RecipeError
-from lmkit.tasks.answers import Answer, Record
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer
 from lmkit.tasks.fields import Field, Form
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, Any]
 Peek = Callable[[Field], list[Any] | None]
-Predict = Callable[[Sequence[Row]], list[Any]]
 
 
 class TooLong(DataError):
@@ -66,12 +66,12 @@ class Baseline:
     """A simple way to predict, learned from rows alone.
 
     Args:
-        fit: learns from training rows, and returns what predicts the answers of other rows; None where these rows
-            teach nothing.
+        predict: learns from training rows, and returns the predictions for other rows; None where there is nothing
+            to learn.
     """
 
     name: str
-    fit: Callable[[Sequence[Row]], Predict | None]
+    predict: Callable[[Sequence[Row], Sequence[Row]], Sequence[Any] | None]
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,20 @@ class Problem(ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A problem with its recipe and facts: enough to score records, for which no tokenizer is needed."""
+
+    problem: Problem
+    recipe: Recipe
+    facts: Facts
+
+    @property
+    def name(self) -> str:
+        """Return the name of the problem."""
+        return self.problem.name
+
+
 class Task(ABC):
     """A problem with its facts, recipe and tokenizer. It answers six questions, and is complete once constructed.
 
@@ -230,12 +244,18 @@ class Task(ABC):
         tokenizer: the one the model was or will be trained with.
     """
 
-    problem: Problem
     predicts_tokens: ClassVar[bool] = False  # its classes are the vocabulary
     signature: str | None = None  # how it is measured, where that is not the usual way
 
-    def __init__(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase):
-        self.problem.check(recipe, facts)
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        problem.check(recipe, facts)
+        self.problem = problem
         self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
         self.max_length = recipe.data.max_length
 

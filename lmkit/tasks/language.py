@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmkit.batch import IGNORE, Batch, Piece, Row
-from lmkit.tasks.answers import Answer, Record, Tokens
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, Tokens
 from lmkit.tasks.base import Facts, Metric, Peek, Problem, Task
 from lmkit.tasks.fields import Field
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # what is hidden is the same at every evaluation, and unlike any training epoch's
 EVALUATION_EPOCH = 1_000_000_007
-MEASURES = (
+MEASURES: tuple[Metric, ...] = (
     Metric("loss", less_is_better=True),
     Metric("perplexity", less_is_better=True),
     Metric("accuracy"),
@@ -31,6 +32,7 @@ class LanguageProblem(Problem):
 
     stage = "pretrain"
     measures = MEASURES
+    select_by = "loss"
     # every token is predicted once, so bits per byte of the text mean something
     counts_bytes: ClassVar[bool] = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,15 @@ def readers_of(key: str) -> tuple[str, ...]:
     return tuple(other.name for other in problems() if key in other.keys)
 
 
-def less_is_better(metric: str) -> bool:
-    """Tell if less of a metric is better, as the problems that have it say."""
-    measures = (measure for other in problems() for measure in other.measures)
-    return any(measure.name == metric and measure.less_is_better for measure in measures)
+def headline(task: str, metrics: Collection[str]) -> str:
+    """Return the metric that stands for all, wherever one is shown or compared.
+
+    Args:
+        metrics: those that there are, in order.
+    """
+    measures = problem(task).measures if real_name(task) is not None else ()
+    names = (measure.name for measure in measures)
+    return next((name for name in names if name in metrics), next(iter(metrics)))
 
 
 @cache

@@ -10,11 +10,12 @@ from typing import Any
 from lmkit.evaluation.evaluate import metrics_table
 from lmkit.models.adapters import TASK_TYPES
 from lmkit.recipe.schema import Recipe
+from lmkit.records import Metrics
 from lmkit.tasks.base import Card, Problem, Task
 
 
 def model_card(
-    recipe: Recipe, task: Task, manifest: dict[str, Any], validation: dict[str, Any]
+    recipe: Recipe, task: Task, manifest: dict[str, Any], validation: Metrics | None
 ) -> str:
     """README.md of a run directory."""
     parameters = manifest["parameters"]
@@ -32,7 +33,7 @@ def model_card(
         lines.append("## Labels\n" + ", ".join(f"`{label}`" for label in labels))
     if validation:
         lines.append(
-            f"## Validation\n{validation['examples']} examples:\n\n```\n{metrics_table(validation)}\n```"
+            f"## Validation\n{validation.examples} examples:\n\n```\n{metrics_table(validation)}\n```"
         )
     card = task.problem.card(task.facts, task.tokenizer)
     if recipe.lora is not None:
@@ -42,7 +43,12 @@ def model_card(
 
 
 def merged_card(
-    name: str, problem: Problem, config: Any, tokenizer: Any, made: Mapping[str, str], difference: float
+    name: str,
+    problem: Problem,
+    config: Any,
+    tokenizer: Any,
+    made: Mapping[str, str],
+    difference: float,
 ) -> str:
     """README.md of a merged model's directory.
 

@@ -17,7 +17,8 @@ from lmkit.data.plan import Plan
 from lmkit.data.splits import Splits, cache_folder, provenance
 from lmkit.errors import ModelError, RecipeError, RunError
 from lmkit.evaluation.analysis import Background
-from lmkit.evaluation.evaluate import evaluate_split, metrics_table, predict_records
+from lmkit.evaluation.evaluate import evaluate_split, metrics_table
+from lmkit.evaluation.forward import Forward
 from lmkit.fast.unpadding import choose_packing
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.memory import free_cached_memory
@@ -25,6 +26,7 @@ from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe
+from lmkit.records import Metrics
 from lmkit.run import Run, atomic_directory, write_json, write_rejects, write_text
 from lmkit.tasks.base import Task
 from lmkit.train import card
@@ -210,7 +212,7 @@ def _fit(
         )
     _tune(model, prepared, accelerator, recipe)
     _save(model, task, run, prepared, accelerator)
-    found = _evaluate(model, prepared, accelerator, run, recipe)
+    metrics = _evaluate(model, prepared, accelerator, run, recipe)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     manifest |= {
@@ -230,7 +232,7 @@ def _fit(
     }
     if accelerator.is_main_process:
         write_json(run.manifest_file, manifest)
-        write_text(run.card_file, card.model_card(recipe, task, manifest, found))
+        write_text(run.card_file, card.model_card(recipe, task, manifest, metrics))
     return {
         "run": str(run.path),
         "task": task.name,
@@ -239,7 +241,7 @@ def _fit(
         "seconds": round(progress.seconds, 3),
         "selected_by": metric,
         "best_step": progress.best_step if progress.best_step is not None else progress.step,
-        "validation": found,
+        "validation": metrics.to_json() if metrics else {},
     }
 
 
@@ -352,11 +354,8 @@ def _tune(model: Any, prepared: Prepared, accelerator: Accelerator, recipe: Reci
     if not task.problem.tunes(task.recipe, task.facts) or "validation" not in prepared.encoded:
         return
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
-    records = list(
-        predict_records(
-            model, prepared.task, prepared.encoded["validation"], accelerator, budget=budget
-        )
-    )
+    forward = Forward(prepared.task, model, accelerator, budget)
+    records = list(forward.predictions(prepared.encoded["validation"]))
     learned = [task.problem.tune(task.facts, records) if accelerator.is_main_process else {}]
     if accelerator.num_processes > 1:
         broadcast_object_list(learned)
@@ -411,25 +410,23 @@ def _device(model: Any) -> Any:
 
 def _evaluate(
     model: Any, prepared: Prepared, accelerator: Accelerator, run: Run, recipe: Recipe
-) -> dict[str, Any]:
+) -> Metrics | None:
     """The final numbers on the validation split; the test split is ``lmkit eval``'s."""
     if "validation" not in prepared.encoded:
-        return {}
+        return None
     budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
     task, rows = prepared.task.problem.scorer(prepared.task), prepared.splits.rows
-    found = evaluate_split(
-        model,
-        task,
-        prepared.encoded["validation"]
-        if task is prepared.task
-        else encode(rows["validation"], task),
-        accelerator,
+    encoded = prepared.encoded["validation"]
+    if task is not prepared.task:
+        encoded = encode(rows["validation"], task)
+    metrics = evaluate_split(
+        Forward(task, model, accelerator, budget),
+        encoded,
         split="validation",
         options=recipe.eval,
-        budget=budget,
         folder=run.eval_folder("validation"),
         background=Background(rows["train"], run=run, data=provenance(prepared.splits)),
     )
-    if found:
-        console.say(f"\nvalidation, {found['examples']} examples:\n{metrics_table(found)}")
-    return found
+    if metrics is not None:
+        console.say(f"\nvalidation, {metrics.examples} examples:\n{metrics_table(metrics)}")
+    return metrics

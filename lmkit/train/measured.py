@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from lmkit.data.splits import Splits
-from lmkit.evaluation.evaluate import measure, predict_records
+from lmkit.evaluation.evaluate import measure
+from lmkit.evaluation.forward import Forward
 from lmkit.fast.unpadding import choose_packing
 from lmkit.models.build import build_model
 from lmkit.models.source import ModelSource
@@ -157,5 +158,7 @@ class Bench:
     def evaluation(self, *, budget: int) -> Predicted:
         """Predictions and loss of the validation rows."""
         task, encoded = self.prepared.task, self.prepared.encoded["validation"]
-        records = list(predict_records(self._model, task, encoded, self.accelerator, budget=budget))
-        return Predicted(measure(records, task, seconds=0).loss, records)
+        forward = Forward(task, self._model, self.accelerator, budget)
+        records = list(forward.predictions(encoded))
+        loss = measure(records, task, seconds=0).loss
+        return Predicted(loss, [record.to_json() for record in records])

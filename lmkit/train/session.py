@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.data.plan import Plan
 from lmkit.errors import TrainingStopped
-from lmkit.evaluation.evaluate import finite, is_better, validate
+from lmkit.evaluation.evaluate import validate
+from lmkit.evaluation.forward import Forward
 from lmkit.fast.packing import Packing
+from lmkit.metrics.direction import is_better
 from lmkit.recipe.schema import Recipe
+from lmkit.records import finite
 from lmkit.run import Run, write_text
 from lmkit.train.averages import averaged_weights
 from lmkit.train.checkpoint import (
@@ -160,14 +163,8 @@ def run_steps(
         settle()
         eager = uncompiled() if progress.compiled.get("on") else nullcontext()
         with averaged_weights(optimizer), gathered(model), eager:
-            value = validate(
-                model,
-                task,
-                prepared.encoded["validation"],
-                accelerator,
-                metric=metric,
-                budget=2 * batches.budget,
-            )
+            forward = Forward(task, model, accelerator, 2 * batches.budget)
+            value = validate(forward, prepared.encoded["validation"], metric=metric)
         model.train()
         progress.evaluated_step = progress.step
         improved = is_better(metric, value, progress.best_value)

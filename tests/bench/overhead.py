@@ -29,7 +29,7 @@ from lmkit.fast.unpadding import choose_packing
 from lmkit.models.build import build_model, count_parameters
 from lmkit.recipe import load_recipe
 from lmkit.run import Run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 from lmkit.train import session
 from lmkit.train.checkpoint import snapshot, write_checkpoint
 from lmkit.train.device import build_accelerator, micro_batch_tokens
@@ -55,7 +55,7 @@ class Subject:
     def __init__(self, steps: int):
         self.recipe = load_recipe(RECIPE)
         self.prepared = prepare(
-            self.recipe, load_splits(self.recipe, task_class("mlm"), wanted=("train",)), None
+            self.recipe, load_splits(self.recipe, problem("mlm"), wanted=("train",)), None
         )
         self.task, encoded = self.prepared.task, self.prepared.encoded["train"]
         self.accelerator = build_accelerator(self.recipe.hardware)

@@ -16,8 +16,9 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from lmkit.batch import IGNORE, Batch
-from lmkit.evaluation.evaluate import evaluate_split, mean_loss, measure, predict_records
-from lmkit.tasks.registry import TASKS
+from lmkit.evaluation.evaluate import evaluate_split, measure
+from lmkit.evaluation.forward import Forward
+from lmkit.tasks.registry import names
 
 ROWS = 16
 # the contract's headline metrics, and what a line of predictions.jsonl has besides id and score
@@ -42,7 +43,7 @@ RECORDS = {
     "ner": {"tokens", "gold", "prediction"},
     "translation": {"source", "gold", "prediction"},
 }
-KINDS = [*TASKS, "multi_label", "pairs", "regression"]
+KINDS = [*names(), "multi_label", "pairs", "regression"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def subject(tiny: Any) -> Any:
             budgets = {rows: rows * max(encoded.pieces.column("length")) for rows in (1, 4, 16)}
             records = {
                 rows: list(
-                    predict_records(model, prepared.task, encoded, tiny.accelerator, budget=budget)
+                    Forward(prepared.task, model, tiny.accelerator, budget).predictions(encoded)
                 )
                 for rows, budget in budgets.items()
             }
@@ -87,7 +88,7 @@ def test_records_come_once_in_file_order_whatever_the_batches(subject: Any, task
     found = subject(task)
     inputs = [
         field.name
-        for field in found.task.fields_of(found.task.recipe, found.task.facts, None)
+        for field in found.task.problem.fields(found.task.recipe, found.task.facts)
         if not field.gold
     ]
     for records in found.records.values():
@@ -98,7 +99,7 @@ def test_records_come_once_in_file_order_whatever_the_batches(subject: Any, task
             assert record["items"] == alone["items"]
             assert record["nll"] == pytest.approx(alone["nll"], rel=1e-5, abs=1e-5)
             assert_alike(record.get("prediction"), alone.get("prediction"))
-    json.dumps(found.records[4])
+    json.dumps([record.to_json() for record in found.records[4]])
     assert len({round(record["nll"], 3) for record in found.records[4]}) > ROWS / 2
 
 
@@ -111,9 +112,8 @@ def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str
     found = subject(task)
     expected = one_by_one(found.model, found.task, found.encoded)
     for rows, budget in found.budgets.items():
-        assert mean_loss(
-            found.model, found.task, found.encoded, tiny.accelerator, budget=budget
-        ) == pytest.approx(expected, rel=1e-6)
+        forward = Forward(found.task, found.model, tiny.accelerator, budget)
+        assert forward.mean_loss(found.encoded) == pytest.approx(expected, rel=1e-6)
         assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(
             expected, rel=1e-6
         )
@@ -126,7 +126,7 @@ def one_by_one(model: Any, task: Any, encoded: Any) -> float:
         for piece in encoded.example(number):
             batch, weight = task.collate([[piece]]), piece.get("weight", 1.0)
             inputs = dict(batch.inputs)
-            if task.model_class == "AutoModelForSeq2SeqLM":
+            if task.problem.auto_class == "AutoModelForSeq2SeqLM":
                 start = torch.tensor([[model.config.decoder_start_token_id]])
                 inputs["decoder_input_ids"] = torch.cat([start, batch.labels[:, :-1]], dim=1)
             with torch.inference_mode():
@@ -175,20 +175,18 @@ def test_what_is_written_is_what_the_contract_says(
     of = subject(task)
     its_task, options = of.task, of.task.recipe.eval
     found = evaluate_split(
-        of.model,
-        its_task,
+        Forward(its_task, of.model, tiny.accelerator, 999),
         of.encoded,
-        tiny.accelerator,
         split="validation",
         options=options,
-        budget=999,
         folder=tmp_path / "eval",
     )
+    assert found is not None
     written = ["analysis.json", "metrics.json", "predictions.jsonl", "report.html"]
     assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == written
     json.loads((tmp_path / "eval" / "analysis.json").read_text(), parse_constant=pytest.fail)
     written = json.loads((tmp_path / "eval" / "metrics.json").read_text(encoding="utf-8"))
-    assert written == found
+    assert written == found.to_json()
     keys = {"task", "split", "examples", "loss", "confidence", "metrics", "signature", "seconds"}
     assert keys <= written.keys() <= keys | {"by_label"}
     assert (written["task"], written["split"], written["examples"], written["confidence"]) == (
@@ -197,8 +195,8 @@ def test_what_is_written_is_what_the_contract_says(
         ROWS,
         0.95,
     )
-    assert METRICS.get(task, set(its_task.metrics) - {"loss"}) <= written["metrics"].keys()
-    assert set(its_task.metrics) - {"loss"} <= written["metrics"].keys()
+    assert METRICS.get(task, names_of(its_task) - {"loss"}) <= written["metrics"].keys()
+    assert names_of(its_task) - {"loss"} <= written["metrics"].keys()
     for interval in written["metrics"].values():
         assert interval.keys() == {"value", "low", "high"}
         assert interval["low"] <= interval["high"]
@@ -211,7 +209,11 @@ def test_what_is_written_is_what_the_contract_says(
 def test_rows_without_gold_are_read_and_answered(subject: Any, task: str) -> None:
     """The same encoding and prediction in evaluation and in ``lmkit predict``."""
     found = subject(task)
-    gold = {field.name for field in found.task.fields if field.gold}
+    gold = {
+        field.name
+        for field in found.task.problem.fields(found.task.recipe, found.task.facts)
+        if field.gold
+    }
     rows = [
         {name: value for name, value in row.items() if name not in gold}
         for row in found.encoded.rows[:3]
@@ -231,10 +233,15 @@ def test_rows_without_gold_are_read_and_answered(subject: Any, task: str) -> Non
         by_row[piece["row"]].append(part)
     for row, its_parts, record in zip(rows, by_row, found.records[1][:3], strict=True):
         answer = found.task.combine(row, its_parts)
-        shown = found.task.show(answer)
+        shown = found.task.problem.show(answer, found.task.facts)
         json.dumps(shown)
         assert not {"gold", "nll", "items"} & shown.keys()
         assert_alike(answer.get("prediction"), record.get("prediction"))
+
+
+def names_of(task: Any) -> set[str]:
+    """The names of a task's metrics."""
+    return {metric.name for metric in task.problem.metrics(task.facts)}
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ from html import escape
 from typing import Any
 
 from lmkit.console import readable
-from lmkit.tasks.answers import Answer, Line, Part, Record, loss_of
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, Line, Part
 
 MOST = 500  # rows in the page
 
@@ -47,7 +48,7 @@ def row(
     """
     display = answer.display(record)
     kinds = [*marks, *display.kinds]
-    loss = loss_of(record)
+    loss = record.loss
     shown = f"<b>row {escape(str(record['id']))}</b>" + (
         "" if math.isnan(loss) else f" · loss {readable(loss, 2)}"
     )

@@ -18,16 +18,18 @@ from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.report import lineage, plots
 from lmkit.evaluation.report.examples import choose, hues_of, kinds_in, row
 from lmkit.evaluation.report.where import where
+from lmkit.records import Metrics, Record
 from lmkit.run import command_line
-from lmkit.tasks.answers import Answer, Record, answer_of, excerpt
+from lmkit.tasks.answers import Answer, answer_of, excerpt
 from lmkit.tasks.base import Task
+from lmkit.tasks.registry import headline
 
 FOLDER = Path(__file__).parent
 LABELS_SHOWN = 400
 
 
 def report(
-    found: Mapping[str, Any],
+    metrics: Metrics,
     analysis: Mapping[str, Any],
     records: Sequence[Record],
     task: Task,
@@ -36,9 +38,9 @@ def report(
     """One HTML page that asks nothing of the network: styles, figures and script are in it, and its policy forbids the rest.
 
     Args:
-        found: the content of metrics.json. analysis: that of analysis.json. records: the lines of predictions.jsonl.
+        analysis: the content of analysis.json.
     """
-    metric = task.problem.headline(task.facts)
+    found, metric = metrics.to_json(), headline(metrics.task, metrics.metrics)
     run, answer = background.run, answer_of(task)
     name = task.recipe.name or (run.path.name if run else "model")
     body = [
@@ -305,6 +307,7 @@ def _headline(parent: lineage.Parent) -> str:
     """The first metric of a parent on its best known split."""
     for split in ("test", "validation"):
         if found := parent.metrics.get(split):
-            name, entry = next(iter(found["metrics"].items()))
+            name = headline(parent.task, found["metrics"])
+            entry = found["metrics"][name]
             return f" · {escape(name)} {number(entry['value'])} on {split} {f'({_interval(entry)})' if _interval(entry) else ''}"
     return ""

@@ -11,7 +11,8 @@ from urllib.parse import quote
 from lmkit.console import readable as number
 from lmkit.evaluation.report import plots
 from lmkit.metrics.entities import ERROR_KINDS
-from lmkit.tasks.answers import Answer, Record, loss_of
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer
 
 MOST_LABELS = 24  # of a confusion matrix
 MOST_ROWS = 200
@@ -34,7 +35,7 @@ def where(
     if points := answer.points(records):
         parts.append(_figure(plots.scatter(points), "Predicted over gold numbers"))
     if answer.loss_unit:
-        losses = [loss for record in records if not math.isnan(loss := loss_of(record))]
+        losses = [loss for record in records if not math.isnan(loss := record.loss)]
         if losses:
             caption = f"Loss by {answer.loss_unit}, nats a token"
             parts.append(_figure(plots.histogram(losses, x_label="loss"), caption))

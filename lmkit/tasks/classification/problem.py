@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.batch import Row
 from lmkit.errors import DataError, RecipeError, suggest
-from lmkit.tasks.answers import Answer, Label, LabelSet, Number, Record
-from lmkit.tasks.base import Card, Facts, Metric, Peek, Problem
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, Label, LabelSet, Number
+from lmkit.tasks.base import Baseline, Card, Facts, Metric, Peek, Problem
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
@@ -195,6 +196,11 @@ class ClassificationProblem(Problem):
             thresholds.append(best_threshold(probabilities, applies))
         return {"thresholds": thresholds}
 
+    def baselines(self, facts: Facts) -> tuple[Baseline, ...]:
+        from lmkit.tasks.classification.baselines import baselines_of
+
+        return baselines_of(kind_in(facts), facts["labels"])
+
     def card(self, facts: Facts, tokenizer: Any) -> Card:
         return Card(
             'lmkit predict DIR "a text"',
@@ -225,7 +231,7 @@ class ClassificationProblem(Problem):
     def task(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> Task:
         from lmkit.tasks.classification.task import Classification
 
-        return Classification(recipe, facts, tokenizer)
+        return Classification(self, recipe, facts, tokenizer)
 
 
 CLASSIFICATION = ClassificationProblem()

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, counted, flat, lay_out, pad
-from lmkit.tasks.base import Facts, Task
-from lmkit.tasks.classification.problem import CLASSIFICATION, kind_in
+from lmkit.tasks.base import Facts, Problem, Task
 from lmkit.tasks.windows import encode_windows, padding_of
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.recipe.schema import Recipe
 
@@ -29,11 +28,15 @@ PROBLEM_TYPES = {
 
 
 class Classification(Task):
-    problem = CLASSIFICATION
-
-    def __init__(self, recipe: Recipe, facts: Facts, tokenizer: Any):
-        super().__init__(recipe, facts, tokenizer)
-        self.kind = kind_in(self.facts)
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        super().__init__(problem, recipe, facts, tokenizer)
+        self.kind: str = self.facts.get("kind", "single_label")
         self.labels: list[str] = self.facts["labels"]
         self._number = {label: number for number, label in enumerate(self.labels)}
         self._pads_left = False

@@ -23,7 +23,7 @@ class CausalProblem(LanguageProblem):
     smoke_preset = "llama"
     architecture = "decoder"
     packs = True
-    measures = (*MEASURES, Metric("bits_per_byte", less_is_better=True))
+    measures = (Metric("bits_per_byte", less_is_better=True), *MEASURES)
     counts_bytes = True
 
     def check(self, recipe: Recipe, facts: Facts | None = None) -> None:
@@ -39,7 +39,7 @@ class CausalProblem(LanguageProblem):
     def task(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> Task:
         from lmkit.tasks.clm.task import CausalLanguageModeling
 
-        return CausalLanguageModeling(recipe, facts, tokenizer)
+        return CausalLanguageModeling(self, recipe, facts, tokenizer)
 
     def scorer(self, task: Task) -> Task:
         from lmkit.tasks.clm.sliding import SlidingWindow

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, lay_out
-from lmkit.tasks.clm.problem import CAUSAL
 from lmkit.tasks.language import LanguageModeling
 
 if TYPE_CHECKING:
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
 
 class CausalLanguageModeling(LanguageModeling):
-    problem = CAUSAL
-
     def encode(self, rows: Sequence[Row]) -> Columns:
         """Cut documents into blocks whose labels are the next tokens, across the cut too: each is predicted once."""
         return self.encode_blocks(rows)

@@ -9,7 +9,7 @@ from lmkit.batch import Row
 from lmkit.errors import DataError
 from lmkit.heads import num_positions, unwrap
 from lmkit.tasks.base import Responder, TooLong
-from lmkit.tasks.denoise.problem import gap_token
+from lmkit.tasks.denoise.gaps import gap_token
 from lmkit.tasks.denoise.task import Denoising
 from lmkit.tasks.generation import shift
 

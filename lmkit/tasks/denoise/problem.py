@@ -6,10 +6,10 @@ a mask token (BART) the whole text is written: text infilling (Lewis et al. 2020
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, cast
 
 from lmkit.tasks.base import Card, Facts, Responder, Task
+from lmkit.tasks.denoise.gaps import gap_token
 from lmkit.tasks.generation import check_beams, write_in_transformers
 from lmkit.tasks.language import LanguageProblem
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from lmkit.recipe.schema import Recipe
     from lmkit.tasks.denoise.task import Denoising
-
-SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")  # mT5's have the mark of a space
 
 
 class DenoisingProblem(LanguageProblem):
@@ -49,7 +47,7 @@ class DenoisingProblem(LanguageProblem):
     def task(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> Task:
         from lmkit.tasks.denoise.task import Denoising
 
-        return Denoising(recipe, facts, tokenizer)
+        return Denoising(self, recipe, facts, tokenizer)
 
     def responder(self, task: Task) -> Responder:
         from lmkit.tasks.denoise.fills import Fills
@@ -58,18 +56,3 @@ class DenoisingProblem(LanguageProblem):
 
 
 DENOISING = DenoisingProblem()
-
-
-def sentinels_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens ``<extra_id_0>``, ``<extra_id_1>``, ... by number; none where the tokenizer has none."""
-    found = {
-        int(match[1]): number
-        for token, number in tokenizer.get_vocab().items()
-        if (match := SENTINEL.fullmatch(token))
-    }
-    return [found[number] for number in sorted(found)]
-
-
-def gap_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What marks the first gap of a text."""
-    return "<extra_id_0>" if sentinels_of(tokenizer) else str(tokenizer.mask_token)

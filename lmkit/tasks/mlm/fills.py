@@ -35,10 +35,7 @@ class Fills(Responder):
                     place=f"text {row['id'] + 1}",
                 )
             positions = (
-                (encoded["input_ids"][0] == tokenizer.mask_token_id)
-                .nonzero()
-                .flatten()
-                .tolist()
+                (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
             )
             if not positions:
                 raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmkit.tasks.answers import Record
+from lmkit.records import Record
 from lmkit.tasks.base import Card, Facts, Metric, Responder, Task
 from lmkit.tasks.language import MEASURES, LanguageProblem
 
@@ -52,7 +52,7 @@ class MaskedProblem(LanguageProblem):
     def task(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> Task:
         from lmkit.tasks.mlm.task import MaskedLanguageModeling
 
-        return MaskedLanguageModeling(recipe, facts, tokenizer)
+        return MaskedLanguageModeling(self, recipe, facts, tokenizer)
 
     def scorer(self, task: Task) -> Task:
         from lmkit.tasks.mlm.pseudo import PseudoPerplexity

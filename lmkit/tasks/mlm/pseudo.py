@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Piece, Row, flat, pad
-from lmkit.tasks.answers import Record
+from lmkit.records import Record
 from lmkit.tasks.base import Scorer
 from lmkit.tasks.language import EVALUATION_EPOCH
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, keyed_rng, lay_out
 from lmkit.errors import ModelError
 from lmkit.tasks.language import EVALUATION_EPOCH, LanguageModeling
-from lmkit.tasks.mlm.problem import MASKED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +22,6 @@ FIRST_IDEOGRAPH, LAST_CODE = 0x3005, 0xFFFF
 
 
 class MaskedLanguageModeling(LanguageModeling):
-    problem = MASKED
-
     @cached_property
     def _ordinary(self) -> np.ndarray:
         """The tokens that may stand in for a hidden one: a stray padding token would shift RoBERTa's positions."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import Row
 from lmkit.errors import DataError, RecipeError
-from lmkit.tasks.answers import Answer, Entities, Record, Tags
-from lmkit.tasks.base import Card, Facts, Metric, Peek, Problem
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, Entities, Tags
+from lmkit.tasks.base import Baseline, Card, Facts, Metric, Peek, Problem
 from lmkit.tasks.fields import Field, Form
+from lmkit.tasks.ner.entities import entities, marks_entities
 from lmkit.tasks.ner.spans import SPLIT, words_with_tags
-from lmkit.tasks.words import Offsets, joined, split_words, word_split
+from lmkit.tasks.words import joined, split_words, word_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,7 +111,7 @@ class TaggingProblem(Problem):
         return Entities() if marks_entities(facts["labels"]) else Tags()
 
     def metrics(self, facts: Facts) -> tuple[Metric, ...]:
-        names = ("accuracy", "f1_macro", "loss")
+        names: tuple[str, ...] = ("accuracy", "f1_macro", "loss")
         if marks_entities(facts["labels"]):
             names = ("f1", "f1_strict", "precision", "recall", "accuracy", "loss")
         by_name = {metric.name: metric for metric in self.measures}
@@ -121,6 +123,11 @@ class TaggingProblem(Problem):
         gold = [record["gold"] for record in records]
         predicted = [record["prediction"] for record in records]
         return tagging_statistics(gold, predicted, entities=marks_entities(facts["labels"]))
+
+    def baselines(self, facts: Facts) -> tuple[Baseline, ...]:
+        from lmkit.tasks.ner.baselines import baselines_of
+
+        return baselines_of(facts["labels"])
 
     def card(self, facts: Facts, tokenizer: Any) -> Card:
         return Card(
@@ -149,50 +156,7 @@ class TaggingProblem(Problem):
     def task(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> Task:
         from lmkit.tasks.ner.task import WordTagging
 
-        return WordTagging(recipe, facts, tokenizer)
+        return WordTagging(self, recipe, facts, tokenizer)
 
 
 TAGGING = TaggingProblem()
-
-
-def marks_entities(labels: Collection[str]) -> bool:
-    """Tell if these tags mark entities: some have a type, or all are of ``B``, ``I``, ``O`` with a ``B``.
-
-    >>> marks_entities(["O", "B-X", "I-X"]), marks_entities(["O", "B", "I"]), marks_entities(["B", "I", "N", "O"])
-    (True, True, False)
-    """
-    if any(label.startswith(("B-", "I-")) for label in labels):
-        return True
-    return {"B"} < set(labels) <= {"B", "I", "O"}
-
-
-def entities(
-    text: str, offsets: Offsets, tags: Sequence[str], scores: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Read entities in characters off IOB2 tags; the score is the mean of their words'.
-
-    >>> entities("in New York", [(0, 2), (3, 6), (7, 11)], ["O", "B-LOC", "I-LOC"], [1, 0.5, 1.0])
-    [{'start': 3, 'end': 11, 'label': 'LOC', 'score': 0.75, 'text': 'New York'}]
-    >>> [found["label"] for found in entities("Rome", [(0, 4)], ["B"], [1])]
-    ['_']
-    """
-    from lmkit.metrics.tagging import type_of
-
-    spans: list[tuple[str, list[int]]] = []
-    previous = "O"
-    for number, tag in enumerate(tags):
-        if tag != "O":
-            prefix, label = tag.partition("-")[0], type_of(tag)
-            if prefix == "I" and previous != "O" and type_of(previous) == label:
-                spans[-1][1].append(number)
-            else:
-                spans.append((label, [number]))
-        previous = tag
-    found = []
-    for label, words in spans:
-        start, end = offsets[words[0]][0], offsets[words[-1]][1]
-        score = sum(scores[word] for word in words) / len(words)
-        found.append(
-            {"start": start, "end": end, "label": label, "score": score, "text": text[start:end]}
-        )
-    return found

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, lay_out, pad
 from lmkit.heads import crf_of
-from lmkit.tasks.base import Facts, Task
+from lmkit.tasks.base import Facts, Problem, Task
 from lmkit.tasks.ner.decoding import Transitions, iob2_transitions, marginals, viterbi
-from lmkit.tasks.ner.problem import TAGGING, entities, marks_entities
+from lmkit.tasks.ner.entities import entities, marks_entities
 from lmkit.tasks.windows import encode_windows, padding_of
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.recipe.schema import Recipe
 
@@ -23,10 +23,14 @@ WORD_MARKS = frozenset({"Ġ", "▁"})
 
 
 class WordTagging(Task):
-    problem = TAGGING
-
-    def __init__(self, recipe: Recipe, facts: Facts, tokenizer: Any):
-        super().__init__(recipe, facts, tokenizer)
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        super().__init__(problem, recipe, facts, tokenizer)
         self.labels: list[str] = self.facts["labels"]
         self._number = {label: number for number, label in enumerate(self.labels)}
         self._outside = "O" if "O" in self._number else self.labels[0]
@@ -165,7 +169,6 @@ class WordTagging(Task):
             else Transitions(*(a + b for a, b in zip(self._legal, learned, strict=True)))
         )
         return viterbi(emissions, scores), probabilities
-
 
 
 def sequence_losses(crf: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

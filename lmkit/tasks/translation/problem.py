@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import Row
-from lmkit.tasks.answers import Answer, Record, Text
-from lmkit.tasks.base import Card, Facts, Metric, Peek, Problem, Task
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, Text
+from lmkit.tasks.base import Baseline, Card, Facts, Metric, Peek, Problem, Task
 from lmkit.tasks.fields import Field
 from lmkit.tasks.generation import check_beams, write_in_transformers
 from lmkit.tasks.words import SOUTHEAST_ASIAN
@@ -76,6 +77,11 @@ class TranslationProblem(Problem):
             tokenize=tokenizer_for(references),
         )
 
+    def baselines(self, facts: Facts) -> tuple[Baseline, ...]:
+        from lmkit.tasks.translation.baselines import BASELINES
+
+        return BASELINES
+
     def card(self, facts: Facts, tokenizer: Any) -> Card:
         return Card('lmkit predict DIR "a sentence"', write_in_transformers())
 
@@ -93,7 +99,7 @@ class TranslationProblem(Problem):
     def task(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> Task:
         from lmkit.tasks.translation.task import Translation
 
-        return Translation(recipe, facts, tokenizer)
+        return Translation(self, recipe, facts, tokenizer)
 
 
 TRANSLATION = TranslationProblem()

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, lay_out, pad
 from lmkit.heads import logits_at, unwrap
-from lmkit.tasks.base import Facts, Task, TooLong
+from lmkit.tasks.base import Facts, Problem, Task, TooLong
 from lmkit.tasks.generation import set_generation, shift
 from lmkit.tasks.languages import set_languages, target_of
-from lmkit.tasks.translation.problem import TRANSLATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,13 +20,16 @@ if TYPE_CHECKING:
 
 
 class Translation(Task):
-    problem = TRANSLATION
     predicts_tokens = True
 
     def __init__(
-        self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
     ):
-        super().__init__(recipe, facts, tokenizer)
+        super().__init__(problem, recipe, facts, tokenizer)
         self.languages = set_languages(tokenizer, recipe.translation)
         self.target_tokenizer = target_of(tokenizer)
         self._end_marks = max(

@@ -17,8 +17,9 @@ from lmkit.data.check import load_rows
 from lmkit.data.encode import encode, say_cut
 from lmkit.data.rows import Rows
 from lmkit.errors import DataError
+from lmkit.recipe import Recipe
 from lmkit.tasks.base import TooLong
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 TEXTS = [
     "Call me Ishmael.",
@@ -42,7 +43,7 @@ def rows_of(tmp_path: Path, task: str, *rows: dict[str, Any]) -> Rows:
         "document": "line",
         "max_rows": None,
     }
-    fields = task_class(task).fields
+    fields = problem(task).fields(Recipe(task=task))
     return load_rows(
         str(file),
         key="data.train",
@@ -147,7 +148,7 @@ def test_what_decides_the_tokens_makes_them_anew(
     elif change == "long_text":
         task = task_of(tiny, name, data={"long_text": "head"})
     elif change == "labels":
-        task = type(task)(task.recipe, {"labels": ["positive", "negative"]}, task.tokenizer)
+        task = task.problem.task(task.recipe, {"labels": ["positive", "negative"]}, task.tokenizer)
     else:
         task = task_of(tiny, "clm")
     made = type(task).encode
@@ -161,7 +162,7 @@ def test_what_decides_the_tokens_makes_them_anew(
 def test_an_encoding_that_fails_leaves_nothing_behind(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, made = task_of(tiny, "mlm"), task_class("mlm").encode
+    task, made = task_of(tiny, "mlm"), problem("mlm").encode
     monkeypatch.setattr(encoding, "BATCH_ROWS", 2)
 
     def fall(self: Any, batch: Sequence[dict[str, Any]]) -> Any:

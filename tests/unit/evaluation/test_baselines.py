@@ -8,20 +8,23 @@ from typing import Any
 import pytest
 
 from lmkit.errors import RecipeError
+from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.baselines import (
-    BASELINES,
-    baselines,
+    answers_of,
     baselines_table,
     check_baselines,
-    ibm_model_1,
-    logistic_regression,
-    most_frequent_tags,
-    word_by_word,
+    compare_baselines,
 )
 from lmkit.evaluation.evaluate import evaluate_split
+from lmkit.evaluation.forward import Forward
 from lmkit.metrics import classification_statistics
-from lmkit.recipe.schema import Eval
-from lmkit.tasks.registry import TASKS
+from lmkit.recipe.schema import Data, Eval, Recipe
+from lmkit.records import Metrics, Record
+from lmkit.tasks.classification.baselines import logistic_regression
+from lmkit.tasks.ner.baselines import most_frequent_tags
+from lmkit.tasks.ner.problem import TAGGING
+from lmkit.tasks.registry import headline
+from lmkit.tasks.translation.baselines import ibm_model_1, word_by_word
 
 NAMES = {
     "classification": {"majority_class", "tfidf_logistic_regression"},
@@ -43,32 +46,28 @@ def test_every_task_has_its_sceptics(tiny: Any, task: str, tmp_path: Path) -> No
     prepared = tiny.prepared(recipe)
     test = prepared.encoded["validation"]
 
-    def beside(records: list[dict[str, Any]]) -> dict[str, Any]:
-        return baselines(
-            prepared.task, prepared.splits.rows["train"], test, records, recipe.eval, seed=1
-        )
-
     found = evaluate_split(
-        tiny.model(recipe),
-        prepared.task,
+        Forward(prepared.task, tiny.model(recipe), tiny.accelerator, 999),
         test,
-        tiny.accelerator,
         split="validation",
         options=recipe.eval,
-        budget=999,
         folder=tmp_path / "eval",
-        beside=beside,
+        background=Background(baseline=prepared.splits.rows["train"]),
     )
-    assert found == json.loads((tmp_path / "eval" / "metrics.json").read_text())
-    assert found["baselines"].keys() == NAMES[task]
-    for each in found["baselines"].values():
-        assert each["metrics"].keys() == found["metrics"].keys() - {"truncated"}
-        metric = each["metric"]
-        assert each["difference"] == pytest.approx(
-            found["metrics"][metric]["value"] - each["metrics"][metric]["value"]
+    assert found is not None
+    assert found.to_json() == json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert Metrics.from_json(found.to_json()).to_json() == found.to_json()
+    assert found.baselines is not None
+    assert found.baselines.keys() == NAMES[task]
+    for score in found.baselines.values():
+        assert score.metrics.keys() == found.metrics.keys() - {"truncated"}
+        metric = score.metric
+        assert metric == headline(found.task, found.metrics)
+        assert score.difference == pytest.approx(
+            found.metrics[metric].value - score.metrics[metric].value
         )
-        assert each["low"] <= each["difference"] <= each["high"]
-        assert each["verdict"] in ("model is better", "baseline is better", "not distinguishable")
+        assert score.low <= score.difference <= score.high
+        assert score.verdict in ("model is better", "baseline is better", "not distinguishable")
     assert "this model" in baselines_table(found)
 
 
@@ -76,13 +75,8 @@ def test_ngrams_know_more_than_a_random_model_of_the_same_tokens(tiny: Any) -> N
     recipe = tiny.recipe("clm", data={"max_rows": 200}, eval={"resamples": 100})
     prepared = tiny.prepared(recipe)
     test = prepared.encoded["validation"]
-    records = next(
-        iter(
-            BASELINES["clm"](
-                prepared.task, prepared.splits.rows["train"], test, [{}] * len(test)
-            ).values()
-        )
-    )
+    train = prepared.splits.rows["train"]
+    (records,) = answers_of(prepared.task, train, test, [{}] * len(test)).values()
     assert [record["items"] for record in records] == [
         sum(len(p["labels"]) for p in test.example(i)) for i in range(len(test))
     ]
@@ -128,23 +122,23 @@ def test_dictionary_finds_what_always_goes_together() -> None:
 
 
 def test_baseline_without_training_rows_is_refused() -> None:
-    check_baselines("ner", True)
+    facts = {"labels": ["O", "B-X", "I-X"]}
+    check_baselines(Recipe(task="ner", data=Data(train="x")), facts)
     with pytest.raises(RecipeError, match=r"eval.baseline: no data to learn a baseline from"):
-        check_baselines("ner", False)
+        check_baselines(Recipe(task="ner"), facts)
 
 
-def test_every_task_is_known_here_or_refused() -> None:
-    for task in set(TASKS) - set(BASELINES):
-        with pytest.raises(RecipeError, match="no baseline"):
-            check_baselines(task, True)
+def test_a_task_without_baselines_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TAGGING, "baselines", lambda facts: ())
+    with pytest.raises(RecipeError, match="no baseline"):
+        check_baselines(Recipe(task="ner", data=Data(train="x")), {"labels": ["O", "A"]})
 
 
 def test_no_resamples_no_verdict(tiny: Any) -> None:
     recipe = tiny.recipe("classification")
     prepared = tiny.prepared(recipe)
     test = prepared.encoded["validation"]
-    records = [{"gold": row["label"], "prediction": "positive"} for row in test.rows]
-    found = baselines(
-        prepared.task, prepared.splits.rows["train"], test, records, Eval(resamples=0), seed=1
-    )
-    assert all(each.keys() == {"metrics"} for each in found.values())
+    records = [Record({"gold": row["label"], "prediction": "positive"}) for row in test.rows]
+    train = prepared.splits.rows["train"]
+    found = compare_baselines(prepared.task, train, test, records, Eval(resamples=0))
+    assert all(score.to_json().keys() == {"metrics"} for score in found.values())

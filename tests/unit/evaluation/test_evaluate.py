@@ -12,20 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from lmkit.evaluation import evaluate
-from lmkit.evaluation.evaluate import (
-    evaluate_split,
-    finite,
-    forward_tokens,
-    is_better,
-    mean_loss,
-    measure,
-    metrics_json,
-    metrics_table,
-    predict_records,
-    validate,
-)
+from lmkit.evaluation import forward
+from lmkit.evaluation.evaluate import evaluate_split, measure, metrics_of, metrics_table, validate
+from lmkit.evaluation.forward import Forward, forward_tokens
+from lmkit.metrics.direction import is_better
 from lmkit.recipe.schema import Eval
+from lmkit.records import Interval, Metrics, finite
 
 
 def lm_record(nll: float, items: int, *, correct: int = 0, num_bytes: int = 10) -> dict[str, Any]:
@@ -48,7 +40,8 @@ def test_without_tokens_there_is_no_loss(tiny: Any) -> None:
     task = tiny.prepared(tiny.recipe("clm")).task
     found = measure([lm_record(0.0, 0)], task, seconds=0)
     assert math.isnan(found.loss)
-    written = metrics_json(found, task, split="test", options=Eval(resamples=0), seed=13)
+    made = metrics_of(found, task, split="test", options=Eval(resamples=0), seed=13)
+    written = made.to_json()
     assert written["loss"] is None
     assert written["metrics"]["perplexity"] == {"value": None, "low": None, "high": None}
     json.dumps(written, allow_nan=False)
@@ -60,13 +53,9 @@ def test_metrics_have_intervals_and_labels(tiny: Any) -> None:
         {"gold": gold, "prediction": "positive", "nll": 0.5, "items": 1}
         for gold in ["positive"] * 6 + ["negative"] * 2
     ]
-    found = metrics_json(
-        measure(records, task, seconds=1.23456),
-        task,
-        split="test",
-        options=Eval(resamples=200),
-        seed=13,
-    )
+    evaluated = measure(records, task, seconds=1.23456)
+    options = Eval(resamples=200)
+    found = metrics_of(evaluated, task, split="test", options=options, seed=13).to_json()
     assert found["metrics"]["accuracy"]["value"] == 0.75
     assert (
         0.25
@@ -83,21 +72,16 @@ def test_metrics_have_intervals_and_labels(tiny: Any) -> None:
     }
     assert found["signature"] == "bootstrap:percentile|resamples:200|seed:13"
     assert (found["loss"], found["seconds"]) == (0.5, 1.235)
-    assert found == metrics_json(
-        measure(records, task, seconds=1.23456),
-        task,
-        split="test",
-        options=Eval(resamples=200),
-        seed=13,
-    )
+    again = metrics_of(evaluated, task, split="test", options=options, seed=13)
+    assert found == again.to_json()
+    assert Metrics.from_json(found).to_json() == found
 
 
 def test_a_translation_carries_the_signatures_of_sacrebleu(tiny: Any) -> None:
     task = tiny.prepared(tiny.recipe("translation")).task
     records = [{"gold": "Os conozco.", "prediction": "Os conozco.", "nll": 1.0, "items": 4}]
-    found = metrics_json(
-        measure(records, task, seconds=0), task, split="test", options=Eval(), seed=13
-    )
+    evaluated = measure(records, task, seconds=0)
+    found = metrics_of(evaluated, task, split="test", options=Eval(), seed=13).to_json()
     assert found["signature"].startswith("BLEU|nrefs:1|case:mixed|eff:no|tok:13a")
     assert "chrF2|" in found["signature"]
     assert found["metrics"]["chrf"]["value"] == pytest.approx(100)
@@ -136,9 +120,10 @@ def test_chunks_of_rows_change_nothing(
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     encoded = prepared.encoded["validation"]
     assert len(encoded.pieces) > len(encoded.rows)
-    whole = list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1))
-    monkeypatch.setattr(evaluate, "CHUNK_ROWS", 2)
-    assert list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)) == whole
+    one_by_one = Forward(prepared.task, model, tiny.accelerator, 1)
+    whole = list(one_by_one.predictions(encoded))
+    monkeypatch.setattr(forward, "CHUNK_ROWS", 2)
+    assert list(one_by_one.predictions(encoded)) == whole
 
 
 def test_a_pass_fits_the_caches_of_a_cpu_unless_text_is_generated(tiny: Any) -> None:
@@ -155,45 +140,63 @@ def test_predicting_leaves_the_model_training(tiny: Any) -> None:
     recipe = tiny.recipe("classification", train={"dropout": 0.5})
     prepared, model = tiny.prepared(recipe), tiny.model(recipe).train()
     encoded = prepared.encoded["validation"]
-    losses = [
-        mean_loss(model, prepared.task, encoded, tiny.accelerator, budget=64) for _ in range(2)
-    ]
+    computed = Forward(prepared.task, model, tiny.accelerator, 64)
+    losses = [computed.mean_loss(encoded) for _ in range(2)]
     assert losses[0] == losses[1]
-    list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=64))
+    list(computed.predictions(encoded))
     assert model.training
+
+
+@pytest.mark.parametrize("way", ["mean_loss", "predictions"])
+def test_a_batch_that_raises_leaves_the_model_training(
+    tiny: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe("classification")
+    prepared, model = tiny.prepared(recipe), tiny.model(recipe).train()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a fault of the model's")
+
+    for name in ("loss", "predict"):
+        monkeypatch.setattr(type(prepared.task), name, fail)
+    computed = Forward(prepared.task, model, tiny.accelerator, 64)
+    compute = {
+        "mean_loss": computed.mean_loss,
+        "predictions": lambda encoded: list(computed.predictions(encoded)),
+    }[way]
+    with pytest.raises(RuntimeError, match="a fault of the model's"):
+        compute(prepared.encoded["validation"])
+    assert model.training
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
     recipe = tiny.recipe("classification")
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     encoded = prepared.encoded["validation"]
-    evaluated = measure(
-        list(predict_records(model, prepared.task, encoded, tiny.accelerator, budget=1)),
-        prepared.task,
-        seconds=0,
-    )
+    records = list(Forward(prepared.task, model, tiny.accelerator, 1).predictions(encoded))
+    evaluated = measure(records, prepared.task, seconds=0)
     for metric in ("loss", "accuracy", "f1_macro", "mcc"):
-        found = validate(model, prepared.task, encoded, tiny.accelerator, metric=metric, budget=64)
+        computed = Forward(prepared.task, model, tiny.accelerator, 64)
+        found = validate(computed, encoded, metric=metric)
         assert found == pytest.approx(evaluated.value(metric), abs=1e-6)
 
 
-def of_one_answer(tiny: Any, recipe: Any, bias: float) -> tuple[Any, Any, Any]:
-    """Model, task and validation rows; the model says the same of every text."""
+def of_one_answer(tiny: Any, recipe: Any, bias: float) -> tuple[Forward, Any]:
+    """A model with its task, and validation rows; the model says the same of every text."""
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.fill_(bias)
-    return model, prepared.task, prepared.encoded["validation"]
+    return Forward(prepared.task, model, tiny.accelerator, 64), prepared.encoded["validation"]
 
 
 def test_validation_says_when_all_rows_are_given_one_answer(
     tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """While there is time to stop: a rate that is too high has taught the model what is right on average."""
-    model, task, encoded = of_one_answer(
-        tiny, tiny.recipe("regression", data={"max_rows": 24}), 2.5
-    )
-    validate(model, task, encoded, tiny.accelerator, metric="spearman", budget=64)
+    computed, encoded = of_one_answer(tiny, tiny.recipe("regression", data={"max_rows": 24}), 2.5)
+    validate(computed, encoded, metric="spearman")
     said = "warning: data.validation: every answer is 2.5, though the gold differs; if this stays so, lower train.learning_rate"
     assert said in capsys.readouterr().err
 
@@ -206,8 +209,8 @@ def test_validation_does_not_judge_answers_whose_thresholds_are_still_to_be_tune
     recipe = tiny.recipe(
         "multi_label", classification={"threshold": threshold}, data={"max_rows": 24}
     )
-    model, task, encoded = of_one_answer(tiny, recipe, -1.0)
-    validate(model, task, encoded, tiny.accelerator, metric="f1_macro", budget=64)
+    computed, encoded = of_one_answer(tiny, recipe, -1.0)
+    validate(computed, encoded, metric="f1_macro")
     assert ("every answer is []" in capsys.readouterr().err) == is_said
 
 
@@ -218,16 +221,9 @@ def test_an_evaluation_keeps_and_says_what_is_always_predicted(
     recipe = tiny.recipe(
         "multi_label", classification={"threshold": "tuned"}, data={"max_rows": 24}
     )
-    model, task, encoded = of_one_answer(tiny, recipe, -1.0)
+    computed, encoded = of_one_answer(tiny, recipe, -1.0)
     evaluate_split(
-        model,
-        task,
-        encoded,
-        tiny.accelerator,
-        split="test",
-        options=Eval(resamples=0),
-        budget=64,
-        folder=tmp_path / "eval",
+        computed, encoded, split="test", options=Eval(resamples=0), folder=tmp_path / "eval"
     )
     assert "data.test: every answer is [], though the gold differs" in capsys.readouterr().err
     assert (
@@ -239,12 +235,13 @@ def test_an_evaluation_keeps_and_says_what_is_always_predicted(
 
 def test_every_rank_chooses_by_what_the_first_one_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one stops early and the others wait for it."""
-    second = SimpleNamespace(num_processes=2, is_main_process=False)
-    monkeypatch.setattr(evaluate, "predict_records", lambda *_, **__: [])
+    second = SimpleNamespace(num_processes=2, process_index=1)
+    monkeypatch.setattr(Forward, "predictions", lambda *_: [])
     monkeypatch.setattr(
         "accelerate.utils.broadcast_object_list", lambda values: operator.setitem(values, 0, 0.75)
     )
-    assert validate(None, None, None, second, metric="accuracy", budget=1) == 0.75  # type: ignore[arg-type]
+    computed: Any = Forward(None, None, second, 1)  # type: ignore[arg-type]
+    assert validate(computed, None, metric="accuracy") == 0.75  # type: ignore[arg-type]
 
 
 def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: Path) -> None:
@@ -255,13 +252,10 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: P
     (folder / "report.html").write_text("old")
     for _ in range(2):
         evaluate_split(
-            model,
-            prepared.task,
+            Forward(prepared.task, model, tiny.accelerator, 64),
             prepared.encoded["validation"],
-            tiny.accelerator,
             split="test",
             options=Eval(resamples=0),
-            budget=64,
             folder=folder,
         )
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -275,14 +269,16 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: P
 
 
 def test_the_table_shows_values_with_their_intervals() -> None:
-    found = {
-        "confidence": 0.9,
-        "loss": 0.25,
-        "metrics": {
-            "f1": {"value": 0.5, "low": 0.4, "high": 0.61234},
-            "mcc": {"value": None, "low": None, "high": None},
-        },
-    }
+    found = Metrics(
+        task="classification",
+        split="test",
+        examples=3,
+        loss=0.25,
+        confidence=0.9,
+        metrics={"f1": Interval(0.5, 0.4, 0.61234), "mcc": Interval(None)},
+        signature="",
+        seconds=0,
+    )
     shown = [line.split() for line in metrics_table(found).splitlines()]
     assert shown == [
         ["metric", "value", "90", "%", "interval"],
@@ -298,18 +294,16 @@ def test_further_metrics_stand_beside_the_tasks_own(tiny: Any, tmp_path: Path) -
     )
     prepared = tiny.prepared(recipe)
     found = evaluate_split(
-        tiny.model(recipe),
-        prepared.task,
+        Forward(prepared.task, tiny.model(recipe), tiny.accelerator, 999),
         prepared.encoded["validation"],
-        tiny.accelerator,
         split="validation",
         options=recipe.eval,
-        budget=999,
         folder=tmp_path / "eval",
     )
-    assert found["metrics"]["lmkit_tagging.f1"]["value"] == found["metrics"]["f1"]["value"]
-    assert found["metrics"]["lmkit_tagging.f1"]["low"] is not None
-    assert "bootstrap:bca|resamples:20" in found["signature"]
+    assert found is not None
+    assert found.metrics["lmkit_tagging.f1"].value == found.metrics["f1"].value
+    assert found.metrics["lmkit_tagging.f1"].low is not None
+    assert "bootstrap:bca|resamples:20" in found.signature
 
 
 def test_language_model_has_no_predictions_for_other_metrics(tiny: Any) -> None:

@@ -17,8 +17,10 @@ from lmkit.evaluation.report.examples import MOST
 from lmkit.evaluation.report.page import json_in_html, report
 from lmkit.evaluation.report.plots import curves, thin, ticks
 from lmkit.recipe import load_recipe
+from lmkit.records import BaselineScore, Interval, Metrics, Record
 from lmkit.tasks.answers import answer_of
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.base import Scored
+from lmkit.tasks.registry import problem
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 CLEAN = {
@@ -44,24 +46,26 @@ def page(
     if task == "ner":
         tags = {tag for record in records for tag in (*record["gold"], *record["prediction"])}
         labels = tuple(sorted(tags))
-    facts = {"labels": list(labels), **task_class(task).recover(records)}
-    made = task_class(task)(load_recipe({"task": task, "name": "x"}), facts, None)
+    facts = {"labels": list(labels), **problem(task).recover(records)}
+    made = Scored(problem(task), load_recipe({"task": task, "name": "x"}), facts)
     answer = answer_of(made)
     metric = {"classification": "accuracy", "ner": "f1", "translation": "bleu"}.get(task, "loss")
-    found = {
-        "task": task,
-        "split": "test",
-        "examples": len(records),
-        "loss": 0.5,
-        "confidence": 0.95,
-        "metrics": {metric: {"value": 0.8125, "low": 0.75, "high": 0.875}},
+    metrics = Metrics(
+        task=task,
+        split="test",
+        examples=len(records),
+        loss=0.5,
+        confidence=0.95,
+        metrics={metric: Interval(0.8125, 0.75, 0.875)},
+        signature="",
+        seconds=1.0,
         **more,
-    }
+    )
     analysis = {
         "kind": answer.kind,
         "slices": {
             "length": [
-                {"slice": f"{i} – {i + 1}", "examples": 2, "metrics": found["metrics"]}
+                {"slice": f"{i} – {i + 1}", "examples": 2, "metrics": metrics.to_json()["metrics"]}
                 for i in (1, 3)
             ]
         },
@@ -78,7 +82,7 @@ def page(
         analysis["entity_errors"] = errors
     if curve := calibration(records, answer):
         analysis["calibration"] = curve
-    return report(found, analysis, records, made, Background())
+    return report(metrics, analysis, [Record(record) for record in records], made, Background())
 
 
 def labelled(number: int, text: str, gold: str, prediction: str) -> dict[str, Any]:
@@ -207,10 +211,9 @@ def test_the_page_asks_nothing_of_the_network() -> None:
 
 
 def test_the_result_comes_first_with_its_interval_and_the_floor_beside_it() -> None:
-    floor = {
-        "metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
-        "verdict": "the model is better",
-    }
+    floor = BaselineScore(
+        {"accuracy": Interval(0.5, 0.4, 0.6)}, metric="accuracy", verdict="the model is better"
+    )
     html = page([labelled(0, "t", "a", "b")], baselines={"majority class": floor})
     assert (
         html.index("0.812")

@@ -10,6 +10,7 @@ import pytest
 
 from lmkit.errors import RecipeError
 from lmkit.evaluation.evaluate import evaluate_split
+from lmkit.evaluation.forward import Forward
 from lmkit.evaluation.options import check_eval_keys
 from lmkit.evaluation.slices import by_column, by_range, by_value, num_words, word_shares
 from lmkit.tasks.answers import Entities, Text
@@ -122,13 +123,10 @@ def test_a_column_that_no_task_reads_can_be_sliced_by_and_changes_nothing_else(
 
     prepared = prepare(recipe, tiny.splits(recipe), None)
     evaluate_split(
-        tiny.model(plain),
-        prepared.task,
+        Forward(prepared.task, tiny.model(plain), tiny.accelerator, 64),
         prepared.encoded["validation"],
-        tiny.accelerator,
         split="validation",
         options=recipe.eval,
-        budget=64,
         folder=tmp_path / "eval",
     )
     found = json.loads((tmp_path / "eval" / "analysis.json").read_text())

@@ -11,9 +11,9 @@ from lmkit.data.check import load_rows
 from lmkit.evaluation.suspicions import never_predicted, overlap_with_training, say
 from lmkit.metrics.classification import classification_statistics
 from lmkit.metrics.statistics import Statistics
-from lmkit.recipe import load_recipe
+from lmkit.recipe import Recipe, load_recipe
 from lmkit.tasks.answers import Answer, Entities, Label, LabelSet, Number, Tags, Text, Tokens
-from lmkit.tasks.classification.task import Classification
+from lmkit.tasks.classification.problem import CLASSIFICATION
 
 
 def record(number: int, gold: str, a: float, text: str = "") -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         str(tmp_path / "train.jsonl"),
         key="data.train",
         split="train",
-        fields=Classification.fields,
+        fields=CLASSIFICATION.fields(Recipe()),
         columns={},
         on_bad_row="error",
         document="line",
@@ -98,7 +98,7 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     def measured(part: Statistics) -> dict[str, Any]:
         return {name: {"value": value} for name, value in part.values().items()}
 
-    task = Classification(
+    task = CLASSIFICATION.task(
         load_recipe({"task": "classification", "name": "x"}), {"labels": ["a", "b"]}, None
     )
     found = overlap_with_training(records, train, task, statistics, measured)

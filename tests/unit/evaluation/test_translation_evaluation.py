@@ -14,7 +14,9 @@ import pytest
 import sacrebleu
 
 from lmkit.data.plan import micro_batches
-from lmkit.evaluation.evaluate import evaluate_split, predict_records
+from lmkit.evaluation.evaluate import evaluate_split
+from lmkit.evaluation.forward import Forward
+from lmkit.records import Metrics
 
 ROWS = 16
 
@@ -25,7 +27,7 @@ class Learned:
     task: Any
     encoded: Any
     records: list[dict[str, Any]]
-    metrics: dict[str, Any]
+    metrics: Metrics
     folder: Path
 
 
@@ -52,16 +54,9 @@ def learned(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     model = load_trained(find_model(str(run.model)), task)
     folder = tmp_path_factory.mktemp("eval") / "validation"
     options = recipe.eval
-    metrics = evaluate_split(
-        model,
-        task,
-        encoded,
-        tiny.accelerator,
-        split="validation",
-        options=options,
-        budget=999,
-        folder=folder,
-    )
+    forward = Forward(task, model, tiny.accelerator, 999)
+    metrics = evaluate_split(forward, encoded, split="validation", options=options, folder=folder)
+    assert metrics is not None
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return Learned(model, task, encoded, [json.loads(line) for line in lines], metrics, folder)
 
@@ -91,17 +86,17 @@ def test_scores_are_those_of_the_sacrebleu_command_on_what_was_written(
         subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, text=True).stdout
     )
     assert (
-        learned.metrics["metrics"]["bleu"]["value"] > 5
+        learned.metrics.metrics["bleu"].value > 5
     )  # the model writes what it learned, and scores are not all zero
     for score in printed:
         name = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter"}[score["name"]]
-        assert learned.metrics["metrics"][name]["value"] == pytest.approx(score["score"], abs=1e-6)
-        assert f"{score['name']}|{score['signature']}" in learned.metrics["signature"]
+        assert learned.metrics.metrics[name].value == pytest.approx(score["score"], abs=1e-6)
+        assert f"{score['name']}|{score['signature']}" in learned.metrics.signature
     assert len(printed) == 3
 
 
 def test_length_ratio_and_shares_are_counted_from_what_was_written(learned: Learned) -> None:
-    values = {name: interval["value"] for name, interval in learned.metrics["metrics"].items()}
+    values = {name: interval.value for name, interval in learned.metrics.metrics.items()}
     hypotheses, references = (
         [record[key] for record in learned.records] for key in ("prediction", "gold")
     )
@@ -126,11 +121,8 @@ def test_length_ratio_and_shares_are_counted_from_what_was_written(learned: Lear
 
 def test_a_translation_is_the_same_in_any_batch(tiny: Any, learned: Learned) -> None:
     for budget in (1, 60, 400, 10**6):
-        records = list(
-            predict_records(
-                learned.model, learned.task, learned.encoded, tiny.accelerator, budget=budget
-            )
-        )
+        forward = Forward(learned.task, learned.model, tiny.accelerator, budget)
+        records = list(forward.predictions(learned.encoded))
         assert [record["prediction"] for record in records] == [
             record["prediction"] for record in learned.records
         ]
@@ -154,7 +146,10 @@ def test_batches_leave_room_for_the_beams(tiny: Any, learned: Learned) -> None:
     more = recipe.model_copy(
         update={"generation": recipe.generation.model_copy(update={"num_beams": 6})}
     )
-    assert type(learned.task)(more, {}, learned.task.tokenizer).cost(pieces[0]) == costs[0] + 3 * 20
+    assert (
+        learned.task.problem.task(more, {}, learned.task.tokenizer).cost(pieces[0])
+        == costs[0] + 3 * 20
+    )
 
 
 def test_a_penalty_without_beams_has_no_effect(tiny: Any) -> None:

@@ -124,7 +124,7 @@ def test_slow_module_has_values_alone(
     found = custom_metrics(
         [module(tmp_path, 'return {"x": 1.0}')], ["a"] * 3, ["a"] * 3, labels=["a"]
     )
-    assert found["x"][0].as_dict() == {"value": 1.0, "low": None, "high": None}
+    assert found["x"][0].to_json() == {"value": 1.0, "low": None, "high": None}
     assert "no intervals" in capsys.readouterr().out
 
 

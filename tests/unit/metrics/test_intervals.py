@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lmkit.metrics import (
-    Interval,
     bootstrap_intervals,
     bootstrap_values,
     classification_statistics,
@@ -15,6 +14,7 @@ from lmkit.metrics import (
     tagging_statistics,
 )
 from lmkit.metrics.statistics import Statistics
+from lmkit.records import Interval
 
 
 def accuracy_of(hits: np.ndarray) -> Statistics:
@@ -90,7 +90,7 @@ def test_two_systems_are_resampled_alike() -> None:
 def test_no_bounds_without_resamples_or_examples_to_draw_from() -> None:
     many, one = accuracy_of(np.ones(5)), accuracy_of(np.ones(1))
     assert bootstrap_intervals(many, resamples=0) == {"accuracy": Interval(1.0, None, None)}
-    assert bootstrap_intervals(one)["accuracy"].as_dict() == {
+    assert bootstrap_intervals(one)["accuracy"].to_json() == {
         "value": 1.0,
         "low": None,
         "high": None,
