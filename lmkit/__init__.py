@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmkit.commands.predict import Predictor
@@ -22,7 +22,7 @@ __all__ = ["__version__", "evaluate", "finetune", "load", "pretrain"]
 
 
 def pretrain(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: str | Path | Mapping[str, object] | Recipe,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -32,7 +32,7 @@ def pretrain(
 
 
 def finetune(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: str | Path | Mapping[str, object] | Recipe,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -42,15 +42,15 @@ def finetune(
 
 
 def _train(
-    stage: str, recipe: str | Path | Mapping[str, Any] | Recipe, resume: bool, overwrite: bool
+    stage: str, recipe: str | Path | Mapping[str, object] | Recipe, resume: bool, overwrite: bool
 ) -> Run:
     from lmkit.commands.train import train
     from lmkit.run import Run
 
-    return Run(train(stage, recipe, resume=resume, overwrite=overwrite)["run"])
+    return Run(train(stage, recipe, resume=resume, overwrite=overwrite).run)
 
 
-def evaluate(recipe_or_run: str | Path | Mapping[str, Any] | Recipe | Run) -> Run:
+def evaluate(recipe_or_run: str | Path | Mapping[str, object] | Recipe | Run) -> Run:
     """Evaluate a run, a model directory or a recipe; the numbers are in ``run.metrics("test")``."""
     from lmkit.flow.evaluation import evaluate_subject
     from lmkit.run import Run

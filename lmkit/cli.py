@@ -166,7 +166,7 @@ def train(
     if smoke:
         console.emit(train.smoke(stage, recipe, keys))
     elif dry_run:
-        console.emit(train.dry_run(stage, recipe, keys, output=output))
+        console.show(train.dry_run(stage, recipe, keys, output=output))
     else:
         console.emit(
             train.train(stage, recipe, keys, output=output, resume=resume, overwrite=overwrite)
@@ -214,8 +214,10 @@ def evaluate(
         )
     limits = thresholds(fail_under or ())
     metrics = run_evaluation(source, overrides or (), output=output, limited=limits)
+    if metrics is None:  # another rank has them
+        return
     console.emit(metrics)
-    if metrics and (reasons := failures(metrics, limits, strict=strict)):
+    if reasons := failures(metrics, limits, strict=strict):
         console.fail("; ".join(reasons))
         raise typer.Exit(1)
 
@@ -315,7 +317,7 @@ def merge(
     _start(as_json, quiet, verbose)
     from lmkit.commands.merge import merge as merge_adapter
 
-    console.emit(merge_adapter(run, output, overwrite=overwrite))
+    console.show(merge_adapter(run, output, overwrite=overwrite))
 
 
 @app.command()
@@ -328,11 +330,9 @@ def data(
 ) -> None:
     """What a recipe's data looks like, before anything is trained: rows, lengths, labels, repetitions."""
     _start(as_json, quiet, verbose)
-    from lmkit.commands.data import look, tables
+    from lmkit.commands.data import look
 
-    summary = look(recipe, overrides or ())
-    console.say(tables(summary))
-    console.emit(summary)
+    console.show(look(recipe, overrides or ()))
 
 
 @app.command()
@@ -360,13 +360,12 @@ def doctor(
     """Versions, devices, native bf16, offline state, disk; with a recipe, the numerical proofs on it."""
     _start(as_json, quiet, verbose)
     if recipe is not None:
-        from lmkit.commands.proof import prove, table
+        from lmkit.commands.proof import prove
 
-        proof = prove(recipe, overrides or [], resume=resume, kills=kills, seed=seed)
-        console.say(f"\n{table(proof['proofs'])}")
-        console.emit(proof)
-        if not proof["ok"]:
-            raise ProofFailed(f"{proof['recipe']}: a proof failed, see the table")
+        report = prove(recipe, overrides or (), resume=resume, kills=kills, seed=seed)
+        console.show(report)
+        if not report.is_ok:
+            raise ProofFailed(f"{report.recipe}: a proof failed, see the table")
         return
     if resume:
         raise LmkitError(
@@ -374,11 +373,8 @@ def doctor(
             remedy="lmkit doctor RECIPE --resume",
         )
     from lmkit.commands.doctor import doctor as examine
-    from lmkit.commands.doctor import report_table
 
-    report = examine()
-    console.say(report_table(report))
-    console.emit(report)
+    console.show(examine())
 
 
 @app.command()
@@ -403,11 +399,8 @@ def bench(
     """How fast a recipe trains here, and what would make it faster; changes nothing."""
     _start(as_json, quiet, verbose)
     from lmkit.commands.bench import bench as measure
-    from lmkit.commands.bench import tables
 
-    report = measure(recipe, overrides or (), seconds=seconds, tried=tried or ())
-    console.say(tables(report))
-    console.emit(report)
+    console.show(measure(recipe, overrides or (), seconds=seconds, tried=tried or ()))
 
 
 @app.command()
@@ -422,18 +415,16 @@ def demo(
     _start(as_json, quiet, verbose)
     from lmkit.commands.demo import run_demo
 
-    console.emit(run_demo(output, overwrite=overwrite))
+    console.show(run_demo(output, overwrite=overwrite))
 
 
 @recipes.command("list")
 def recipe_list(as_json: Json = False) -> None:
     """The recipes that ship with lmkit."""
     _start(as_json)
-    from lmkit.commands.recipes import list_recipes, recipe_table
+    from lmkit.commands.recipes import list_recipes
 
-    shipped = list_recipes()
-    console.say(recipe_table(shipped))
-    console.emit({"recipes": shipped})
+    console.show(list_recipes())
 
 
 @recipes.command("show")
@@ -469,10 +460,7 @@ def recipe_check(
     _start(as_json)
     from lmkit.commands.recipes import check_recipe
 
-    checked = check_recipe(recipe, overrides or [])
-    rows = ", ".join(f"{split} {count} rows" for split, count in checked["rows"].items())
-    console.say(f"{checked['recipe']}: {checked['task']}; {rows}; nothing wrong")
-    console.emit(checked)
+    console.show(check_recipe(recipe, overrides or ()))
 
 
 @recipes.command("explain")
@@ -484,9 +472,7 @@ def recipe_explain(
     _start(as_json)
     from lmkit.commands.recipes import explain_key
 
-    explanation, table = explain_key(key)
-    console.say(table)
-    console.emit(explanation)
+    console.show(explain_key(key))
 
 
 @recipes.command("schema")

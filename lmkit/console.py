@@ -11,9 +11,9 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 STARTED_AS = "LMKIT_STARTED_AS"  # in the environment of processes that lmkit starts: the command the user gave
 
@@ -84,10 +84,28 @@ def fail(text: str) -> None:
     print(f"lmkit: {text}", file=sys.stderr, flush=True)
 
 
-def emit(value: Any) -> None:
-    """The one JSON object that ``--json`` promises on stdout; nothing without it."""
+class Result(Protocol):
+    """A command's result, which has a form for ``--json``."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class ShownResult(Result, Protocol):
+    """A command's result that has a form for people, too."""
+
+    def to_text(self) -> str: ...
+
+
+def emit(result: Result | Mapping[str, Any]) -> None:
+    """Print the one JSON object that ``--json`` promises on stdout; nothing without it."""
     if _state.as_json and not is_started_by_lmkit():
-        _write(json.dumps(value, ensure_ascii=False), sys.stdout)
+        emit_line(result if isinstance(result, Mapping) else result.to_json())
+
+
+def show(result: ShownResult) -> None:
+    """Print a result for people, and with ``--json`` its one JSON object."""
+    say(result.to_text())
+    emit(result)
 
 
 def emit_line(value: Any) -> None:

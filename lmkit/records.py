@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -13,8 +13,31 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def jsonable(value: Any) -> Any:
+    """Return the JSON form of a value at any depth; null stands for inf and nan."""
+    if isinstance(value, Stored):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(entry) for entry in value]
+    return finite(value) if isinstance(value, float) else value
+
+
+class Stored:
+    """A dataclass with a JSON form: its fields by name, those left out that have their default."""
+
+    def to_json(self) -> dict[str, Any]:
+        stored = {}
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if value != one.default and not (one.default_factory is dict and value == {}):
+                stored[one.name] = jsonable(value)
+        return stored
+
+
 @dataclass(frozen=True)
-class Interval:
+class Interval(Stored):
     """A metric and its confidence interval; the bounds are None where none can be given."""
 
     value: float | None
@@ -34,7 +57,7 @@ class Interval:
 
 
 @dataclass(frozen=True, eq=False)
-class Record(Mapping[str, Any]):
+class Record(Stored, Mapping[str, Any]):
     """A line of predictions.jsonl: a row's id, what was read, the answer, and whatever else its task says of it.
 
     Records of every task have ``id``, ``nll`` (nats, summed) and ``items`` (labels that count). A language model's have no
@@ -70,7 +93,7 @@ class Record(Mapping[str, Any]):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Stored):
     """One system beside another on the same examples.
 
     Args:
@@ -91,20 +114,13 @@ class Verdict:
     mcnemar_p_value: float | None = None
     p_holm: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        stored = asdict(self)
-        for name in ("mcnemar_p_value", "p_holm"):
-            if stored[name] is None:
-                del stored[name]
-        return stored
-
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Verdict:
         return cls(**stored)
 
 
 @dataclass(frozen=True)
-class BaselineScore:
+class BaselineScore(Stored):
     """The metrics of a baseline, and how much more the model has of the headline metric, where that was tested."""
 
     metrics: Mapping[str, Interval]
@@ -116,7 +132,7 @@ class BaselineScore:
     verdict: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        stored: dict[str, Any] = {"metrics": _all_to_json(self.metrics)}
+        stored: dict[str, Any] = {"metrics": jsonable(self.metrics)}
         if self.metric is not None:
             names = ("metric", "difference", "low", "high", "p_value", "verdict")
             stored |= {name: getattr(self, name) for name in names}
@@ -127,15 +143,15 @@ class BaselineScore:
         return cls(**{**stored, "metrics": _all_from_json(stored["metrics"])})
 
 
-@dataclass(frozen=True)
-class Metrics:
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Stored):
     """The content of metrics.json.
 
     Args:
         examples: rows. loss: mean over the labels that count, in nats.
         confidence: the level of the intervals of ``metrics``.
-        signature: how the numbers were made. seconds: of predicting.
         by_label: precision, recall, F1 and support of each label.
+        signature: how the numbers were made. seconds: of predicting.
         cut_rows: rows of which a part was left out. rejected_rows: rows that were.
         modules: module and key behind each metric that ``eval.metrics`` brought along.
         baselines: what simple systems reach on the same rows.
@@ -147,9 +163,9 @@ class Metrics:
     loss: float | None
     confidence: float
     metrics: Mapping[str, Interval]
+    by_label: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     signature: str
     seconds: float
-    by_label: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     cut_rows: int = 0
     rejected_rows: int = 0
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -161,38 +177,17 @@ class Metrics:
             return Interval(self.loss)
         return self.metrics[name]
 
-    def to_json(self) -> dict[str, Any]:
-        stored: dict[str, Any] = {
-            "task": self.task,
-            "split": self.split,
-            "examples": self.examples,
-            "loss": finite(self.loss),
-            "confidence": self.confidence,
-            "metrics": _all_to_json(self.metrics),
-        }
-        if self.by_label:
-            stored["by_label"] = {label: dict(row) for label, row in self.by_label.items()}
-        stored |= {"signature": self.signature, "seconds": self.seconds}
-        for name in ("cut_rows", "rejected_rows", "modules"):
-            if value := getattr(self, name):
-                stored[name] = value
-        if self.baselines is not None:
-            stored["baselines"] = {name: one.to_json() for name, one in self.baselines.items()}
-        return stored
-
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Metrics:
-        values = {**stored, "metrics": _all_from_json(stored["metrics"])}
+        names = {one.name for one in fields(cls)}
+        values = {name: value for name, value in stored.items() if name in names}
+        values["metrics"] = _all_from_json(stored["metrics"])
         if "baselines" in stored:
             scores = stored["baselines"]
             values["baselines"] = {
                 name: BaselineScore.from_json(score) for name, score in scores.items()
             }
         return cls(**values)
-
-
-def _all_to_json(metrics: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    return {name: interval.to_json() for name, interval in metrics.items()}
 
 
 def _all_from_json(stored: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:

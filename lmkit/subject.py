@@ -18,8 +18,6 @@ from lmkit.tasks.registry import names, problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lmkit.tasks.base import Peek
-
 DECIDED = (
     "data.labels",
     "tagging.crf",
@@ -164,21 +162,8 @@ def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> di
     solved = problem(recipe.task)
     if not any(field.kind in ("label", "tags") for field in solved.fields(recipe)):
         return {}
+    from lmkit.data.splits import peek_split
     from lmkit.models.load import load_config
 
-    first_rows = None if split is None else _peek(recipe, split)
+    first_rows = None if split is None else peek_split(recipe, split)
     return solved.read_config(load_config(model, recipe), recipe, first_rows)
-
-
-def _peek(recipe: Recipe, split: str) -> Peek:
-    """Return what gives the first values of a column."""
-    from lmkit.data.check import peek
-
-    return peek(
-        getattr(recipe.data, split),
-        key=f"data.{split}",
-        split=split,
-        columns=recipe.data.columns,
-        document=recipe.data.document,
-        folders=[Path.cwd()],
-    )

@@ -7,9 +7,9 @@ import multiprocessing
 import os
 import signal
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +54,130 @@ class Case:
     source: ModelSource | None
 
 
+@dataclass(frozen=True)
+class Speed:
+    """The speed of a setting beside the recipe's, over turns of both.
+
+    Args:
+        ratio: median of its speeds over the recipe's; ``low`` and ``high`` are the extremes.
+    """
+
+    tokens_per_second: float
+    ratio: float
+    low: float
+    high: float
+    padding: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A setting that was tried.
+
+    Args:
+        speed: None: it failed, and ``note`` says why.
+    """
+
+    setting: Setting
+    verdict: str
+    speed: Speed | None = None
+    note: str | None = None
+
+    @property
+    def is_faster(self) -> bool:
+        return self.speed is not None and self.verdict == "faster"
+
+    @property
+    def ratio(self) -> float:
+        return self.speed.ratio if self.speed is not None else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"set": self.setting}
+        if self.speed is not None:
+            values |= asdict(self.speed)
+        values["verdict"] = self.verdict
+        return values if self.note is None else values | {"note": self.note}
+
+    def cells(self) -> list[str]:
+        """Return a line of the table."""
+        keys = " ".join(as_arguments(self.setting))
+        if self.speed is None:
+            return [keys, "-", "-", "-", self.verdict, self.note or ""]
+        speed = self.speed
+        ratio = f"{speed.ratio:.2f} ({speed.low:.2f} ... {speed.high:.2f})"
+        memory = f"{speed.peak_memory_bytes / 2**30:.2f} GiB"
+        tokens = f"{speed.tokens_per_second:,.0f}"
+        return [keys, tokens, ratio, memory, self.verdict, self.note or ""]
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """The speed of a recipe on this machine, and of the settings that were tried beside it.
+
+    Args:
+        flops_per_token, share_of_peak: None where they could not be counted.
+        faster: the best of what was clearly faster, as KEY=VALUE.
+    """
+
+    recipe: str
+    task: str
+    device: str
+    threads: int
+    parameters: Mapping[str, int]
+    precision: str
+    packing: bool
+    workers: int | str
+    micro_batch_tokens: int
+    tokens_per_second: float
+    low: float
+    high: float
+    padding: float
+    peak_memory_bytes: int
+    matmul_flops_per_second: int
+    flops_per_token: int | None
+    share_of_peak: float | None
+    data_wait: float
+    seconds_per_epoch: float
+    seconds_in_all: float
+    settings: tuple[Measured, ...]
+    faster: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["settings"] = [measured.to_json() for measured in self.settings]
+        return values | {"faster": list(self.faster)}
+
+    def to_text(self) -> str:
+        trained = f"{self.parameters['trained']:,} trained"
+        packing = "packed" if self.packing else "not packed"
+        peak = f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s in {self.precision}"
+        speed = f"{self.tokens_per_second:,.0f} ({self.low:,.0f} ... {self.high:,.0f})"
+        in_all = f"{self.seconds_in_all / 60:.1f} minutes, evaluations not counted"
+        rows = [
+            ["device", f"{self.device}, {self.threads} threads, {self.precision}"],
+            ["parameters", f"{self.parameters['total']:,} ({trained})"],
+            ["micro-batches", f"{self.micro_batch_tokens} tokens, {packing}"],
+            ["tokens a second", speed],
+            ["padding", f"{self.padding:.1%}"],
+            ["peak memory", f"{self.peak_memory_bytes / 2**30:.2f} GiB"],
+            ["matrix products' peak", peak],
+            ["share of it", "-" if self.share_of_peak is None else f"{self.share_of_peak:.1%}"],
+            ["waiting for data", f"{self.data_wait:.1%}"],
+            ["an epoch", f"{self.seconds_per_epoch / 60:.1f} minutes"],
+            ["the whole run", in_all],
+        ]
+        parts = [console.table([f"{self.recipe} as it is", "measured"], rows)]
+        if self.settings:
+            header = ["tried", "tokens/s", "times the recipe's", "memory", "verdict", ""]
+            tried = [measured.cells() for measured in self.settings]
+            parts.append(console.table(header, tried))
+        parts.append(" ".join(self.faster) or "nothing that was tried is clearly faster")
+        return "\n\n".join(parts)
+
+
 def bench(
     source: str, overrides: Sequence[str] = (), *, seconds: float = 10.0, tried: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> BenchReport:
     """Measure a recipe's training loop, and beside it settings that compute the same otherwise.
 
     No run directory is touched and no weight saved; tokens, and a tokenizer that the recipe learns, go into the cache,
@@ -65,9 +186,6 @@ def bench(
     Args:
         seconds: measured for each setting, and as long for the recipe beside it.
         tried: hardware keys as ``KEY=VALUE``, each a setting of its own, in place of lmkit's choice.
-
-    Returns:
-        For ``--json``; ``faster`` is the best of what was clearly faster, as KEY=VALUE.
 
     Raises:
         LmkitError: whatever training the recipe would refuse.
@@ -154,99 +272,111 @@ def _fitting(
 
 def _compare(
     case: Case, own: _Process, asked: list[Setting], turn: float, *, steps_of: int
-) -> dict[str, Any]:
-    """The recipe's own figures, and each setting against it."""
-    facts = own.facts
+) -> BenchReport:
+    """Measure the recipe, and each setting against it."""
     warm = own.turn(turn)
-    settings = asked or choices(case.recipe, facts, warm["waited_seconds"] / warm["seconds"])
+    settings = asked or choices(case.recipe, own.facts, warm["waited_seconds"] / warm["seconds"])
     minutes = 2 * turn * (ROUNDS + 1) * len(settings) / 60
     console.say(
         f"settings to try: {len(settings)}; {minutes:.1f} minutes of measuring, and some seconds to start each"
     )
-    turns, peaks, rows = [own.turn(turn)], [own.call("matmul_peak", PEAK_SECONDS)], []
+    turns, peaks = [own.turn(turn)], [own.call("matmul_peak", PEAK_SECONDS)]
+    results: list[Measured] = []
     with console.progress_bar(total=len(settings), what="bench", unit="setting") as bar:
         for setting in settings:
-            row, beside = _against(case, own, setting, turn)
+            measured, beside = _against(case, own, setting, turn)
             turns += beside
             peaks.append(own.call("matmul_peak", PEAK_SECONDS))
-            rows.append(row)
+            results.append(measured)
             if console.is_verbose():
-                console.say(f"{setting}: {row}")
+                console.say(f"{setting}: {measured.to_json()}")
             bar.update()
-    best = combined(rows)
-    if len(best) > 1:
-        row, beside = _against(case, own, best, turn)
+    together = combined(results)
+    if len(together) > 1:
+        measured, beside = _against(case, own, together, turn)
         turns += beside
-        rows.append(row)
-    flops = own.call("flops_per_token")
+        results.append(measured)
+    return _report(case, own, turns, results, max(peaks), steps_of)
+
+
+def _report(
+    case: Case,
+    own: _Process,
+    turns: list[dict[str, Any]],
+    results: list[Measured],
+    peak: float,
+    steps_of: int,
+) -> BenchReport:
+    """Sum up the recipe's own turns, and what was measured beside them."""
+    facts, flops = own.facts, own.call("flops_per_token")
     total = {
-        key: sum(each[key] for each in turns)
+        key: sum(part[key] for part in turns)
         for key in ("seconds", "examples", "tokens", "slots", "waited_seconds")
     }
+    speeds = [part["tokens"] / part["seconds"] for part in turns]
     speed, an_example = total["tokens"] / total["seconds"], total["seconds"] / total["examples"]
-    steps, train = facts["steps"], case.recipe.train
-    chosen = fastest(rows)
-    return {
-        "recipe": case.recipe.name,
-        "task": case.recipe.task,
-        **{
-            key: facts[key]
-            for key in ("device", "threads", "parameters", "precision", "packing", "workers")
-        },
-        "micro_batch_tokens": turns[-1]["micro_batch_tokens"],
-        "tokens_per_second": round(speed, 1),
-        "low": round(min(each["tokens"] / each["seconds"] for each in turns), 1),
-        "high": round(max(each["tokens"] / each["seconds"] for each in turns), 1),
-        "padding": round(1 - total["tokens"] / total["slots"], 4),
-        "peak_memory_bytes": max(each["peak_memory_bytes"] for each in turns),
-        "matmul_flops_per_second": round(max(peaks)),
-        "flops_per_token": round(flops) if flops is not None else None,
-        "share_of_peak": round(speed * flops / max(peaks), 4) if flops is not None else None,
-        "data_wait": round(total["waited_seconds"] / total["seconds"], 4),
-        "seconds_per_epoch": round(an_example * facts["examples"], 3),
-        "seconds_in_all": round(an_example * steps_of * steps, 3)
-        if steps
-        else (train.max_minutes or 0) * 60,
-        "settings": rows,
-        "faster": [f"{key}={_as_value(value)}" for key, value in chosen.items()],
-    }
+    steps = facts["steps"]
+    minutes = case.recipe.train.max_minutes or 0
+    return BenchReport(
+        recipe=case.recipe.name,
+        task=case.recipe.task,
+        device=facts["device"],
+        threads=facts["threads"],
+        parameters=facts["parameters"],
+        precision=facts["precision"],
+        packing=facts["packing"],
+        workers=facts["workers"],
+        micro_batch_tokens=turns[-1]["micro_batch_tokens"],
+        tokens_per_second=round(speed, 1),
+        low=round(min(speeds), 1),
+        high=round(max(speeds), 1),
+        padding=round(1 - total["tokens"] / total["slots"], 4),
+        peak_memory_bytes=max(part["peak_memory_bytes"] for part in turns),
+        matmul_flops_per_second=round(peak),
+        flops_per_token=None if flops is None else round(flops),
+        share_of_peak=None if flops is None else round(speed * flops / peak, 4),
+        data_wait=round(total["waited_seconds"] / total["seconds"], 4),
+        seconds_per_epoch=round(an_example * facts["examples"], 3),
+        seconds_in_all=round(an_example * steps_of * steps, 3) if steps else minutes * 60,
+        settings=tuple(results),
+        faster=tuple(as_arguments(fastest(results))),
+    )
 
 
 def _against(
     case: Case, own: _Process, setting: Setting, turn: float
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A setting's row, and the turns of the recipe beside it: turn about, so that whatever slows the machine slows both."""
-    recipe = load_recipe(
-        case.recipe, [f"{key}={_as_value(value)}" for key, value in setting.items()]
-    )
-    row: dict[str, Any] = {"set": setting}
+) -> tuple[Measured, list[dict[str, Any]]]:
+    """Measure a setting, turn about with the recipe, so that whatever slows the machine slows both.
+
+    Returns:
+        The setting's figures, and the recipe's turns.
+    """
+    recipe = load_recipe(case.recipe, as_arguments(setting))
+    turns: list[dict[str, Any]] = []
     beside: list[dict[str, Any]] = []
     try:
-        with _process(Case(recipe, case.splits, case.source)) as other:
-            other.turn(turn)  # what is slow at first, and what the memory grows to
-            turns = []
+        with _process(Case(recipe, case.splits, case.source)) as trial:
+            trial.turn(turn)  # what is slow at first, and what the memory grows to
             for _ in range(ROUNDS):
                 beside.append(own.turn(turn))
-                turns.append(other.turn(turn))
+                turns.append(trial.turn(turn))
     except (LmkitError, TrainingStopped) as error:
-        return row | {"verdict": "failed", "note": str(error).splitlines()[0]}, beside
-    speeds, owns = ([each["tokens"] / each["seconds"] for each in some] for some in (turns, beside))
-    ratios = [mine / its for mine, its in zip(speeds, owns, strict=True)]
-    row |= {
-        "tokens_per_second": round(statistics.median(speeds), 1),
-        "ratio": round(statistics.median(ratios), 3),
-        "low": round(min(ratios), 3),
-        "high": round(max(ratios), 3),
-        "padding": round(
-            1 - sum(each["tokens"] for each in turns) / sum(each["slots"] for each in turns), 4
-        ),
-        "peak_memory_bytes": turns[-1]["peak_memory_bytes"],
-        "verdict": verdict(ratios),
-    }
-    wanted, used = other.facts["micro_batch_tokens"], turns[-1]["micro_batch_tokens"]
-    return row | (
-        {"note": f"out of memory: micro-batches of {used} tokens"} if used != wanted else {}
-    ), beside
+        return Measured(setting, "failed", note=str(error).splitlines()[0]), beside
+    speeds = [part["tokens"] / part["seconds"] for part in turns]
+    own_speeds = [part["tokens"] / part["seconds"] for part in beside]
+    ratios = [speed / own_speed for speed, own_speed in zip(speeds, own_speeds, strict=True)]
+    tokens, slots = (sum(part[key] for part in turns) for key in ("tokens", "slots"))
+    speed = Speed(
+        tokens_per_second=round(statistics.median(speeds), 1),
+        ratio=round(statistics.median(ratios), 3),
+        low=round(min(ratios), 3),
+        high=round(max(ratios), 3),
+        padding=round(1 - tokens / slots, 4),
+        peak_memory_bytes=turns[-1]["peak_memory_bytes"],
+    )
+    size, first_size = turns[-1]["micro_batch_tokens"], trial.facts["micro_batch_tokens"]
+    note = f"out of memory: micro-batches of {size} tokens" if size != first_size else None
+    return Measured(setting, verdict(ratios), speed, note), beside
 
 
 def verdict(ratios: Sequence[float]) -> str:
@@ -287,79 +417,28 @@ def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Set
     return found
 
 
-def combined(rows: Sequence[dict[str, Any]]) -> Setting:
-    """All that is clearly faster together; of one key the best value."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        for key in row["set"]:
-            if row["verdict"] == "faster" and row["ratio"] > best.get(key, {"ratio": 1})["ratio"]:
-                best[key] = row
-    return {key: row["set"][key] for key, row in best.items()}
+def combined(results: Sequence[Measured]) -> Setting:
+    """Return all that is clearly faster together; of one key the best value."""
+    best: dict[str, Measured] = {}
+    for measured in results:
+        for key in measured.setting:
+            if measured.is_faster and (key not in best or measured.ratio > best[key].ratio):
+                best[key] = measured
+    return {key: measured.setting[key] for key, measured in best.items()}
 
 
-def fastest(rows: Sequence[dict[str, Any]]) -> Setting:
-    """The setting with the highest ratio of those that are clearly faster; none: empty."""
-    faster = [row for row in rows if row["verdict"] == "faster"]
-    return max(faster, key=lambda row: row["ratio"])["set"] if faster else {}
+def fastest(results: Sequence[Measured]) -> Setting:
+    """Return the setting with the highest ratio of those that are clearly faster; empty without one."""
+    faster = [measured for measured in results if measured.is_faster]
+    return max(faster, key=lambda measured: measured.ratio).setting if faster else {}
 
 
-def _as_value(value: Any) -> str:
-    return json.dumps(value) if not isinstance(value, str) else value
-
-
-def tables(found: dict[str, Any]) -> str:
-    """What was measured, and what was tried, for people."""
-    memory = f"{found['peak_memory_bytes'] / 2**30:.2f} GiB"
-    share = f"{found['share_of_peak']:.1%}" if found["share_of_peak"] is not None else "-"
-    measured = [
-        ["device", f"{found['device']}, {found['threads']} threads, {found['precision']}"],
-        [
-            "parameters",
-            f"{found['parameters']['total']:,} ({found['parameters']['trained']:,} trained)",
-        ],
-        [
-            "micro-batches",
-            f"{found['micro_batch_tokens']} tokens, {'packed' if found['packing'] else 'not packed'}",
-        ],
-        [
-            "tokens a second",
-            f"{found['tokens_per_second']:,.0f} ({found['low']:,.0f} ... {found['high']:,.0f})",
-        ],
-        ["padding", f"{found['padding']:.1%}"],
-        ["peak memory", memory],
-        [
-            "matrix products' peak",
-            f"{found['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s in {found['precision']}",
-        ],
-        ["share of it", share],
-        ["waiting for data", f"{found['data_wait']:.1%}"],
-        ["an epoch", f"{found['seconds_per_epoch'] / 60:.1f} minutes"],
-        ["the whole run", f"{found['seconds_in_all'] / 60:.1f} minutes, evaluations not counted"],
+def as_arguments(setting: Setting) -> list[str]:
+    """Return the KEY=VALUE arguments that make a setting."""
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in setting.items()
     ]
-    tried = [
-        [
-            " ".join(f"{key}={_as_value(value)}" for key, value in row["set"].items()),
-            f"{row['tokens_per_second']:,.0f}" if "ratio" in row else "-",
-            f"{row['ratio']:.2f} ({row['low']:.2f} ... {row['high']:.2f})"
-            if "ratio" in row
-            else "-",
-            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB" if "ratio" in row else "-",
-            row["verdict"],
-            row.get("note", ""),
-        ]
-        for row in found["settings"]
-    ]
-    parts = [console.table([f"{found['recipe']} as it is", "measured"], measured)]
-    if tried:
-        parts.append(
-            console.table(
-                ["tried", "tokens/s", "times the recipe's", "memory", "verdict", ""], tried
-            )
-        )
-    parts.append(
-        " ".join(found["faster"]) if found["faster"] else "nothing that was tried is clearly faster"
-    )
-    return "\n\n".join(parts)
 
 
 # ---------------------------------------------------------------------------------- the processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,58 @@ from lmkit.flow.evaluation import evaluate_subject
 from lmkit.flow.training import train_one
 from lmkit.preflight import check_recipe
 from lmkit.recipe import load_recipe
+from lmkit.records import Interval, Metrics
 from lmkit.run import is_run, write_json
 from lmkit.subject import find_subject
 
 
-def run_demo(output: str, *, overwrite: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DemoRow:
+    """A trained model with its metric, and beside it the best of its baselines; values with their intervals."""
+
+    task: str
+    trained: str
+    metric: str
+    value: str
+    beside: str
+    its_value: str
+    seconds: int
+
+
+@dataclass(frozen=True)
+class DemoTable:
+    """The runs of the demo.
+
+    Args:
+        output: their folder.
+    """
+
+    rows: tuple[DemoRow, ...]
+    seconds: float
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "seconds": self.seconds,
+            "output": self.output,
+        }
+
+    def to_text(self) -> str:
+        header = ["task", "trained", "metric", "test", "beside it", "its test", "seconds"]
+        table = console.table(header, [list(asdict(row).values()) for row in self.rows])
+        return (
+            f"\n{table}\n\n95 % bootstrap intervals; {self.seconds:.0f} seconds in all. "
+            f"The runs are in {self.output}; for example:\n"
+            f'  lmkit predict {self.output}/translation "I like this house."'
+        )
+
+
+def run_demo(output: str, *, overwrite: bool = False) -> DemoTable:
     """Tokenizer, MLM, causal LM, classification, NER, translation, evaluation; each beside the best of its baselines.
 
     Args:
         output: the folder for the runs.
-
-    Returns:
-        The rows of the table.
 
     Raises:
         RunError: earlier runs are there and ``overwrite`` was not given.
@@ -49,39 +90,20 @@ def run_demo(output: str, *, overwrite: bool = False) -> dict[str, Any]:
         "train.learning_rate=1e-3",
     ]
 
-    rows = [_row("mlm", _run("pretrain", "mlm", folder / "mlm", [], overwrite), "loss")]
-    rows.append(
-        _row("clm", _run("pretrain", "clm", folder / "clm", [], overwrite), "bits_per_byte")
-    )
+    mlm = _run("pretrain", "mlm", folder / "mlm", [], overwrite)
+    clm = _run("pretrain", "clm", folder / "clm", [], overwrite)
+    rows = [_row("mlm", mlm, "loss"), _row("clm", clm, "bits_per_byte")]
     for name, metric in (("classification", "accuracy"), ("ner", "f1")):
-        rows.append(_row(name, _run("finetune", name, folder / name, [encoder], overwrite), metric))
+        tuned = _run("finetune", name, folder / name, [encoder], overwrite)
+        rows.append(_row(name, tuned, metric))
         alone = _run("finetune", name, folder / f"{name}-from-random", scratch, overwrite)
-        rows.append(
-            _row(name, alone, metric, trained="the same encoder from random weights, all weights")
-        )
-    rows.append(
-        _row(
-            "translation",
-            _run("finetune", "translation", folder / "translation", [], overwrite),
-            "bleu",
-        )
-    )
-
-    console.say(
-        "\n"
-        + console.table(
-            ["task", "trained", "metric", "test", "beside it", "its test", "seconds"],
-            [list(row.values()) for row in rows],
-        )
-    )
-    seconds = round(time.perf_counter() - begun, 1)
-    console.say(
-        f"\n95 % bootstrap intervals; {seconds:.0f} seconds in all. The runs are in {folder}; for example:"
-    )
-    console.say(f'  lmkit predict {folder / "translation"} "I like this house."')
-    summary = {"rows": rows, "seconds": seconds, "output": str(folder)}
-    write_json(folder / "demo.json", summary)
-    return summary
+        trained = "the same encoder from random weights, all weights"
+        rows.append(_row(name, alone, metric, trained=trained))
+    translation = _run("finetune", "translation", folder / "translation", [], overwrite)
+    rows.append(_row("translation", translation, "bleu"))
+    table = DemoTable(tuple(rows), round(time.perf_counter() - begun, 1), str(folder))
+    write_json(folder / "demo.json", table.to_json())
+    return table
 
 
 TRAINED = {
@@ -93,43 +115,49 @@ TRAINED = {
 }
 
 
-def _run(
-    stage: str, name: str, folder: Path, overrides: list[str], overwrite: bool
-) -> dict[str, Any]:
-    """Train and evaluate; the test metrics with the seconds of both."""
+@dataclass(frozen=True)
+class Evaluated:
+    """A run of the demo: its metrics, and the seconds of training and evaluation."""
+
+    metrics: Metrics
+    seconds: float
+
+
+def _run(stage: str, name: str, folder: Path, overrides: list[str], overwrite: bool) -> Evaluated:
+    """Train and evaluate one recipe of the demo."""
     console.say(f"\n== {folder.name}: lmkit {stage} demo/{name} {' '.join(overrides)}")
     begun = time.perf_counter()
     recipe = load_recipe(f"demo/{name}", overrides).model_copy(update={"output": str(folder)})
     check_recipe(recipe, stage)
     train_one(stage, recipe, overwrite=overwrite and is_run(folder))
-    found = evaluate_subject(find_subject(folder, ["eval.baseline=true"]))
-    return found | {"total_seconds": time.perf_counter() - begun}
+    metrics = evaluate_subject(find_subject(folder, ["eval.baseline=true"]))
+    assert metrics is not None  # there is one process
+    return Evaluated(metrics, time.perf_counter() - begun)
 
 
-def _row(name: str, found: dict[str, Any], metric: str, *, trained: str = "") -> dict[str, Any]:
-    """A line of the table: the trained model, and beside it the best of its baselines."""
-    recipe = load_recipe(f"demo/{name}")
-    how = TRAINED[name] + (
-        " with LoRA" if recipe.lora else ", all weights" if recipe.model.base else ""
-    )
+def _row(name: str, run: Evaluated, metric: str, *, trained: str | None = None) -> DemoRow:
+    """Return a line of the table."""
     from lmkit.metrics.direction import lower_is_better
 
+    if trained is None:
+        recipe = load_recipe(f"demo/{name}")
+        weights = ", all weights" if recipe.model.base else ""
+        trained = TRAINED[name] + (" with LoRA" if recipe.lora else weights)
+    scores = run.metrics.baselines or {}
+    baselines = {baseline: score.metrics[metric] for baseline, score in scores.items()}
     choose = min if lower_is_better(metric) else max
-    best = choose(
-        found["baselines"],
-        key=lambda baseline: found["baselines"][baseline]["metrics"][metric]["value"],
+    best = choose(baselines, key=lambda baseline: baselines[baseline].value or 0.0)
+    return DemoRow(
+        task=name,
+        trained=trained,
+        metric=metric,
+        value=_shown(run.metrics.interval(metric), metric),
+        beside=best.replace("_", " "),
+        its_value=_shown(baselines[best], metric),
+        seconds=round(run.seconds),
     )
-    return {
-        "task": name,
-        "trained": trained or how,
-        "metric": metric,
-        "value": _shown(found["metrics"][metric], metric),
-        "beside": best.replace("_", " "),
-        "its_value": _shown(found["baselines"][best]["metrics"][metric], metric),
-        "seconds": round(found["total_seconds"]),
-    }
 
 
-def _shown(value: dict[str, float | None], metric: str) -> str:
+def _shown(interval: Interval, metric: str) -> str:
     digits = 1 if metric == "bleu" else 3
-    return "{value:.{n}f} ({low:.{n}f} ... {high:.{n}f})".format(**value, n=digits)
+    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} ... {interval.high:.{digits}f})"

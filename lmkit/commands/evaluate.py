@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lmkit.errors import LmkitError
 from lmkit.recipe import Recipe
 from lmkit.subject import find_subject
 
+if TYPE_CHECKING:
+    from lmkit.records import Metrics
+
 
 def evaluate(
-    source: str | Path | Mapping[str, Any] | Recipe,
+    source: str | Path | Mapping[str, object] | Recipe,
     overrides: Sequence[str] = (),
     *,
     output: str | None = None,
     limited: Collection[str] = (),
-) -> dict[str, Any]:
+) -> Metrics | None:
     """Evaluate on ``data.test``, or where there is none on ``data.validation``, and say which.
 
     Args:
@@ -26,7 +29,7 @@ def evaluate(
         limited: the metrics that ``--fail-under`` names.
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json; None on all ranks but the first.
     """
     from lmkit.flow.evaluation import evaluate_subject
 
@@ -34,30 +37,30 @@ def evaluate(
 
 
 def thresholds(given: Sequence[str]) -> dict[str, float]:
-    """``METRIC=NUMBER`` arguments of ``--fail-under``.
+    """Read the ``METRIC=NUMBER`` arguments of ``--fail-under``.
 
     Raises:
         LmkitError: one is not of that form.
     """
-    found = {}
+    limits = {}
     for entry in given:
         name, _, number = entry.partition("=")
         try:
-            found[name] = float(number)
+            limits[name] = float(number)
         except ValueError:
             raise LmkitError(
                 f"{entry!r} is not METRIC=NUMBER",
                 place="--fail-under",
                 remedy="for example --fail-under f1=0.42",
             ) from None
-    return found
+    return limits
 
 
-def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: bool) -> list[str]:
-    """What keeps an evaluation from passing; empty where it passes.
+def failures(metrics: Metrics, limits: Mapping[str, float], *, strict: bool) -> list[str]:
+    """Say what keeps an evaluation from passing; nothing where it passes.
 
     Args:
-        found: the content of metrics.json. limits: what a metric has to reach; a loss, or any other of which less is better, must not exceed it.
+        limits: what a metric has to reach; a loss, or any other of which less is better, must not exceed it.
         strict: the worse end of the interval has to.
 
     Raises:
@@ -66,13 +69,14 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
     from lmkit.flow.evaluation import check_limited
     from lmkit.metrics.direction import lower_is_better
 
-    metrics = {"loss": {"value": found["loss"], "low": None, "high": None}} | dict(found["metrics"])
-    said = []
-    check_limited(limits, metrics)
+    reasons = []
+    check_limited(limits, {"loss", *metrics.metrics})
     for name, limit in limits.items():
+        interval = metrics.interval(name).to_json()
         is_loss = lower_is_better(name)
-        value = metrics[name][("high" if is_loss else "low") if strict else "value"]
-        if value is None and strict and metrics[name]["value"] is not None:
+        bound = "high" if is_loss else "low"
+        value = interval[bound] if strict else interval["value"]
+        if value is None and strict and interval["value"] is not None:
             raise LmkitError(
                 f"{name} has no interval",
                 place="--strict",
@@ -81,5 +85,5 @@ def failures(found: Mapping[str, Any], limits: Mapping[str, float], *, strict: b
         if value is None or (value > limit if is_loss else value < limit):
             end = f" ({'upper' if is_loss else 'lower'} end of the interval)" if strict else ""
             shown = "undefined" if value is None else f"{value:.4f}"
-            said.append(f"{name} is {shown}{end}, {'over' if is_loss else 'under'} {limit:g}")
-    return said
+            reasons.append(f"{name} is {shown}{end}, {'over' if is_loss else 'under'} {limit:g}")
+    return reasons

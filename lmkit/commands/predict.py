@@ -148,21 +148,15 @@ class Predictor:
     def _load(
         self, source: str | dict[str, str], fields: list[Field], columns: dict[str, str]
     ) -> Rows:
-        from lmkit.data.check import load_rows
+        from lmkit.data.check.columns import Roles
+        from lmkit.data.readers import ReadOptions
+        from lmkit.data.reading import load_rows
+        from lmkit.data.sources import Source
         from lmkit.data.splits import cache_folder
 
-        return load_rows(
-            source,
-            key="--file",
-            split="test",
-            fields=fields,
-            columns=columns,
-            on_bad_row="error",
-            document=self.recipe.data.document,
-            max_rows=None,
-            folders=[Path.cwd()],
-            cache_dir=cache_folder(),
-        )
+        named = Source(source, "--file", "test", [Path.cwd()])
+        options = ReadOptions(document=self.recipe.data.document)
+        return load_rows(named, Roles(fields, columns=columns), options, cache_folder())
 
 
 def _say_blank_lines(rows: Rows) -> None:

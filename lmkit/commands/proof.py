@@ -62,6 +62,40 @@ class Verdict:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class ProofReport:
+    """The proofs on a recipe.
+
+    Args:
+        seed: of the moments at which the run was killed; None: none was.
+    """
+
+    recipe: str
+    task: str
+    proofs: tuple[Verdict, ...]
+    seed: int | None
+
+    @property
+    def is_ok(self) -> bool:
+        return all(proof.verdict != "FAILED" for proof in self.proofs)
+
+    def to_json(self) -> dict[str, Any]:
+        proofs = [asdict(proof) for proof in self.proofs]
+        values = {"recipe": self.recipe, "task": self.task, "ok": self.is_ok, "proofs": proofs}
+        return values if self.seed is None else values | {"seed": self.seed}
+
+    def to_text(self) -> str:
+        rows = [
+            [proof.varied, _shown(proof.loss), _shown(proof.gradients), proof.verdict, proof.note]
+            for proof in self.proofs
+        ]
+        return "\n" + console.table(["what was varied", "loss", "gradients", "verdict", ""], rows)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
 def prove(
     source: str,
     overrides: Sequence[str] = (),
@@ -69,15 +103,12 @@ def prove(
     resume: bool = False,
     kills: int = 3,
     seed: int | None = None,
-) -> dict[str, Any]:
+) -> ProofReport:
     """Shrink a recipe as ``--smoke`` does and prove on it what training promises.
 
     Args:
         resume: prove that a killed run goes on as if it were not, instead of that the split changes nothing.
         seed: of the moments at which it is killed; None: another every time.
-
-    Returns:
-        For ``--json``: recipe, task, whether all holds (``ok``), and ``proofs``.
     """
     recipe = load_recipe(source, overrides)
     with tempfile.TemporaryDirectory(prefix="lmkit-proof-") as folder:
@@ -88,27 +119,7 @@ def prove(
             )
         else:
             proofs = prove_splits(shrunk(recipe, Path(folder), dropout=0.0), Path(folder))
-    failed = any(proof.verdict == "FAILED" for proof in proofs)
-    found = {
-        "recipe": recipe.name,
-        "task": recipe.task,
-        "ok": not failed,
-        "proofs": [asdict(proof) for proof in proofs],
-    }
-    return found | ({"seed": seed} if resume else {})
-
-
-def table(proofs: Sequence[dict[str, Any]]) -> str:
-    """The verdicts, for people."""
-
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1e}"
-
-    rows = [
-        [p["varied"], shown(p["loss"]), shown(p["gradients"]), p["verdict"], p["note"]]
-        for p in proofs
-    ]
-    return console.table(["what was varied", "loss", "gradients", "verdict", ""], rows)
+    return ProofReport(recipe.name, recipe.task, tuple(proofs), seed if resume else None)
 
 
 def shrunk(recipe: Recipe, folder: Path, *, dropout: float) -> Case:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +15,95 @@ from lmkit.recipe import load_recipe, shipped_recipes
 from lmkit.recipe.load import dump_recipe, find_recipe
 
 
-def list_recipes() -> list[dict[str, str]]:
-    """Name, task and first comment line of every recipe that ships."""
-    found = []
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe that ships: its name, its task and its first comment line."""
+
+    name: str
+    task: str
+    about: str
+
+
+@dataclass(frozen=True)
+class RecipeList:
+    """The recipes that ship."""
+
+    recipes: tuple[ShippedRecipe, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"recipes": [asdict(recipe) for recipe in self.recipes]}
+
+    def to_text(self) -> str:
+        rows = [[recipe.name, recipe.task, recipe.about] for recipe in self.recipes]
+        return console.table(["name", "task", "about"], rows)
+
+
+@dataclass(frozen=True)
+class CheckedRecipe:
+    """A recipe in which nothing is wrong.
+
+    Args:
+        rows: how many each split has.
+        labels: None where the task has none.
+    """
+
+    recipe: str
+    task: str
+    rows: Mapping[str, int]
+    rejected_rows: int
+    labels: Sequence[str] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_text(self) -> str:
+        rows = ", ".join(f"{split} {count} rows" for split, count in self.rows.items())
+        return f"{self.recipe}: {self.task}; {rows}; nothing wrong"
+
+
+@dataclass(frozen=True)
+class KeyExplanation:
+    """A key of a recipe: what it is for, its default, and what it expects, or the keys of a section."""
+
+    key: str
+    about: str
+    default: Any
+    expected: str | None
+    keys: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"key": self.key, "about": self.about, "default": self.default}
+        if self.expected is not None:
+            return values | {"expected": self.expected}
+        return values | {"keys": list(self.keys)}
+
+    def to_text(self) -> str:
+        default = json.dumps(self.default, ensure_ascii=False)
+        rows = [["about", self.about], ["default", "none" if self.default is None else default]]
+        if self.expected is not None:
+            rows.append(["expected", self.expected])
+        rows += [["key", name] for name in self.keys]
+        return console.table([self.key, ""], [row for row in rows if row[1]])
+
+
+@dataclass(frozen=True)
+class RecipeSchema:
+    """The JSON Schema of recipes."""
+
+    schema: Mapping[str, object]
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.schema)
+
+
+def list_recipes() -> RecipeList:
+    """Return every recipe that ships."""
+    shipped = []
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        found.append(
-            {
-                "name": name,
-                "task": load_recipe(path).task,
-                "about": first.lstrip("# ") if first.startswith("#") else "",
-            }
-        )
-    return found
-
-
-def recipe_table(shipped: list[dict[str, str]]) -> str:
-    """Show the recipes for people."""
-    rows = [[entry["name"], entry["task"], entry["about"]] for entry in shipped]
-    return console.table(["name", "task", "about"], rows)
+        about = first.lstrip("# ") if first.startswith("#") else ""
+        shipped.append(ShippedRecipe(name, load_recipe(path).task, about))
+    return RecipeList(tuple(shipped))
 
 
 def show_recipe(name: str, *, complete: bool = False) -> str:
@@ -69,36 +141,24 @@ def copy_recipe(name: str, target: str | None) -> Path:
     return path
 
 
-def explain_key(key: str) -> tuple[dict[str, Any], str]:
-    """What a key is for: as it is printed with ``--json``, and as a table."""
+def explain_key(key: str) -> KeyExplanation:
+    """Explain a key, or a section of keys."""
     from lmkit.recipe.explain import explain
 
-    found = explain(key)
-    default = (
-        "none" if found["default"] is None else json.dumps(found["default"], ensure_ascii=False)
-    )
-    rows = [["about", found["about"]], ["default", default]]
-    rows += (
-        [["expected", found["expected"]]]
-        if "expected" in found
-        else [["key", name] for name in found["keys"]]
-    )
-    return found, console.table([key, ""], [row for row in rows if row[1]])
+    values = explain(key)
+    expected, keys = values.get("expected"), tuple(values.get("keys", ()))
+    return KeyExplanation(values["key"], values["about"], values["default"], expected, keys)
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema of recipes."""
+def schema() -> RecipeSchema:
+    """Return the JSON Schema of recipes."""
     from lmkit.recipe.explain import json_schema
 
-    return json_schema()
+    return RecipeSchema(json_schema())
 
 
-def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
-    """Keys, values, model and data files of a recipe, without torch.
-
-    Returns:
-        What was found, for ``--json``.
-    """
+def check_recipe(source: str, overrides: Sequence[str] = ()) -> CheckedRecipe:
+    """Check keys, values, model and data files of a recipe, without torch."""
     from lmkit.models.source import find_model
     from lmkit.preflight import check_choice, check_metrics, check_model_keys
     from lmkit.tasks.registry import names, problem
@@ -114,10 +174,6 @@ def check_recipe(source: str, overrides: list[str]) -> dict[str, Any]:
 
     splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation", "test"))
     check_choice(recipe, splits)
-    return {
-        "recipe": recipe.name,
-        "task": recipe.task,
-        "rows": {split: len(rows) for split, rows in splits.rows.items()},
-        "rejected_rows": len(splits.rejected),
-        "labels": splits.facts.get("labels"),
-    }
+    rows = {split: len(rows) for split, rows in splits.rows.items()}
+    labels = splits.facts.get("labels")
+    return CheckedRecipe(recipe.name, recipe.task, rows, len(splits.rejected), labels)

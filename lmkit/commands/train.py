@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lmkit import console
 from lmkit.models.source import find_model
@@ -12,23 +12,26 @@ from lmkit.preflight import check_choice, check_model_keys, check_recipe
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.tasks.registry import problem
 
+if TYPE_CHECKING:
+    from lmkit.flow.dry_run import DryRunPlan
+    from lmkit.flow.repeat import RepeatSummary
+    from lmkit.flow.smoke import SmokeSummary
+    from lmkit.train.summary import TrainingSummary
+
 
 def train(
     stage: str,
-    source: str | Path | Mapping[str, Any] | Recipe,
+    source: str | Path | Mapping[str, object] | Recipe,
     overrides: Sequence[str] = (),
     *,
     output: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> TrainingSummary | RepeatSummary:
     """Train a recipe, or every run of one that stands for several; see the contract for the flags.
 
     Args:
         stage: ``pretrain`` or ``finetune``; the recipe's task must belong to it.
-
-    Returns:
-        The summary that ``--json`` prints.
     """
     recipe = _checked_recipe(stage, source, overrides, output)
     from lmkit.flow.repeat import repeat
@@ -41,8 +44,8 @@ def train(
 
 
 def smoke(
-    stage: str, source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+    stage: str, source: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str] = ()
+) -> SmokeSummary:
     """Run the recipe end to end in seconds, on a tiny model of the same architecture."""
     recipe = _first_run(_checked_recipe(stage, source, overrides, None))
     from lmkit.flow.smoke import smoke_run
@@ -52,11 +55,11 @@ def smoke(
 
 def dry_run(
     stage: str,
-    source: str | Path | Mapping[str, Any] | Recipe,
+    source: str | Path | Mapping[str, object] | Recipe,
     overrides: Sequence[str] = (),
     *,
     output: str | None = None,
-) -> dict[str, Any]:
+) -> DryRunPlan:
     """Check everything and return the plan; train nothing."""
     recipe = _first_run(_checked_recipe(stage, source, overrides, output))
     model = find_model(recipe.model.base) if recipe.model.base else None
@@ -72,7 +75,7 @@ def dry_run(
 
 def _checked_recipe(
     stage: str,
-    source: str | Path | Mapping[str, Any] | Recipe,
+    source: str | Path | Mapping[str, object] | Recipe,
     overrides: Sequence[str],
     output: str | None,
 ) -> Recipe:

@@ -18,7 +18,6 @@ from lmkit.data.plan import Groups, by_row, fill
 from lmkit.data.rows import Rows, is_whole
 from lmkit.data.splits import cache_folder
 from lmkit.errors import DataError
-from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.schema import Data
 from lmkit.tasks.base import Task, TooLong
 
@@ -80,13 +79,14 @@ class Encoded:
         return int(self.lengths.sum())
 
 
-def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
+def encode(rows: Rows, task: Task, tokenizer_hash: str, *, pack: bool = False) -> Encoded:
     """Tokenise a split, or find it in the cache.
 
     The cache key is the tokenizer's content, the options that decide the encoding, what the task
     learned, and the rows' content; nothing else (promise 19).
 
     Args:
+        tokenizer_hash: of all that decides how the task's tokenizer makes tokens of text.
         pack: examples are the pieces that fill ``max_length`` tokens, not the pieces of a row.
 
     Raises:
@@ -103,7 +103,7 @@ def encode(rows: Rows, task: Task, *, pack: bool = False) -> Encoded:
         task.facts.get("labels"),
     ]
     options.append(task.encoding_options())
-    content = json.dumps([options, tokenizer_hash(task.tokenizer), rows.fingerprint])
+    content = json.dumps([options, tokenizer_hash, rows.fingerprint])
     path = cache_folder() / f"pieces-{hashlib.sha256(content.encode()).hexdigest()[:32]}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
     left_out = path.with_suffix(".json")

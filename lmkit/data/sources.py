@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,23 @@ class HubId:
             + (f":{self.config}" if self.config else "")
             + (f"@{self.revision}" if self.revision else "")
         )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a recipe names as the rows of a split.
+
+    Args:
+        entry: see ``find_files``, and ``parallel.find_parallel`` for files by role.
+        key: the recipe's key, for messages: ``data.train``.
+        split: the split of a hub data set.
+        folders: where relative paths are looked up; the first that has the path wins.
+    """
+
+    entry: str | list[str] | Mapping[str, str | list[str]]
+    key: str
+    split: str
+    folders: list[Path]
 
 
 def sha256_of(path: Path) -> str:

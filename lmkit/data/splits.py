@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmkit.data.check import Peek, find_rows, load_rows, peek
+from lmkit.data.check.columns import Roles
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import Peek, find_rows, load_rows, peek
+from lmkit.data.sources import Source
 from lmkit.errors import RecipeError
-from lmkit.recipe.schema import Recipe
+from lmkit.recipe.schema import Data, Recipe
 from lmkit.tasks.base import Problem
 from lmkit.tasks.fields import Field
 
@@ -21,7 +24,7 @@ SLICES = ("length", "unknown", "fragmentation", "label")  # what eval.slices kno
 
 
 def cache_folder() -> Path:
-    """Where checked rows and tokens are kept: ``LMKIT_CACHE``, else ``lmkit`` in the user's cache folder."""
+    """Return where checked rows and tokens are kept: ``LMKIT_CACHE``, else ``lmkit`` in the user's cache folder."""
     if chosen := os.environ.get("LMKIT_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmkit"
@@ -55,7 +58,40 @@ def load_splits(
         DataError: something is wrong with a file or a row.
     """
     data = recipe.data
-    if facts is None and data.train is None:
+    _refuse_contradictions(recipe, wanted, is_learning=facts is None)
+    first_rows = None if facts is not None else peek_split(recipe, "train")
+    fields = problem.fields(recipe, facts, first_rows)
+    read = _splits_to_read(data, wanted)
+    for split in read:  # a file that is not there is said before another is read
+        find_rows(_source(recipe, split), Roles(fields))
+    from lmkit.data.labels import check_labels, labels_of, prepare_tags
+
+    rows = {split: _load(recipe, problem, fields, split) for split in read}
+    gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
+    if any(field.kind == "tags" for field in gold) and rows:
+        tags = data.labels if facts is None else facts["labels"]
+        rows = prepare_tags(
+            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, known=tags
+        )
+    all_training_rows = rows.get("train")  # labels are those of all folds
+    rows = _set_aside(rows, data, wanted)
+    if facts is None:
+        labels = data.labels or []
+        if gold and not labels:
+            labels = labels_of(all_training_rows or rows["train"], gold[0].name)
+        facts = problem.learn(rows["train"], labels)
+    for field in gold:
+        for split, checked in rows.items():
+            rows[split] = check_labels(
+                checked, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row
+            )
+    return Splits({split: rows[split] for split in rows if split in wanted}, facts)
+
+
+def _refuse_contradictions(recipe: Recipe, wanted: Sequence[str], *, is_learning: bool) -> None:
+    """Refuse keys of ``data`` that contradict each other, or lack ``data.train``."""
+    data = recipe.data
+    if is_learning and data.train is None:
         raise RecipeError(
             "no data to learn from",
             place="data.train",
@@ -86,111 +122,72 @@ def load_splits(
             place="data.train",
             remedy="give it, or leave data.fold out",
         )
-    from_train = data.validation_fraction is not None and bool(
-        {"train", "validation"} & set(wanted)
-    )
-    if from_train and data.train is None:
+    if _takes_validation_from_training(data, wanted) and data.train is None:
         raise RecipeError(
             "a share of no rows: data.train is missing",
             place="data.validation_fraction",
             remedy="give data.train",
         )
-    read = [split for split in wanted if getattr(data, split) is not None] + (
-        ["train"]
-        if (from_train or (data.fold and "test" in wanted)) and "train" not in wanted
-        else []
-    )
-    fields = problem.fields(recipe, facts, None if facts is not None else _peek(recipe))
-    for split in read:  # a file that is not there is said before another is read
-        find_rows(getattr(data, split), key=f"data.{split}", fields=fields, folders=[Path.cwd()])
-    from lmkit.data.labels import (
-        check_labels,
-        labels_of,
-        prepare_tags,
-        split_by_fold,
-        split_by_hash,
-    )
 
-    rows = {split: _load(recipe, problem, fields, split) for split in dict.fromkeys(read)}
-    gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
-    if any(field.kind == "tags" for field in gold) and rows:
-        known = data.labels if facts is None else facts["labels"]
-        rows = prepare_tags(
-            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, known=known
-        )
-    everything = rows.get("train")  # labels are those of all folds
-    if data.fold is not None and everything is not None:
-        rows["train"], rows["test"] = split_by_fold(everything, data.fold)
-    if from_train:
+
+def _takes_validation_from_training(data: Data, wanted: Sequence[str]) -> bool:
+    return data.validation_fraction is not None and bool({"train", "validation"} & {*wanted})
+
+
+def _splits_to_read(data: Data, wanted: Sequence[str]) -> list[str]:
+    """Return the splits that are wanted and have files, and the training split where others are taken from it."""
+    splits = [split for split in dict.fromkeys(wanted) if getattr(data, split) is not None]
+    is_folded = bool(data.fold) and "test" in wanted
+    if (_takes_validation_from_training(data, wanted) or is_folded) and "train" not in wanted:
+        splits.append("train")
+    return splits
+
+
+def _set_aside(rows: dict[str, Rows], data: Data, wanted: Sequence[str]) -> dict[str, Rows]:
+    """Split test and validation rows off the training rows, as ``fold`` and ``validation_fraction`` say."""
+    from lmkit.data.labels import split_by_fold, split_by_hash
+
+    split = dict(rows)
+    if data.fold is not None and "train" in split:
+        split["train"], split["test"] = split_by_fold(split["train"], data.fold)
+    if _takes_validation_from_training(data, wanted):
         assert data.validation_fraction is not None
-        rows["train"], rows["validation"] = split_by_hash(rows["train"], data.validation_fraction)
-    if facts is None:
-        labels = data.labels or (
-            labels_of(everything or rows["train"], gold[0].name) if gold else []
+        split["train"], split["validation"] = split_by_hash(
+            split["train"], data.validation_fraction
         )
-        facts = problem.learn(rows["train"], labels)
-    for field in gold:
-        rows = {
-            split: check_labels(
-                found, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row
-            )
-            for split, found in rows.items()
-        }
-    return Splits({split: found for split, found in rows.items() if split in wanted}, facts)
+    return split
 
 
-def _peek(recipe: Recipe) -> Peek:
-    data = recipe.data
-    assert data.train is not None
-    return peek(
-        data.train,
-        key="data.train",
-        split="train",
-        columns=data.columns,
-        document=data.document,
-        folders=[Path.cwd()],
-    )
+def peek_split(recipe: Recipe, split: str) -> Peek:
+    """Look at the first rows of a split, unchecked: they tell which fields the data has."""
+    return peek(_source(recipe, split), recipe.data.columns, recipe.data.document)
+
+
+def _source(recipe: Recipe, split: str) -> Source:
+    return Source(getattr(recipe.data, split), f"data.{split}", split, [Path.cwd()])
 
 
 def _load(recipe: Recipe, problem: Problem, fields: Sequence[Field], split: str) -> Rows:
     data = recipe.data
-    return load_rows(
-        getattr(data, split),
-        key=f"data.{split}",
-        split=split,
-        fields=fields,
-        forms=problem.forms,
-        columns=data.columns,
-        on_bad_row=data.on_bad_row,
-        document=data.document,
-        max_rows=data.max_rows,
-        slices=slices_of(recipe, problem, split),
-        folders=[Path.cwd()],
-        cache_dir=cache_folder(),
-    )
+    slices = slices_of(recipe, problem, split)
+    roles = Roles(fields, forms=problem.forms, columns=data.columns, slices=slices)
+    options = ReadOptions(data.on_bad_row, data.document, data.max_rows)
+    return load_rows(_source(recipe, split), roles, options, cache_folder())
 
 
 def slices_of(recipe: Recipe, problem: Problem, split: str) -> list[str]:
-    """The columns that ``eval.slices`` names and the task does not read, of the splits that are evaluated."""
+    """Return the columns that ``eval.slices`` names and the task does not read, of a split that is evaluated."""
     if split == "train" and recipe.data.validation_fraction is None and recipe.data.fold is None:
         return []
-    known = {*SLICES, *(field.name for field in problem.fields(recipe))}
-    return [name for name in dict.fromkeys(recipe.eval.slices) if name not in known]
+    no_columns = {*SLICES, *(field.name for field in problem.fields(recipe))}
+    return [name for name in dict.fromkeys(recipe.eval.slices) if name not in no_columns]
 
 
 def provenance(splits: Splits) -> list[dict[str, Any]]:
-    """Every data file with its rows and sha256, for the manifest."""
-
-    def described(split: str, rows: Rows) -> Iterable[dict[str, Any]]:
-        return (
-            {
-                "split": split,
-                "path": file.path,
-                "rows": file.rows,
-                "sha256": file.sha256,
-                "bytes": file.bytes,
-            }
-            for file in rows.files
-        )
-
-    return [entry for split, rows in splits.rows.items() for entry in described(split, rows)]
+    """Return every data file with its rows and sha256, for the manifest."""
+    entries = []
+    for split, rows in splits.rows.items():
+        for file in rows.files:
+            entry = {"path": file.path, "rows": file.rows, "sha256": file.sha256}
+            entries.append({"split": split, **entry, "bytes": file.bytes})
+    return entries

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lmkit.data.encode import Encoded
 from lmkit.data.rows import Rows
-from lmkit.evaluation import suspicions
-from lmkit.evaluation.calibration import calibration, temperature_scaling
-from lmkit.evaluation.mistakes import confusion
-from lmkit.evaluation.slices import slice_metrics
+from lmkit.evaluation.calibration import Calibration, calibration, temperature_scaling
+from lmkit.evaluation.mistakes import Confusion, confusion
+from lmkit.evaluation.slices import Slice, slice_metrics
+from lmkit.evaluation.suspicions import Suspicions, find_suspicions
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe.schema import Eval
-from lmkit.records import Record
+from lmkit.records import Interval, Record, Stored
 from lmkit.run import Run
 from lmkit.tasks.answers import answer_of
 from lmkit.tasks.base import Task
@@ -44,6 +47,27 @@ class Background:
     baseline: Rows | None = None
 
 
+@dataclass(frozen=True)
+class Worst(Stored):
+    """A row with a high loss per label that counts."""
+
+    id: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(Stored):
+    """The content of analysis.json; what an answer has no notion of is absent."""
+
+    kind: str
+    slices: Mapping[str, list[Slice]]
+    confusion: Confusion | None = None
+    entity_errors: Mapping[str, Any] | None = None
+    calibration: Calibration | None = None
+    worst: list[Worst]
+    suspicions: Suspicions
+
+
 def analyse(
     records: Sequence[Record],
     statistics: Statistics,
@@ -51,62 +75,39 @@ def analyse(
     task: Task,
     options: Eval,
     background: Background,
-) -> dict[str, Any]:
-    """Slices, confusion, entity errors, calibration, worst examples and suspicions of a split.
+) -> Analysis:
+    """Find slices, confusion, kinds of errors, calibration, worst examples and suspicions of a split.
 
-    What a task has no notion of is left out. Every metric has its interval, made as those of metrics.json.
+    Every metric has its interval, made as those of metrics.json.
     """
 
-    def measured(part: Statistics) -> dict[str, Any]:
-        intervals = bootstrap_intervals(
-            part,
+    def measured(rows: NDArray[np.intp]) -> Mapping[str, Interval]:
+        return bootstrap_intervals(
+            statistics.select(rows),
             confidence=options.confidence,
             resamples=options.resamples,
             seed=task.recipe.seed,
             kind=options.interval,
         )
-        return {name: interval.to_json() for name, interval in intervals.items()}
 
     answer = answer_of(task)
-    found: dict[str, Any] = {
-        "kind": answer.kind,
-        "slices": slice_metrics(options.slices, records, statistics, encoded, task, measured),
-    }
-    if counts := confusion(records, answer, task.facts.get("labels", ())):
-        found["confusion"] = counts
-    if (errors := answer.errors(records)) is not None:
-        found["entity_errors"] = errors
-    if curve := calibration(records, answer):
-        found["calibration"] = curve
-        if background.fitted_on is not None:
-            found["calibration"]["temperature"] = temperature_scaling(records, background.fitted_on)
-    found["worst"] = worst(records)
-    doubts = [doubt.to_json() for doubt in answer.doubtful(records)]
-    found["suspicions"] = {
-        "overlap": suspicions.overlap_with_training(
-            records, background.train, task, statistics, measured
-        ),
-        "always_predicted": answer.only_decision(records),
-        "never_predicted": suspicions.never_predicted(records, answer),
-        "gold": {"count": len(doubts), "rows": doubts[: suspicions.MOST]},
-    }
-    result: dict[str, Any] = finite_all(found)
-    return result
-
-
-def worst(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The rows with the highest loss per label that counts, the worst first."""
-    losses = ((record.loss, -number) for number, record in enumerate(records))
-    highest = heapq.nlargest(
-        WORST, ((loss, number) for loss, number in losses if not math.isnan(loss))
+    curve = calibration(records, answer)
+    if curve is not None and background.fitted_on is not None:
+        scaling = temperature_scaling(records, background.fitted_on)
+        curve = replace(curve, temperature=scaling)
+    return Analysis(
+        kind=answer.kind,
+        slices=slice_metrics(options.slices, records, encoded, task, measured),
+        confusion=confusion(records, answer, task.facts.get("labels", ())),
+        entity_errors=answer.errors(records),
+        calibration=curve,
+        worst=worst(records),
+        suspicions=find_suspicions(records, background.train, task, measured),
     )
-    return [{"id": records[-number]["id"], "loss": loss} for loss, number in highest]
 
 
-def finite_all(value: Any) -> Any:
-    """JSON has no inf and no nan: null stands for what cannot be said, at any depth."""
-    if isinstance(value, dict):
-        return {key: finite_all(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [finite_all(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def worst(records: Sequence[Record]) -> list[Worst]:
+    """Return the rows with the highest loss per label that counts, the worst first."""
+    losses = ((record.loss, -number) for number, record in enumerate(records))
+    counted = ((loss, number) for loss, number in losses if not math.isnan(loss))
+    return [Worst(records[-number]["id"], loss) for loss, number in heapq.nlargest(WORST, counted)]

@@ -17,6 +17,7 @@ from lmkit.errors import RecipeError
 from lmkit.evaluation.compare import Test, compare_pair, score_together
 from lmkit.evaluation.ngram import KneserNey, grams
 from lmkit.metrics.intervals import bootstrap_intervals
+from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.schema import Eval, Recipe
 from lmkit.records import BaselineScore, Metrics, Record
 from lmkit.tasks.base import Facts, Problem, Task
@@ -162,7 +163,7 @@ def language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Rec
     def written(labels: Sequence[int]) -> Any:
         return asked([vocabulary, *labels[:-1]], labels, causal=True)
 
-    learned = encode(train, task)
+    learned = encode(train, task, tokenizer_hash(task.tokenizer))
     parts, tokens = [], 0
     for number, piece in enumerate(learned.pieces):
         if writes:

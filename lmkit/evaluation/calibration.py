@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmkit.records import Record
+from lmkit.records import Record, Stored
 from lmkit.tasks.answers import Answer, probabilities_of
 
 FloatArray = NDArray[np.float64]
@@ -17,40 +17,83 @@ COLDEST, HOTTEST = 1 / 20, 20.0  # the temperatures among which the best is look
 SMALLEST = 1e-30  # a probability that underflowed is not impossible
 
 
-def calibration(records: Sequence[Record], answer: Answer) -> dict[str, Any] | None:
-    """Measure how well confidence and accuracy agree; None where nothing says how sure the model is.
+@dataclass(frozen=True)
+class Bin(Stored):
+    """A stretch of the reliability curve: mean confidence beside the share that is right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Scaled(Stored):
+    """Loss and calibration errors at one temperature."""
+
+    nll: float
+    ece: float
+    ece_equal_mass: float
+    bins: list[Bin]
+
+
+@dataclass(frozen=True)
+class Temperature(Stored):
+    """One temperature fitted on other rows, ``fitted_on`` of them, and what it does to these."""
+
+    temperature: float
+    fitted_on: int
+    before: Scaled
+    after: Scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Stored):
+    """How well confidence and accuracy agree.
 
     ``ece`` is the expected calibration error over 15 bins of equal width (Guo et al. 2017, Naeini et al. 2015),
     ``ece_equal_mass`` over 15 bins of equally many (Nguyen and O'Connor 2015). ``brier`` is the mean over examples of
     the squared distance between the probabilities and the truth, summed over the labels (Brier 1950): 0..2; of words,
     for which the probability of the predicted tag alone is known, ``brier_top`` is that of being right: 0..1.
     """
+
+    unit: str
+    brier: float | None = None
+    brier_top: float | None = None
+    count: int
+    ece: float
+    ece_equal_mass: float
+    bins: list[Bin]
+    temperature: Temperature | None = None
+
+
+def calibration(records: Sequence[Record], answer: Answer) -> Calibration | None:
+    """Measure how well confidence and accuracy agree; None where nothing says how sure the model is."""
     certainty = answer.certainty(records)
     if certainty is None:
         return None
     confidence, correct = certainty.confidence, certainty.correct
-    return {
-        "unit": certainty.unit,
-        **certainty.scores,
-        "count": len(confidence),
-        "ece": calibration_error(confidence, correct),
-        "ece_equal_mass": calibration_error(confidence, correct, equal_mass=True),
-        "bins": reliability(confidence, correct),
-    }
+    return Calibration(
+        unit=certainty.unit,
+        brier=certainty.scores.get("brier"),
+        brier_top=certainty.scores.get("brier_top"),
+        count=len(confidence),
+        ece=calibration_error(confidence, correct),
+        ece_equal_mass=calibration_error(confidence, correct, equal_mass=True),
+        bins=reliability(confidence, correct),
+    )
 
 
 def reliability(
     confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False
-) -> list[dict[str, Any]]:
-    """The reliability curve: mean confidence beside the share that is right, bin by bin; empty bins are left out.
+) -> list[Bin]:
+    """Return the reliability curve bin by bin; empty bins are left out.
 
     Args:
         confidence: ``(items,)`` 0..1. correct: ``(items,)`` booleans.
         equal_mass: bins of equally many items, in the order of their confidence; else of equal width, each without
             its lower and with its upper end.
-
-    Returns:
-        ``{"low", "high", "count", "confidence", "accuracy"}`` by bin.
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if equal_mass:
@@ -66,13 +109,7 @@ def reliability(
         parts = [np.flatnonzero(owner == number) for number in numbers]
         ends = [(number / bins, (number + 1) / bins) for number in numbers.tolist()]
     return [
-        {
-            "low": low,
-            "high": high,
-            "count": len(part),
-            "confidence": float(confidence[part].mean()),
-            "accuracy": float(correct[part].mean()),
-        }
+        Bin(low, high, len(part), float(confidence[part].mean()), float(correct[part].mean()))
         for part, (low, high) in zip(parts, ends, strict=True)
     ]
 
@@ -86,8 +123,8 @@ def calibration_error(
     0.4
     """
     curve = reliability(confidence, correct, bins=bins, equal_mass=equal_mass)
-    gaps = sum(part["count"] * abs(part["confidence"] - part["accuracy"]) for part in curve)
-    return float(gaps / sum(part["count"] for part in curve))
+    gaps = sum(part.count * abs(part.confidence - part.accuracy) for part in curve)
+    return float(gaps / sum(part.count for part in curve))
 
 
 def fit_temperature(probabilities: FloatArray, gold: NDArray[np.intp]) -> float:
@@ -128,17 +165,23 @@ def _mean_nll(probabilities: FloatArray, gold: NDArray[np.intp], inverse: float)
     return float(-np.log(np.maximum(at_gold, SMALLEST)).mean())
 
 
-def temperature_scaling(records: Sequence[Record], fitted_on: Sequence[Record]) -> dict[str, Any]:
-    """One temperature fitted on other rows, and what it does to these: loss and calibration error before and after."""
+def temperature_scaling(records: Sequence[Record], fitted_on: Sequence[Record]) -> Temperature:
+    """Fit a temperature on other rows, and measure these before and after."""
     temperature = fit_temperature(*probabilities_of(fitted_on))
     table, gold = probabilities_of(records)
-    found: dict[str, Any] = {"temperature": temperature, "fitted_on": len(fitted_on)}
-    for name, scaled in (("before", table), ("after", tempered(table, temperature))):
-        confidence, correct = scaled.max(1), scaled.argmax(1) == gold
-        found[name] = {
-            "nll": _mean_nll(scaled, gold, 1.0),
-            "ece": calibration_error(confidence, correct),
-            "ece_equal_mass": calibration_error(confidence, correct, equal_mass=True),
-            "bins": reliability(confidence, correct),
-        }
-    return found
+    return Temperature(
+        temperature,
+        len(fitted_on),
+        before=_measure_scaled(table, gold),
+        after=_measure_scaled(tempered(table, temperature), gold),
+    )
+
+
+def _measure_scaled(table: FloatArray, gold: NDArray[np.intp]) -> Scaled:
+    confidence, correct = table.max(1), table.argmax(1) == gold
+    return Scaled(
+        nll=_mean_nll(table, gold, 1.0),
+        ece=calibration_error(confidence, correct),
+        ece_equal_mass=calibration_error(confidence, correct, equal_mass=True),
+        bins=reliability(confidence, correct),
+    )

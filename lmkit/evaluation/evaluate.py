@@ -175,12 +175,12 @@ def evaluate_split(
             metrics = replace(metrics, baselines=scores)
         (aside / "metrics.json").write_text(_json(metrics.to_json(), indent=2), encoding="utf-8")
         analysis = analyse(records, evaluated.statistics, encoded, task, options, background)
-        (aside / "analysis.json").write_text(_json(analysis, indent=1), encoding="utf-8")
+        (aside / "analysis.json").write_text(_json(analysis.to_json(), indent=1), encoding="utf-8")
         page = report(metrics, analysis, records, task, background)
         (aside / "report.html").write_text(page, encoding="utf-8")
     metric = headline(task.name, metrics.metrics)
     value = metrics.metrics[metric].value
-    suspicions.say(analysis["suspicions"], answer_of(task), split=split, metric=metric, value=value)
+    suspicions.say(analysis.suspicions, answer_of(task), split=split, metric=metric, value=value)
     return metrics
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from lmkit.records import Record
+from lmkit.records import Record, Stored
 from lmkit.tasks.answers import Answer
 
 
-def confusion(
-    records: Sequence[Record], answer: Answer, labels: Sequence[str]
-) -> dict[str, Any] | None:
-    """Count by gold label (rows) and predicted label (columns); None where labels are not exclusive."""
+@dataclass(frozen=True)
+class Confusion(Stored):
+    """Counts by gold label (rows) and predicted label (columns)."""
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
+def confusion(records: Sequence[Record], answer: Answer, labels: Sequence[str]) -> Confusion | None:
+    """Count which label is taken for which; None where labels are not exclusive."""
     if not answer.has_confusion:
         return None
-    counts = Counter(pair for record in records for pair in answer.pairs(record))
-    occurring = {label for pair in counts for label in pair}
+    pairs = Counter(pair for record in records for pair in answer.pairs(record))
+    occurring = {label for pair in pairs for label in pair}
     names = answer.table_labels(occurring, labels)
-    return {
-        "labels": names,
-        "counts": [[counts[gold, predicted] for predicted in names] for gold in names],
-    }
+    counts = [[pairs[gold, predicted] for predicted in names] for gold in names]
+    return Confusion(names, counts)

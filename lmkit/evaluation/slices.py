@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +14,10 @@ from numpy.typing import NDArray
 from lmkit.data.encode import Encoded
 from lmkit.data.row import SLICE_COLUMN
 from lmkit.errors import RecipeError
-from lmkit.metrics.statistics import Statistics
-from lmkit.records import Record
+from lmkit.records import Interval, Record, Stored
 from lmkit.tasks.answers import Answer, answer_of
 from lmkit.tasks.base import Task
 from lmkit.tasks.mlm.task import IDEOGRAPH, word_numbers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PARTS = 4  # quartiles
 MOST = 24  # slices of one name: of a column with more values the most frequent, and all others together
@@ -29,22 +26,30 @@ WORD = re.compile(rf"{IDEOGRAPH.pattern}|\S+?(?={IDEOGRAPH.pattern}|\s|$)")
 Members = dict[str, NDArray[np.intp]]  # name of a slice -> its rows
 
 
+@dataclass(frozen=True)
+class Slice(Stored):
+    """The metrics of some examples, with the name of what they have in common."""
+
+    slice: str
+    examples: int
+    metrics: Mapping[str, Interval]
+
+
 def slice_metrics(
     names: Sequence[str],
     records: Sequence[Record],
-    statistics: Statistics,
     encoded: Encoded,
     task: Task,
-    measured: Callable[[Statistics], dict[str, Any]],
-) -> dict[str, list[dict[str, Any]]]:
-    """For every name of ``eval.slices`` its slices, with how many examples they hold and all metrics with intervals.
+    measured: Callable[[NDArray[np.intp]], Mapping[str, Interval]],
+) -> dict[str, list[Slice]]:
+    """Measure the slices of every name of ``eval.slices``.
 
     Args:
-        measured: the metrics of some rows, as they stand in metrics.json.
+        measured: the metrics of some rows.
     """
     return {
         name: [
-            {"slice": label, "examples": len(rows), "metrics": measured(statistics.select(rows))}
+            Slice(label, len(rows), measured(rows))
             for label, rows in members(name, records, encoded, task).items()
         ]
         for name in names

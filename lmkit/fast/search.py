@@ -8,6 +8,7 @@ the first token, the processors of the logits.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,12 +33,19 @@ def search(model: Any, inputs: dict[str, torch.Tensor], encoded: Any) -> Found:
     """
     from transformers.modeling_outputs import BaseModelOutput
 
+    from lmkit.fast.attention import CpuAttention
+
     assert model.generation_config.early_stopping in (None, False)
     assert not model.generation_config.do_sample
     hidden = encoded.last_hidden_state
-    found: Found | None = model.generate(
-        **inputs, encoder_outputs=BaseModelOutput(last_hidden_state=hidden), custom_generate=_search
-    )
+    attention = CpuAttention()
+    is_ours = attention.available(model, model.device) is None
+    with attention.applied(model) if is_ours else nullcontext():
+        found: Found | None = model.generate(
+            **inputs,
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            custom_generate=_search,
+        )
     if found is not None:
         return found
     beams = model.generation_config.num_beams

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmkit import console
 from lmkit.errors import DataError, LmkitError, RecipeError, suggest
@@ -21,7 +21,7 @@ from lmkit.tasks.registry import problem
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
-    from lmkit.records import Record
+    from lmkit.records import Metrics, Record
     from lmkit.tasks.base import Task
 
 
@@ -42,7 +42,7 @@ class OtherRows:
 
 def evaluate_subject(
     subject: Subject, *, splits: Splits | None = None, limited: Collection[str] = ()
-) -> dict[str, Any]:
+) -> Metrics | None:
     """Evaluate on ``data.test``, or where there is none on ``data.validation``, and say which.
 
     Args:
@@ -50,7 +50,7 @@ def evaluate_subject(
         limited: the metrics that ``--fail-under`` names.
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json; None on all ranks but the first.
     """
     recipe = subject.recipe
     check_eval_keys(recipe)
@@ -151,14 +151,13 @@ def _training_rows(recipe: Recipe, splits: Splits) -> Rows | str:
 def _load(recipe: Recipe, splits: Splits, split: str) -> Rows:
     from lmkit.data.splits import load_splits
 
-    return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=splits.facts).rows[
-        split
-    ]
+    solved = problem(recipe.task)
+    return load_splits(recipe, solved, wanted=(split,), facts=splits.facts).rows[split]
 
 
 def _evaluate_rows(
     subject: Subject, splits: Splits, split: str, others: OtherRows
-) -> dict[str, Any]:
+) -> Metrics | None:
     """Load the model, evaluate it, and show and write what comes out."""
     from lmkit.data.encode import encode, say_left_out
     from lmkit.data.splits import provenance
@@ -167,13 +166,14 @@ def _evaluate_rows(
     from lmkit.evaluation.evaluate import evaluate_split, metrics_table
     from lmkit.evaluation.forward import Forward
     from lmkit.models.build import load_trained
+    from lmkit.models.tokenizer import tokenizer_hash
     from lmkit.train.device import build_accelerator, micro_batch_tokens
 
     recipe, source = subject.recipe, subject.source
     tokenizer = tokenizer_of(recipe, source)
     solved = problem(recipe.task)
     task = solved.scorer(solved.task(recipe, splits.facts, tokenizer))
-    encoded = encode(splits.rows[split], task)
+    encoded = encode(splits.rows[split], task, tokenizer_hash(task.tokenizer))
     say_left_out(encoded, recipe.data, split=split)
     console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")
     accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
@@ -183,7 +183,7 @@ def _evaluate_rows(
     fitted_on: list[Record] | None = None
     if others.validation is not None:
         _check_temperature(task)
-        aside = encode(others.validation, task)
+        aside = encode(others.validation, task, tokenizer_hash(task.tokenizer))
         say_left_out(aside, recipe.data, split="validation")
         fitted_on = list(forward.predictions(aside))
     background = Background(
@@ -198,12 +198,12 @@ def _evaluate_rows(
         forward, encoded, split=split, options=recipe.eval, folder=folder, background=background
     )
     if metrics is None:
-        return {}
+        return None
     console.say(metrics_table(metrics))
     if metrics.baselines is not None:
         console.say(f"\n{baselines_table(metrics)}")
     console.say(f"written to {folder}")
-    return metrics.to_json()
+    return metrics
 
 
 def _check_temperature(task: Task) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lmkit.flow.singles import measured_on, single_runs
 from lmkit.flow.training import train_one
 from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe
+from lmkit.records import Metrics, finite
 from lmkit.run import Run, write_json
 from lmkit.subject import find_subject
 
@@ -22,16 +24,71 @@ PARTS = re.compile(r"(seed|fold)-\d+|summary\.json")
 HARMLESS = ("name", "output", "hardware", "logging")  # may change before the runs go on
 
 
+@dataclass(frozen=True)
+class SingleRun:
+    """One of the runs: its folder, its seed or fold, and its metrics."""
+
+    run: str
+    number: int
+    examples: int
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class RepeatSummary:
+    """Mean, standard deviation (n - 1) and Student's interval of every metric over the runs.
+
+    The interval is about the mean of such runs: with ``seeds`` on this test set, whose own choice is each run's interval's
+    affair. Folds share most of their training rows, so theirs is somewhat too narrow (Bengio and Grandvalet 2004).
+
+    Args:
+        over: ``seeds`` or ``folds``.
+    """
+
+    run: str
+    task: str
+    over: str
+    split: str
+    confidence: float
+    metrics: Mapping[str, Mapping[str, float | None]]
+    runs: tuple[SingleRun, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        kind = self.over.removesuffix("s")
+        runs = [
+            {"run": run.run, kind: run.number, "examples": run.examples, "metrics": run.metrics}
+            for run in self.runs
+        ]
+        return {
+            "run": self.run,
+            "task": self.task,
+            "over": self.over,
+            "split": self.split,
+            "confidence": self.confidence,
+            "metrics": self.metrics,
+            "runs": runs,
+        }
+
+    def to_text(self) -> str:
+        rows = []
+        for name, metric in self.metrics.items():
+            bounds = f"{_shown(metric['low'])} ... {_shown(metric['high'])}"
+            rows.append([name, _shown(metric["mean"]), _shown(metric["sd"]), bounds])
+        header = [self.split, f"mean of {len(self.runs)} {self.over}", "standard deviation"]
+        return console.table([*header, f"{self.confidence * 100:g} % interval"], rows)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def repeat(
     stage: str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
+) -> RepeatSummary:
     """Train and evaluate every run, and sum them up in ``summary.json``.
 
     Args:
         resume: runs that are finished stay, one that was interrupted goes on.
-
-    Returns:
-        The summary.
 
     Raises:
         RunError: the directory is not empty, or holds something else, or runs of another recipe.
@@ -43,17 +100,17 @@ def repeat(
         if name in finished:
             _check_same(single)
     (folder / SUMMARY).unlink(missing_ok=True)
-    found = []
+    measured = []
     for number, (name, single) in enumerate(runs, 1):
         console.say(f"\n== {name} ({number} of {len(runs)})")
         run = Run(single.output)
         if name not in finished:
             there = run.path.is_dir()
             train_one(stage, single, resume=resume and there, overwrite=overwrite and there)
-        found.append(_measured(run, single))
-    summary = summarise(recipe, [name for name, _ in runs], found)
-    write_json(folder / SUMMARY, summary)
-    console.say(f"\n{summary_table(summary)}\n\nwritten to {folder / SUMMARY}")
+        measured.append(_measure(run, single))
+    summary = summarise(recipe, [name for name, _ in runs], measured)
+    write_json(folder / SUMMARY, summary.to_json())
+    console.say(f"\n{summary.to_text()}\n\nwritten to {folder / SUMMARY}")
     return summary
 
 
@@ -106,67 +163,39 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _measured(run: Run, single: Recipe) -> dict[str, Any]:
-    """The content of metrics.json: training leaves that of validation, and a resumed command may find both."""
+def _measure(run: Run, single: Recipe) -> Metrics:
+    """Evaluate a run, unless training did (on validation) or the command that was interrupted."""
     split = measured_on(single)
     if run.eval_folder(split).is_dir():
-        found = run.metrics(split)
-        if "baselines" in found or not single.eval.baseline:
-            return found
-    return evaluate_subject(find_subject(run.path))
+        metrics = Metrics.from_json(run.metrics(split))
+        if metrics.baselines is not None or not single.eval.baseline:
+            return metrics
+    evaluated = evaluate_subject(find_subject(run.path))
+    assert evaluated is not None  # several runs are not trained under a launcher
+    return evaluated
 
 
-def summarise(
-    recipe: Recipe, names: Sequence[str], found: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1) and Student's interval of every metric over the runs.
-
-    The interval is about the mean of such runs: with ``seeds`` on this test set, whose own choice is each run's interval's
-    affair. Folds share most of their training rows, so theirs is somewhat too narrow (Bengio and Grandvalet 2004).
-    """
+def summarise(recipe: Recipe, names: Sequence[str], measured: Sequence[Metrics]) -> RepeatSummary:
+    """Sum up the metrics of runs."""
     from lmkit.metrics.intervals import student_interval
 
     kind = "seed" if recipe.data.folds is None else "fold"
-    values = [
-        {"loss": each["loss"]} | {name: m["value"] for name, m in each["metrics"].items()}
-        for each in found
-    ]
+    runs = []
+    for name, metrics in zip(names, measured, strict=True):
+        values = {"loss": finite(metrics.loss)}
+        values |= {key: finite(metric.value) for key, metric in metrics.metrics.items()}
+        runs.append(SingleRun(name, int(name.partition("-")[2]), metrics.examples, values))
     confidence = recipe.eval.confidence
-    return {
-        "run": recipe.output,
-        "task": recipe.task,
-        "over": f"{kind}s",
-        "split": found[0]["split"],
-        "confidence": confidence,
-        "metrics": {
-            name: student_interval([each[name] for each in values], confidence)
-            for name in values[0]
-        },
-        "runs": [
-            {
-                "run": name,
-                kind: int(name.partition("-")[2]),
-                "examples": each["examples"],
-                "metrics": its,
-            }
-            for name, each, its in zip(names, found, values, strict=True)
-        ],
+    intervals = {
+        name: student_interval([run.metrics[name] for run in runs], confidence)
+        for name in runs[0].metrics
     }
-
-
-def summary_table(summary: dict[str, Any]) -> str:
-    """The metrics over the runs, for people."""
-
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4f}"
-
-    rows = [
-        [name, shown(m["mean"]), shown(m["sd"]), f"{shown(m['low'])} ... {shown(m['high'])}"]
-        for name, m in summary["metrics"].items()
-    ]
-    header = [
-        summary["split"],
-        f"mean of {len(summary['runs'])} {summary['over']}",
-        "standard deviation",
-    ]
-    return console.table([*header, f"{summary['confidence'] * 100:g} % interval"], rows)
+    return RepeatSummary(
+        run=recipe.output,
+        task=recipe.task,
+        over=f"{kind}s",
+        split=measured[0].split,
+        confidence=confidence,
+        metrics=intervals,
+        runs=tuple(runs),
+    )

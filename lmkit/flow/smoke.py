@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lmkit.models.source import ModelSource, find_model
 from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.schema import TokenizerTraining
+from lmkit.records import Metrics
 from lmkit.run import Run
 from lmkit.subject import find_subject
 from lmkit.tasks.registry import problem
@@ -23,7 +25,30 @@ from lmkit.tasks.registry import problem
 ROWS, STEPS = 32, 4
 
 
-def smoke_run(recipe: Recipe) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SmokeSummary:
+    """A recipe that was run end to end in small.
+
+    Args:
+        evaluation: metrics whose numbers mean nothing.
+    """
+
+    task: str
+    steps: int
+    seconds: float
+    evaluation: Metrics
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "smoke": True,
+            "task": self.task,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "evaluation": self.evaluation.to_json(),
+        }
+
+
+def smoke_run(recipe: Recipe) -> SmokeSummary:
     """All rows are checked, a few are used: train, save, reload, evaluate, predict, in a folder that is removed.
 
     Where ``model.base`` is not there yet (the run of an earlier recipe), a tiny random model of the task's
@@ -52,17 +77,12 @@ def smoke_run(recipe: Recipe) -> dict[str, Any]:
         trained = {split: rows for split, rows in splits.rows.items() if split != "test"}
         summary = fit(tiny, Splits(trained, splits.facts), source, run, resume=False)
         # on the training rows, where there are no others
-        found = evaluate_subject(find_subject(run.path), splits=splits)
+        evaluation = evaluate_subject(find_subject(run.path), splits=splits)
+        assert evaluation is not None  # there is one process
     console.say(
         f"smoke: {recipe.name} trains, saves, reloads and evaluates; the numbers mean nothing"
     )
-    return {
-        "smoke": True,
-        "task": recipe.task,
-        "steps": summary["steps"],
-        "seconds": summary["seconds"],
-        "evaluation": found,
-    }
+    return SmokeSummary(recipe.task, summary.steps, summary.seconds, evaluation)
 
 
 def few_rows(splits: Splits) -> Splits:

@@ -5,29 +5,24 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError
-from lmkit.models.source import ModelSource, find_model
+from lmkit.models.source import find_model
 from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe, local_paths
+from lmkit.records import Metrics
 from lmkit.run import Run, command_line, write_text
+from lmkit.startup import importing
 from lmkit.tasks.registry import problem
-
-if TYPE_CHECKING:
-    from lmkit.data.splits import Splits
+from lmkit.train.summary import TrainingSummary
 
 
 def train_one(
     stage: str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
-    """Train a recipe that stands for one run.
-
-    Returns:
-        The summary that ``--json`` prints.
-    """
+) -> TrainingSummary:
+    """Train a recipe that stands for one run."""
     source = find_model(recipe.model.base) if recipe.model.base else None
     check_model_keys(recipe, source)
     run = Run(recipe.output)
@@ -44,8 +39,12 @@ def train_one(
     if owns_run and overwrite:
         _refuse_sources_inside(run, recipe)
     if processes > 1:
+        from lmkit.train.prepare import prepare
+
+        prepare(recipe, splits, source)  # tokens, so that no process waits for them
+        chosen = {"--resume": resume, "--overwrite": overwrite}
         summary = _train_in_processes(
-            stage, recipe, splits, source, run, processes, resume=resume, overwrite=overwrite
+            stage, recipe, processes, [flag for flag, is_set in chosen.items() if is_set]
         )
     else:
         from lmkit.train.fit import fit
@@ -55,8 +54,8 @@ def train_one(
         data = recipe.data
         is_measurable = data.test is not None or data.fold is not None
         missing = "" if is_measurable or "validation" in splits.rows else " data.test=FILE"
-        console.say(f"\ndone in {summary['seconds']:.0f} s: {summary['run']}")
-        console.say(f"next: lmkit eval {summary['run']}{missing}")
+        console.say(f"\ndone in {summary.seconds:.0f} s: {summary.run}")
+        console.say(f"next: lmkit eval {summary.run}{missing}")
     return summary
 
 
@@ -75,56 +74,38 @@ def number_of_processes(recipe: Recipe) -> int:
     """Return ``hardware.processes``, where auto is one per GPU."""
     if recipe.hardware.processes != "auto":
         return recipe.hardware.processes
-    from lmkit.models.imports import import_torch
-
-    import_torch()
-    import torch
+    with importing():
+        import torch
 
     return max(1, torch.cuda.device_count())
 
 
 def _train_in_processes(
-    stage: str,
-    recipe: Recipe,
-    splits: Splits,
-    found: ModelSource | None,
-    run: Run,
-    processes: int,
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> dict[str, Any]:
-    """Tokenise here, so that no process group waits for it (promise 20); then start the processes on the same recipe.
+    stage: str, recipe: Recipe, processes: int, flags: list[str]
+) -> TrainingSummary:
+    """Start processes that train the recipe, each as a command of its own.
 
     The run directory is left to the first of them: it removes an old run under its lock, once it is known that this one can begin.
     """
     import tempfile
 
     from lmkit.train.launch import ProcessFailed, launch
-    from lmkit.train.prepare import prepare
 
-    prepare(recipe, splits, found)
+    run = Run(recipe.output)
+    levels = {
+        "--json": console.is_json(),
+        "--quiet": console.is_quiet(),
+        "--verbose": console.is_verbose(),
+    }
+    flags = flags + [flag for flag, is_set in levels.items() if is_set]
+    hardware = recipe.hardware.model_copy(update={"processes": processes})
+    values = {"output": str(run.path.resolve()), "hardware": hardware}
     with tempfile.TemporaryDirectory(prefix="lmkit-") as folder:
         file = Path(folder) / f"{recipe.name}.yaml"
-        values = recipe.model_copy(update={"output": str(run.path.resolve())})
-        write_text(
-            file,
-            dump_recipe(
-                values.model_copy(
-                    update={"hardware": recipe.hardware.model_copy(update={"processes": processes})}
-                )
-            ),
-        )
-        started = {"--resume": resume, "--overwrite": overwrite}
-        flags = started | {
-            "--json": console.is_json(),
-            "--quiet": console.is_quiet(),
-            "--verbose": console.is_verbose(),
-        }
+        write_text(file, dump_recipe(recipe.model_copy(update=values)))
         os.environ[console.STARTED_AS] = json.dumps(command_line())
         try:
-            chosen = [flag for flag, is_set in flags.items() if is_set]
-            launch(["-m", "lmkit", stage, str(file), *chosen], processes=processes)
+            launch(["-m", "lmkit", stage, str(file), *flags], processes=processes)
         except ProcessFailed as error:
             if error.is_killed:
                 console.fail(
@@ -133,16 +114,16 @@ def _train_in_processes(
             raise
         finally:
             del os.environ[console.STARTED_AS]
-    return {"run": str(run.path), "task": recipe.task, "processes": processes, **_summary(run)}
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    manifest = run.manifest
-    validation = run.metrics("validation") if run.eval_folder("validation").is_dir() else {}
-    return {
-        "steps": manifest["steps"],
-        "tokens": manifest["tokens_seen"],
-        "seconds": manifest["seconds"],
-        "best_step": manifest["best_step"],
-        "validation": validation,
-    }
+    manifest, validation = run.manifest, None
+    if run.eval_folder("validation").is_dir():
+        validation = Metrics.from_json(run.metrics("validation"))
+    return TrainingSummary(
+        run=str(run.path),
+        task=recipe.task,
+        steps=manifest["steps"],
+        tokens=manifest["tokens_seen"],
+        seconds=manifest["seconds"],
+        best_step=manifest["best_step"],
+        validation=validation,
+        processes=processes,
+    )

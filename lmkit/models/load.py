@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError
-from lmkit.models.imports import import_models
 from lmkit.models.source import ModelSource
 from lmkit.recipe.schema import Model, Recipe
+from lmkit.startup import importing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def load_config(source: ModelSource, recipe: Recipe) -> PretrainedConfig:
     """The config of a model directory or hub id."""
-    import_models()
-    from transformers import AutoConfig
+    with importing():
+        from transformers import AutoConfig
 
     place = f"model.base: {source.location}"
     try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmkit.console import readable
-from lmkit.records import Record
+from lmkit.records import Record, Stored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,22 +81,17 @@ class Certainty:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Doubt:
+@dataclass(frozen=True, kw_only=True)
+class Doubt(Stored):
     """Gold that the model confidently disagrees with; ``word`` numbers it where words are tagged."""
 
     id: int
+    word: int | None = None
+    text: str | None = None
     gold: str
     prediction: str
     score: float
-    word: int | None = None
-    text: str | None = None
     margin: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        names = ("id", "word", "text", "gold", "prediction", "score", "margin")
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -414,7 +409,14 @@ class Tags(Answer):
                     right.setdefault(tag, []).append(score)
         threshold = {tag: sum(scores) / len(scores) for tag, scores in right.items()}
         doubts = [
-            Doubt(record["id"], gold, tag, score, word, self.words(record)[word])
+            Doubt(
+                id=record["id"],
+                word=word,
+                text=self.words(record)[word],
+                gold=gold,
+                prediction=tag,
+                score=score,
+            )
             for record in records
             for word, (score, gold, tag) in enumerate(_scored_words(record))
             if gold != tag and score >= threshold.get(tag, 2.0)

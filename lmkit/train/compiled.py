@@ -244,13 +244,13 @@ class _Passes:
         return largest(self._accelerator, [value])[0]
 
     def _run(self, batch: Batch) -> None:
-        from lmkit.fast.dropout import drawn_faster
+        from lmkit.fast.registry import computed_faster
 
         self._model.train()
         moved = batch.to(self._accelerator.device)
         with (
             shared_rows(self._model, self._packing, moved) as given,
-            drawn_faster(self._accelerator.device),
+            computed_faster(self._model, self._accelerator.device),
         ):
             self._accelerator.backward(self._task.loss(self._model, given) / max(batch.items, 1))
         if self._accelerator.device.type == "cuda":

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
+from lmkit.startup import importing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,12 +107,11 @@ def build_accelerator(
     Raises:
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
     """
-    from lmkit.models.imports import import_modeling
-
-    import_modeling()
-    import torch
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    with importing():
+        import torch
+        import transformers.modeling_utils  # noqa: F401  # of all models
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
     _refuse_foreign_sharding()
     if not torch.cuda.is_available():
@@ -133,11 +134,9 @@ def build_accelerator(
             remedy="install the tracker, or leave it out",
         ) from None
     _limit_threads()  # after Accelerate, which has a number of its own
-    if accelerator.device.type == "cpu":
-        from lmkit.fast.attention import use_cpu_attention
+    if accelerator.device.type == "cpu" and console.owns_process():
         from lmkit.models.memory import keep_freed_memory
 
-        use_cpu_attention(in_fp32=not torch.cpu._is_amx_tile_supported())
         keep_freed_memory()
     if hardware.processes not in ("auto", accelerator.num_processes):
         raise RecipeError(

@@ -54,6 +54,7 @@ from lmkit.train.plans import evaluation_interval, metric_of, plan_of, total_ste
 from lmkit.train.prepare import Prepared, prepare
 from lmkit.train.session import Progress, run_steps
 from lmkit.train.sharding import check_sharding, gather_into
+from lmkit.train.summary import TrainingSummary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,14 +71,11 @@ def fit(
     *,
     resume: bool,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> TrainingSummary:
     """Train what the recipe says into the run directory.
 
     Args:
         overwrite: a run that is there is removed, once it is known that this one can begin.
-
-    Returns:
-        A summary for ``--json``: run, steps, seconds, the metric that chose the model, validation metrics.
 
     Raises:
         LmkitError: a mistake of the user's. TrainingStopped: the loss is not finite. Interrupted: by a signal.
@@ -122,7 +120,7 @@ def _fit(
     *,
     resume: bool,
     overwrite: bool,
-) -> dict[str, Any]:
+) -> TrainingSummary:
     started = time.perf_counter()
     prepared = prepare(recipe, splits, source)
     task, train = prepared.task, recipe.train
@@ -233,16 +231,16 @@ def _fit(
     if accelerator.is_main_process:
         write_json(run.manifest_file, manifest)
         write_text(run.card_file, card.model_card(recipe, task, manifest, metrics))
-    return {
-        "run": str(run.path),
-        "task": task.name,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "seconds": round(progress.seconds, 3),
-        "selected_by": metric,
-        "best_step": progress.best_step if progress.best_step is not None else progress.step,
-        "validation": metrics.to_json() if metrics else {},
-    }
+    return TrainingSummary(
+        run=str(run.path),
+        task=task.name,
+        steps=progress.step,
+        tokens=progress.tokens,
+        seconds=round(progress.seconds, 3),
+        best_step=progress.best_step if progress.best_step is not None else progress.step,
+        selected_by=metric,
+        validation=metrics,
+    )
 
 
 def fingerprint(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -418,7 +416,7 @@ def _evaluate(
     task, rows = prepared.task.problem.scorer(prepared.task), prepared.splits.rows
     encoded = prepared.encoded["validation"]
     if task is not prepared.task:
-        encoded = encode(rows["validation"], task)
+        encoded = encode(rows["validation"], task, tokenizer_hash(task.tokenizer))
     metrics = evaluate_split(
         Forward(task, model, accelerator, budget),
         encoded,

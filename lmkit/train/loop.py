@@ -21,8 +21,8 @@ from lmkit.batch import Batch, flat
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan, deal, micro_batches, rows_to_share
 from lmkit.errors import TrainingStopped
-from lmkit.fast.dropout import drawn_faster
 from lmkit.fast.packing import Packing
+from lmkit.fast.registry import computed_faster
 from lmkit.fast.unpadding import shared_rows
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.tasks.base import Task
@@ -322,7 +322,10 @@ def _backward(
         try:
             for batch in micro:
                 batch = batch.to(accelerator.device, non_blocking=True)
-                with shared_rows(model, packing, batch) as given, drawn_faster(accelerator.device):
+                with (
+                    shared_rows(model, packing, batch) as given,
+                    computed_faster(model, accelerator.device),
+                ):
                     loss = task.loss(model, given)
                     accelerator.backward(loss / max(items, 1))
                 loss_sum += loss.detach()

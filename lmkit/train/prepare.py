@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, cast
 from filelock import FileLock
 
 from lmkit import console
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
 from lmkit.data.encode import Encoded, encode, say_left_out
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
 from lmkit.data.row import hash_of
 from lmkit.data.rows import Rows
+from lmkit.data.sources import Source
 from lmkit.data.splits import Splits, cache_folder
 from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
@@ -24,6 +27,7 @@ from lmkit.models.tokenizer import (
     for_words,
     load_tokenizer,
     save_tokenizer,
+    tokenizer_hash,
     train_tokenizer,
 )
 from lmkit.recipe.schema import Recipe, TokenizerTraining
@@ -69,8 +73,9 @@ def prepare(
     """
     tokenizer = build_tokenizer(recipe, splits, source)
     task = problem(recipe.task).task(recipe, splits.facts, tokenizer)
+    key = tokenizer_hash(tokenizer)
     encoded = {
-        split: encode(rows, task, pack=pack and task.problem.packs and split == "train")
+        split: encode(rows, task, key, pack=pack and task.problem.packs and split == "train")
         for split, rows in splits.rows.items()
     }
     rows = {split: found.rows for split, found in encoded.items()}
@@ -191,15 +196,7 @@ def _is_decoder(solved: Problem, kind: str) -> bool:
 def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:
     """The rows of ``tokenizer.train.files``."""
     assert options.files is not None
-    return load_rows(
-        options.files,
-        key="tokenizer.train.files",
-        split="train",
-        fields=[Field("text", "text", aliases=("content", "sentence"))],
-        columns={},
-        on_bad_row=recipe.data.on_bad_row,
-        document=recipe.data.document,
-        max_rows=None,
-        folders=[Path.cwd()],
-        cache_dir=cache_folder(),
-    )
+    source = Source(options.files, "tokenizer.train.files", "train", [Path.cwd()])
+    roles = Roles([Field("text", "text", aliases=("content", "sentence"))])
+    reading = ReadOptions(recipe.data.on_bad_row, recipe.data.document)
+    return load_rows(source, roles, reading, cache_folder())

@@ -302,14 +302,15 @@ def figure(found: dict[str, Any]) -> str:
 
 
 def _panel(lines: Sequence[Sequence[float]], at: Sequence[float], title: str, x_label: str) -> str:
-    from lmkit.evaluation.report.plots import Frame
+    from lmkit.evaluation.report.plots import Frame, Shape
+    from lmkit.evaluation.report.render import svg
 
     frame = Frame((0, max(at)), (0, 1.05 * max(value for line in lines for value in line)))
-    content = ""
+    shapes: list[Shape] = []
     for style, line in zip(("", " second"), lines, strict=False):
         points = list(zip(at, line, strict=True))
-        content = frame.line(points, f"curve{style}") + frame.dots(points, f"dot{style}") + content
-    return frame.drawn(content, x_label=x_label, y_label=title, title=title)
+        shapes = [frame.line(points, f"curve{style}"), frame.dots(points, f"dot{style}"), *shapes]
+    return svg(frame.drawn(shapes, x_label=x_label, y_label=title, title=title))
 
 
 def machine_of(found: dict[str, Any], part: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def tokenize(spec: dict[str, Any]) -> dict[str, Any]:
     if spec["side"] == "lmkit":
         from lmkit.data.encode import encode
         from lmkit.data.splits import load_splits
-        from lmkit.models.tokenizer import load_tokenizer
+        from lmkit.models.tokenizer import load_tokenizer, tokenizer_hash
         from lmkit.recipe import load_recipe
         from lmkit.tasks.registry import problem
 
@@ -76,7 +76,7 @@ def tokenize(spec: dict[str, Any]) -> dict[str, Any]:
         splits = load_splits(recipe, solved, wanted=("train",))
         task = solved.task(recipe, splits.facts, load_tokenizer(f"{spec['inputs']}/bert"))
         begun = time.perf_counter()
-        rows = len(encode(splits.rows["train"], task))
+        rows = len(encode(splits.rows["train"], task, tokenizer_hash(task.tokenizer)))
         return {"seconds": time.perf_counter() - begun, "rows": rows}
     from datasets import load_dataset
     from transformers import AutoTokenizer

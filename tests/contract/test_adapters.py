@@ -93,7 +93,7 @@ def test_an_adapter_with_added_tokens_is_the_same_loaded_merged_and_in_peft(
     assert type(whole).__module__.startswith("transformers.")
     bound = 1e-5 * max(1.0, float(expected.abs().max()))
     assert (probe_logits(whole) - expected).abs().max() <= bound
-    assert found["logits_difference"] <= bound
+    assert found.logits_difference <= bound
     with built.model.disable_adapter():
         assert (probe_logits(built.model) - expected).abs().max() > 1e-3
 
@@ -354,7 +354,7 @@ def test_an_adapter_on_a_quantised_base_is_proven_and_merges_into_the_whole_one(
             task, base=base_of(tiny, task, architecture), lora={"rank": 4, "quantize": bits}
         )
     )
-    assert merge(str(run.path), str(tmp_path / "merged"))["logits_difference"] <= 1e-5
+    assert merge(str(run.path), str(tmp_path / "merged")).logits_difference <= 1e-5
 
 
 def test_what_stands_beside_the_weights_is_merged_too(tiny: Any, tmp_path: Path) -> None:

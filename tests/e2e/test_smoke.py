@@ -18,7 +18,7 @@ def test_shipped_recipe_passes_smoke(
     from lmkit.commands.train import smoke
 
     monkeypatch.chdir(tmp_path)  # a user's folder: nothing but what ships is there
-    found = smoke(problem(load_recipe(name).task).stage, name)
+    found = smoke(problem(load_recipe(name).task).stage, name).to_json()
     assert found["smoke"]
     assert found["steps"] == 4
     assert found["evaluation"]["examples"] > 0

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -59,7 +60,21 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], dict[str, Any]]
     return replace
 
 
-SUMMARY = {"run": "runs/x", "seconds": 1.0}
+@dataclass(frozen=True)
+class Summary:
+    """A result of a command."""
+
+    run: str = "runs/x"
+    seconds: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"run": self.run, "seconds": self.seconds}
+
+    def to_text(self) -> str:
+        return "done"
+
+
+SUMMARY = Summary()
 
 
 def test_training_command_hands_on_what_it_was_given(run: Any, training: Any) -> None:
@@ -214,7 +229,7 @@ def test_reader_that_goes_away_ends_the_command_without_a_word() -> None:
     program = (
         "import sys; from lmkit import cli\n"
         "import lmkit.commands.recipes as r\n"
-        "r.list_recipes = lambda: [{'name': 'x' * 70000, 'task': '', 'about': ''}] * 3\n"
+        "r.list_recipes = lambda: r.RecipeList((r.ShippedRecipe('x' * 70000, '', ''),) * 3)\n"
         "sys.argv = ['lmkit', 'recipe', 'list']; cli.main()"
     )
     read, write = os.pipe()

@@ -20,26 +20,16 @@ SOURCES = style.read_sources()
 
 LONG_FUNCTIONS = {
     "commands/compare.py:compare",
-    "commands/merge.py:merge",
-    "data/check.py:load_rows",
-    "data/splits.py:load_splits",
-    "flow/dry_run.py:dry_run_plan",
     "models/tokenizer.py:train_tokenizer",
     "train/fit.py:_fit",
     "train/session.py:run_steps",
 }
 MANY_ARGUMENTS = {
     "commands/compare.py:compare",
-    "data/check.py:_Reader.__init__",
-    "data/check.py:load_rows",
-    "evaluation/evaluate.py:evaluate_split",
-    "evaluation/evaluate.py:explain",
-    "fast/attention.py:_with_dropout",
     "fast/flash.py:_attend",
     "fast/flash.py:_flash_attns.attend",
     "fast/flash.py:_torchs.attend",
     "fast/linear_cross_entropy.py:linear_cross_entropy",
-    "flow/training.py:_train_in_processes",
     "metrics/custom.py:_resampled",
     "metrics/custom.py:custom_metrics",
     "train/compiled.py:choose_compile",
@@ -54,8 +44,8 @@ MANY_ARGUMENTS = {
 }
 LONG_FILES = {
     "cli.py",
-    "data/check.py",
     "fast/flash.py",
+    "tasks/classification/task.py",
 }
 IN_CIRCLES = {
     "lmkit.tasks.mlm.pseudo",

@@ -4,148 +4,171 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from lmkit.console import readable as number
+from lmkit.console import readable
+from lmkit.evaluation.analysis import Analysis
+from lmkit.evaluation.calibration import Calibration
+from lmkit.evaluation.mistakes import Confusion
 from lmkit.evaluation.report import plots
+from lmkit.evaluation.report.plots import Figure, IntervalBar, StackedPart
+from lmkit.evaluation.slices import Slice
 from lmkit.metrics.entities import ERROR_KINDS
-from lmkit.records import Record
+from lmkit.records import Interval, Metrics, Record
 from lmkit.tasks.answers import Answer
 
 MOST_LABELS = 24  # of a confusion matrix
 MOST_ROWS = 200
+NAMES = {
+    "length": "length in words",
+    "unknown": "share of unknown tokens",
+    "fragmentation": "share of fragmented words",
+}
+
+
+@dataclass(frozen=True)
+class SliceLine:
+    slice: Slice
+    interval: Interval
+    bar: IntervalBar
+
+
+@dataclass(frozen=True)
+class SliceFigure:
+    """The slices of one name; ``what`` they are of."""
+
+    what: str
+    lines: list[SliceLine]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Kinds of entity errors with their counts, in all and as a bar by type."""
+
+    total: list[tuple[str, int]]
+    by_type: list[tuple[str, list[StackedPart]]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the confusion table; ``link`` leads to the rows it counts, where they are errors."""
+
+    count: int
+    share: float
+    link: str
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    label: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class ConfusionTable:
+    """A heat map; of many labels those that are most often taken for another, ``of`` all."""
+
+    labels: list[str]
+    rows: list[ConfusionRow]
+    of: int
 
 
 def where(
-    found: Mapping[str, Any],
-    analysis: Mapping[str, Any],
-    records: Sequence[Record],
-    answer: Answer,
-    metric: str,
-) -> str:
-    """The section with all figures that the answer has."""
-    parts = [
-        _by_label(found),
-        *(_slices(name, slices, metric) for name, slices in analysis["slices"].items()),
+    metrics: Metrics, analysis: Analysis, records: Sequence[Record], answer: Answer, headline: str
+) -> dict[str, object]:
+    """Return what the template of the section shows: all figures that the answer has."""
+    by_label = sorted(metrics.by_label.items(), key=lambda item: -item[1]["support"])
+    figures = [slice_figure(name, part, headline) for name, part in analysis.slices.items()]
+    return {
+        "by_label": by_label[:MOST_ROWS],
+        "slice_figures": [figure for figure in figures if len(figure.lines) > 1],
+        "errors": errors_of(analysis.entity_errors),
+        "calibration": calibration_figure(analysis.calibration),
+        "distributions": distributions(records, answer),
+        "confusion": confusion_table(analysis.confusion),
+    }
+
+
+def slice_figure(name: str, slices: Sequence[Slice], headline: str) -> SliceFigure:
+    """Put the headline metric of the slices on one scale."""
+    measured = [part for part in slices if headline in part.metrics]
+    intervals = [part.metrics[headline] for part in measured]
+    scale = plots.scale_of(intervals)
+    lines = [
+        SliceLine(part, interval, plots.interval_bar(interval, scale))
+        for part, interval in zip(measured, intervals, strict=True)
     ]
-    parts.append(_entity_errors(analysis.get("entity_errors")))
-    parts.append(_calibration(analysis.get("calibration")))
+    return SliceFigure(NAMES.get(name, name), lines)
+
+
+def errors_of(counts: Mapping[str, Any] | None) -> Errors | None:
+    """Put the kinds of errors of every type on one scale, the most frequent types first."""
+    if counts is None:
+        return None
+    kinds = ("correct", *ERROR_KINDS)
+    by_type = sorted(counts["by_type"].items(), key=lambda item: -sum(item[1].values()))
+    shown = by_type[:MOST_LABELS]
+    most = max((sum(of_type.values()) for _, of_type in shown), default=0)
+    bars = []
+    for name, of_type in shown:
+        present = [(kind, of_type[kind]) for kind in kinds if of_type[kind]]
+        bars.append((name, plots.stacked_bar(present, most)))
+    return Errors([(kind, counts[kind]) for kind in kinds], bars)
+
+
+def calibration_figure(calibration: Calibration | None) -> Figure | None:
+    """Draw the reliability curve, and beside it that at a fitted temperature."""
+    if calibration is None:
+        return None
+    fitted = calibration.temperature
+    drawing = plots.reliability_plot(calibration.bins, fitted.after.bins if fitted else ())
+    brier = calibration.brier_top if calibration.brier is None else calibration.brier
+    caption = (
+        f"Confidence and accuracy of {calibration.count:,} {calibration.unit}: "
+        f"calibration error {readable(calibration.ece)} (equal mass: {readable(calibration.ece_equal_mass)})"
+        f", Brier score {readable(brier)}"
+    )
+    if fitted:
+        caption += (
+            f". Red: at temperature {readable(fitted.temperature)}, "
+            f"calibration error {readable(fitted.after.ece)}"
+        )
+    return Figure(drawing, caption)
+
+
+def distributions(records: Sequence[Record], answer: Answer) -> list[Figure]:
+    """Draw predicted over gold numbers, and how the loss is distributed, where they tell something."""
+    figures = []
     if points := answer.points(records):
-        parts.append(_figure(plots.scatter(points), "Predicted over gold numbers"))
+        figures.append(Figure(plots.scatter(points), "Predicted over gold numbers"))
     if answer.loss_unit:
         losses = [loss for record in records if not math.isnan(loss := record.loss)]
         if losses:
             caption = f"Loss by {answer.loss_unit}, nats a token"
-            parts.append(_figure(plots.histogram(losses, x_label="loss"), caption))
-    return f'<h2>Where it fails</h2><div class="grid">{"".join(filter(None, parts))}</div>{_confusion(analysis.get("confusion"))}'
+            figures.append(Figure(plots.histogram(losses, x_label="loss"), caption))
+    return figures
 
 
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _slices(name: str, slices: Sequence[Mapping[str, Any]], metric: str) -> str:
-    entries = [part["metrics"][metric] for part in slices if metric in part["metrics"]]
-    if len(entries) < 2:
-        return ""
-    scale = plots.scale_of(entries)
-    rows = "".join(
-        f'<tr><td>{escape(str(part["slice"]))} <span class="sub">{part["examples"]:,}</span></td>'
-        f'<td class="plot">{plots.interval_bar(entry, scale)}</td><td class="n">{number(entry["value"])}</td></tr>'
-        for part, entry in zip(slices, entries, strict=True)
-    )
-    what = {
-        "length": "length in words",
-        "unknown": "share of unknown tokens",
-        "fragmentation": "share of fragmented words",
-    }
-    title = f"{escape(metric)} by {escape(what.get(name, name))}"
-    return f'<figure><h3>{title}</h3><table class="wide">{rows}</table></figure>'
-
-
-def _by_label(found: Mapping[str, Any]) -> str:
-    labels = found.get("by_label") or {}
-    if not labels:
-        return ""
-    names = ("precision", "recall", "f1")
-    shown = sorted(labels.items(), key=lambda item: -item[1]["support"])[:MOST_ROWS]
-    rows = "".join(
-        f"<tr><td>{escape(label)}</td>"
-        + "".join(f'<td class="n">{number(row.get(name), 2)}</td>' for name in names)
-        + f'<td class="n">{row["support"]:,.0f}</td></tr>'
-        for label, row in shown
-    )
-    head = "<th>label</th>" + "".join(f'<th class="n">{name}</th>' for name in (*names, "rows"))
-    return f'<figure><h3>By label</h3><div class="scroll"><table class="wide"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></figure>'
-
-
-def _entity_errors(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    kinds = ("correct", *ERROR_KINDS)
-    by_type = sorted(found["by_type"].items(), key=lambda item: -sum(item[1].values()))[
-        :MOST_LABELS
-    ]
-    most = max(sum(counts.values()) for _, counts in by_type) if by_type else 0
-    rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="plot">{plots.stacked_bar([(kind, counts[kind]) for kind in kinds if counts[kind]], most)}</td></tr>'
-        for name, counts in by_type
-    )
-    legend = "".join(
-        f'<span><i class="k-{kind}"></i>'
-        + (f'<a href="#kind={kind}">{kind}</a>' if kind != "correct" else kind)
-        + f" {found[kind]:,}</span>"
-        for kind in kinds
-    )
-    return f'<figure><h3>Entities, and how they are wrong</h3><div class="legend">{legend}</div><table class="wide">{rows}</table><figcaption>type: the right words, another type; boundary: some of the words, the right type; both: some of the words, another type</figcaption></figure>'
-
-
-def _calibration(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    after = found.get("temperature")
-    drawing = plots.reliability_plot(found["bins"], after["after"]["bins"] if after else ())
-    brier = f", Brier score {number(found.get('brier', found.get('brier_top')))}"
-    caption = f"Confidence and accuracy of {found['count']:,} {found['unit']}: calibration error {number(found['ece'])} (equal mass: {number(found['ece_equal_mass'])}){brier}"
-    if after:
-        caption += f". Red: at temperature {number(after['temperature'])}, calibration error {number(after['after']['ece'])}"
-    return _figure(f"<h3>Is it as sure as it is right?</h3>{drawing}", caption)
-
-
-def _confusion(found: Mapping[str, Any] | None) -> str:
-    """A heat map; with many labels of those that are most often taken for another, each cell a link to its errors."""
-    if found is None or len(found["labels"]) < 2:
-        return ""
-    labels, counts = found["labels"], found["counts"]
+def confusion_table(confusion: Confusion | None) -> ConfusionTable | None:
+    """Show the labels that are most often taken for another; a cell leads to its errors."""
+    if confusion is None or len(confusion.labels) < 2:
+        return None
+    labels, counts = confusion.labels, confusion.counts
     size = range(len(labels))
     wrong = {i: sum(counts[i][j] + counts[j][i] for j in size if i != j) for i in size}
     kept = sorted(sorted(size, key=lambda i: -wrong[i])[:MOST_LABELS])
-    head = "".join(f"""<th title="{escape(labels[j])}">{escape(labels[j])}</th>""" for j in kept)
-    rows = "".join(
-        f"""<tr><th title="{escape(labels[i])}">{escape(labels[i])}</th>"""
-        + "".join(_cell(labels, counts, i, j, sum(counts[i])) for j in kept)
-        + "</tr>"
-        for i in kept
-    )
-    note = (
-        f" The {len(kept)} of {len(labels)} labels that are most often confused."
-        if len(kept) < len(labels)
-        else ""
-    )
-    return (
-        f'<h3>Confusion</h3><p class="note">Rows: gold. Columns: predicted. A number leads to its errors.{note}</p>'
-        f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    rows = [
+        ConfusionRow(labels[i], [_cell(confusion, gold=i, predicted=j) for j in kept]) for i in kept
+    ]
+    return ConfusionTable([labels[i] for i in kept], rows, len(labels))
 
 
-def _cell(
-    labels: Sequence[str], counts: Sequence[Sequence[int]], i: int, j: int, total: int
-) -> str:
-    count = counts[i][j]
-    style = f'style="--v:{count / total if total else 0:.3f}"'
-    if i == j or not count:
-        return f"<td><span {style}>{count or '·'}</span></td>"
-    link = f"#gold={quote(labels[i], safe='')}&amp;pred={quote(labels[j], safe='')}"
-    return f'<td class="off"><a {style} href="{link}">{count}</a></td>'
+def _cell(confusion: Confusion, *, gold: int, predicted: int) -> Cell:
+    count, total = confusion.counts[gold][predicted], sum(confusion.counts[gold])
+    link = ""
+    if gold != predicted and count:
+        names = [quote(confusion.labels[number], safe="") for number in (gold, predicted)]
+        link = f"#gold={names[0]}&pred={names[1]}"
+    return Cell(count, count / total if total else 0.0, link)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lmkit.commands import bench
-from lmkit.commands.bench import choices, combined, fastest, tables, verdict
+from lmkit.commands.bench import (
+    BenchReport,
+    Measured,
+    Speed,
+    choices,
+    combined,
+    fastest,
+    verdict,
+)
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe
 
@@ -71,8 +80,11 @@ def test_a_setting_within_noise_makes_no_difference(ratios: list[float], expecte
     assert verdict(ratios) == expected
 
 
-def rows(*entries: tuple[dict[str, Any], float, str]) -> list[dict[str, Any]]:
-    return [{"set": setting, "ratio": ratio, "verdict": said} for setting, ratio, said in entries]
+def rows(*entries: tuple[dict[str, Any], float, str]) -> list[Measured]:
+    return [
+        Measured(setting, verdict, Speed(1000.0, ratio, ratio, ratio, 0.0, 2**30))
+        for setting, ratio, verdict in entries
+    ]
 
 
 def test_what_is_faster_is_tried_together_with_the_best_value_of_each_key() -> None:
@@ -118,44 +130,39 @@ def test_only_keys_that_leave_what_is_learned_alone_are_tried() -> None:
 
 
 def test_the_tables_end_with_the_keys_to_copy() -> None:
-    found: dict[str, Any] = {
-        "recipe": "mine",
-        "device": "cpu",
-        "threads": 2,
-        "parameters": {"trained": 10, "total": 2000},
-        "precision": "fp32",
-        "packing": True,
-        "workers": 0,
-        "micro_batch_tokens": 4096,
-        "tokens_per_second": 1234.5,
-        "low": 1200.0,
-        "high": 1300.0,
-        "padding": 0.125,
-        "peak_memory_bytes": 2**30,
-        "matmul_flops_per_second": 3e11,
-        "share_of_peak": None,
-        "data_wait": 0.01,
-        "seconds_per_epoch": 90.0,
-        "seconds_in_all": 600.0,
-        "settings": [
-            {
-                "set": {"hardware.packing": "off"},
-                "tokens_per_second": 999.0,
-                "ratio": 0.8,
-                "low": 0.7,
-                "high": 0.9,
-                "peak_memory_bytes": 2**29,
-                "verdict": "slower",
-            },
-            {"set": {"hardware.compile": "on"}, "verdict": "failed", "note": "why"},
-        ],
-        "faster": ["hardware.workers=1", "hardware.packing=off"],
-    }
-    shown = tables(found)
+    packing = Measured(
+        {"hardware.packing": "off"}, "slower", Speed(999.0, 0.8, 0.7, 0.9, 0.125, 2**29)
+    )
+    compiled = Measured({"hardware.compile": "on"}, "failed", note="why")
+    report = BenchReport(
+        recipe="mine",
+        task="mlm",
+        device="cpu",
+        threads=2,
+        parameters={"trained": 10, "total": 2000},
+        precision="fp32",
+        packing=True,
+        workers=0,
+        micro_batch_tokens=4096,
+        tokens_per_second=1234.5,
+        low=1200.0,
+        high=1300.0,
+        padding=0.125,
+        peak_memory_bytes=2**30,
+        matmul_flops_per_second=300_000_000_000,
+        flops_per_token=None,
+        share_of_peak=None,
+        data_wait=0.01,
+        seconds_per_epoch=90.0,
+        seconds_in_all=600.0,
+        settings=(packing, compiled),
+        faster=("hardware.workers=1", "hardware.packing=off"),
+    )
+    shown = report.to_text()
     assert shown.splitlines()[-1] == "hardware.workers=1 hardware.packing=off"
     assert "1,234 (1,200 ... 1,300)" in shown
     assert "0.80 (0.70 ... 0.90)" in shown
     assert (
-        tables(found | {"faster": []}).splitlines()[-1]
+        replace(report, faster=()).to_text().splitlines()[-1]
         == "nothing that was tried is clearly faster"
     )

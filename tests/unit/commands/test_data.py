@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmkit.commands.data import look, tables
+from lmkit.commands.data import look
 from lmkit.errors import DataError
 
 ROWS = [("A whale", "sea"), ("a  whale", "sea"), ("the ship at sea", "sea"), ("a house", "land")]
@@ -26,7 +26,8 @@ def recipe(tmp_path: Path) -> str:
 
 
 def test_rows_lengths_labels_and_repetitions_are_told(recipe: str) -> None:
-    found = look(recipe)
+    summary = look(recipe)
+    found = summary.to_json()
     assert (found["recipe"], found["task"], list(found["splits"])) == (
         "mine",
         "classification",
@@ -38,21 +39,27 @@ def test_rows_lengths_labels_and_repetitions_are_told(recipe: str) -> None:
     assert train["labels"] == {"sea": 3, "land": 1}
     assert (test["rows"], test["in_train"]) == (2, 1)
     assert train["first"] == {"id": 0, "text": "A whale", "label": "sea"}
-    shown = tables(found)
+    shown = summary.to_text()
     assert "also in train" in shown
     assert 'train, the first row: {"text": "A whale", "label": "sea"}' in shown
 
 
 def test_tags_are_counted_by_entity_and_numbers_are_not(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("Ada B-PER\nLovelace I-PER\nin O\nRome B-LOC\n")
-    words: dict[str, Any] = look({"task": "ner", "data": {"train": str(tmp_path / "a.conll")}})
+    words: dict[str, Any] = look(
+        {"task": "ner", "data": {"train": str(tmp_path / "a.conll")}}
+    ).to_json()
     assert words["splits"]["train"]["labels"] == {"PER": 1, "O": 1, "LOC": 1}
     for tags, counts in (("BIOB", {"_": 2, "O": 1}), ("BINO", {"B": 1, "I": 1, "N": 1, "O": 1})):
         (tmp_path / "b.conll").write_text("".join(f"word {tag}\n" for tag in tags))
-        bare: dict[str, Any] = look({"task": "ner", "data": {"train": str(tmp_path / "b.conll")}})
+        bare: dict[str, Any] = look(
+            {"task": "ner", "data": {"train": str(tmp_path / "b.conll")}}
+        ).to_json()
         assert bare["splits"]["train"]["labels"] == counts
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0.5}\n{"text": "b", "label": 1.5}\n')
-    numbers = look({"task": "classification", "data": {"train": str(tmp_path / "a.jsonl")}})
+    numbers = look(
+        {"task": "classification", "data": {"train": str(tmp_path / "a.jsonl")}}
+    ).to_json()
     assert "labels" not in numbers["splits"]["train"]
 
 
@@ -63,7 +70,7 @@ def test_classes_that_look_like_tags_are_counted_as_they_are(tmp_path: Path) -> 
             f'{{"text": "{number}", "label": "{label}"}}\n' for number, label in enumerate(labels)
         )
     )
-    found = look({"task": "classification", "data": {"train": str(tmp_path / "a.jsonl")}})
+    found = look({"task": "classification", "data": {"train": str(tmp_path / "a.jsonl")}}).to_json()
     assert found["splits"]["train"]["labels"] == {"I-beam": 2, "B-cell": 1, "T-cell": 1, "cell": 1}
 
 

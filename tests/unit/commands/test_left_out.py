@@ -82,10 +82,17 @@ def test_training_says_what_was_cut_and_left_out(
     assert "warning: data.validation: 1 rows left out, the first at " in said
 
 
+def metrics_of(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """The content of metrics.json."""
+    metrics = evaluate(*arguments, **options)
+    assert metrics is not None
+    return metrics.to_json()
+
+
 def test_evaluating_says_and_keeps_what_was_cut_and_left_out(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = evaluate(str(run.path))
+    found = metrics_of(str(run.path))
     out, err = capsys.readouterr()
     assert f"warning: data.test: the end of 3 of 5 rows {HEAD}" in err
     assert "warning: data.test: 1 rows left out, the first at " in err
@@ -103,7 +110,7 @@ def test_evaluating_says_and_keeps_what_was_cut_and_left_out(
 def test_rows_that_are_too_long_are_not_among_those_said_to_be_evaluated(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = evaluate(str(run.path), ["data.long_text=error"], output=str(tmp_path / "out"))
+    found = metrics_of(str(run.path), ["data.long_text=error"], output=str(tmp_path / "out"))
     out, err = capsys.readouterr()
     assert "evaluating on data.test: 2 rows\n" in out
     assert "warning: data.test: 4 rows left out, the first at " in err
@@ -124,7 +131,7 @@ def test_where_nothing_was_cut_or_left_out_nothing_is_said(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test = write(tmp_path / "test.jsonl", ["one", "two"])
-    found = evaluate(str(run.path), [f"data.test={test}"], output=str(tmp_path / "out"))
+    found = metrics_of(str(run.path), [f"data.test={test}"], output=str(tmp_path / "out"))
     assert not found.keys() & {"cut_rows", "rejected_rows"}
     assert not (tmp_path / "out/eval/test/rejects.jsonl").exists()
     assert "left out" not in capsys.readouterr().err

@@ -8,14 +8,14 @@ import pytest
 
 from lmkit.commands.evaluate import evaluate, failures, thresholds
 from lmkit.errors import LmkitError
+from lmkit.records import Interval, Metrics
 
-FOUND: dict[str, Any] = {
-    "loss": 0.3,
-    "metrics": {
-        "f1": {"value": 0.5, "low": 0.4, "high": 0.6},
-        "ter": {"value": 50.0, "low": 45.0, "high": 55.0},
-    },
-}
+
+def found(loss: float, **metrics: Interval) -> Metrics:
+    return Metrics("ner", "test", 3, loss, 0.95, metrics, signature="", seconds=1.0)
+
+
+FOUND = found(0.3, f1=Interval(0.5, 0.4, 0.6), ter=Interval(50.0, 45.0, 55.0))
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_what_is_worse_is_said(limits: dict[str, float], strict: bool, said: lis
 
 
 def test_an_undefined_metric_does_not_pass() -> None:
-    found = {"loss": 1.0, "metrics": {"mcc": {"value": None, "low": None, "high": None}}}
-    assert failures(found, {"mcc": 0.0}, strict=False) == ["mcc is undefined, under 0"]
+    undefined = found(1.0, mcc=Interval(None))
+    assert failures(undefined, {"mcc": 0.0}, strict=False) == ["mcc is undefined, under 0"]
 
 
 def test_unknown_metrics_and_missing_intervals_are_refused() -> None:

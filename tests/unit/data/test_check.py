@@ -13,8 +13,12 @@ import pytest
 from pyarrow import feather
 
 from lmkit.data import formats
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
+from lmkit.data.row import OnBadRow
 from lmkit.data.rows import Rows
+from lmkit.data.sources import Source
 from lmkit.errors import DataError
 from lmkit.tasks.fields import Field
 
@@ -32,17 +36,16 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(
-    source: str | list[str], fields: tuple[Field, ...] = CLASSIFICATION, **options: Any
+    source: str | list[str],
+    fields: tuple[Field, ...] = CLASSIFICATION,
+    *,
+    on_bad_row: OnBadRow = "error",
+    max_rows: int | None = None,
+    **roles: Any,
 ) -> Rows:
-    defaults: dict[str, Any] = {
-        "key": "data.train",
-        "split": "train",
-        "columns": {},
-        "on_bad_row": "error",
-        "document": "line",
-    }
-    defaults |= {"max_rows": None, "folders": [Path()], "cache_dir": Path("cache")}
-    return load_rows(source, fields=fields, **(defaults | options))
+    options = ReadOptions(on_bad_row, max_rows=max_rows)
+    named = Source(source, "data.train", "train", [Path()])
+    return load_rows(named, Roles(fields, **roles), options, Path("cache"))
 
 
 def jsonl(name: str, *rows: dict[str, Any]) -> str:

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 from lmkit.data import encode as encoding
-from lmkit.data.check import load_rows
-from lmkit.data.encode import encode, say_cut
+from lmkit.data.check.columns import Roles
+from lmkit.data.encode import Encoded, say_cut
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
 from lmkit.data.rows import Rows
+from lmkit.data.sources import Source
 from lmkit.errors import DataError
+from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe import Recipe
 from lmkit.tasks.base import TooLong
 from lmkit.tasks.registry import problem
@@ -37,22 +41,13 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def rows_of(tmp_path: Path, task: str, *rows: dict[str, Any]) -> Rows:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options: dict[str, Any] = {
-        "columns": {},
-        "on_bad_row": "error",
-        "document": "line",
-        "max_rows": None,
-    }
-    fields = problem(task).fields(Recipe(task=task))
-    return load_rows(
-        str(file),
-        key="data.train",
-        split="train",
-        fields=fields,
-        folders=[Path()],
-        cache_dir=tmp_path / "cache",
-        **options,
-    )
+    source = Source(str(file), "data.train", "train", [Path()])
+    roles = Roles(problem(task).fields(Recipe(task=task)))
+    return load_rows(source, roles, ReadOptions(), tmp_path / "cache")
+
+
+def encode(rows: Rows, task: Any, *, pack: bool = False) -> Encoded:
+    return encoding.encode(rows, task, tokenizer_hash(task.tokenizer), pack=pack)
 
 
 def texts(tmp_path: Path) -> Rows:

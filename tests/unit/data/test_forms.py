@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
+from lmkit.data.row import OnBadRow
 from lmkit.data.rows import Rows
+from lmkit.data.sources import Source
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe import load_recipe
@@ -35,16 +40,12 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def load(source: str | list[str], **options: Any) -> Rows:
-    defaults: dict[str, Any] = {
-        "key": "data.train",
-        "split": "train",
-        "columns": {},
-        "on_bad_row": "error",
-        "document": "line",
-    }
-    defaults |= {"max_rows": None, "folders": [Path()], "cache_dir": Path("cache")}
-    return load_rows(source, fields=FIELDS, forms=TAGGING.forms, **(defaults | options))
+def load(
+    source: str | list[str], *, on_bad_row: OnBadRow = "error", columns: Mapping[str, str] = {}
+) -> Rows:
+    roles = Roles(FIELDS, TAGGING.forms, columns)
+    named = Source(source, "data.train", "train", [Path()])
+    return load_rows(named, roles, ReadOptions(on_bad_row), Path("cache"))
 
 
 def jsonl(name: str, *rows: dict[str, Any]) -> str:

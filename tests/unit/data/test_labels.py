@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
 from lmkit.data.labels import check_labels, labels_of, prepare_tags, scheme_of, split_by_hash
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
 from lmkit.data.rows import Rows
+from lmkit.data.sources import Source
 from lmkit.errors import DataError, RecipeError
 from lmkit.tasks.fields import Field
 
@@ -26,21 +29,8 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(source: str, fields: tuple[Field, ...] = CLASSIFICATION) -> Rows:
-    options: dict[str, Any] = {
-        "columns": {},
-        "on_bad_row": "error",
-        "document": "line",
-        "max_rows": None,
-    }
-    return load_rows(
-        source,
-        key="data.train",
-        split="train",
-        fields=fields,
-        folders=[Path()],
-        cache_dir=Path("cache"),
-        **options,
-    )
+    named = Source(source, "data.train", "train", [Path()])
+    return load_rows(named, Roles(fields), ReadOptions(), Path("cache"))
 
 
 def jsonl(name: str, *rows: dict[str, Any]) -> str:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
+from lmkit.data.row import OnBadRow
 from lmkit.data.rows import Rows
-from lmkit.data.sources import SAMPLES
+from lmkit.data.sources import SAMPLES, Source
 from lmkit.data.splits import load_splits, provenance
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe import load_recipe
@@ -27,21 +30,13 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def load(source: Any, **options: Any) -> Rows:
-    defaults: dict[str, Any] = {
-        "key": "data.train",
-        "split": "train",
-        "columns": {},
-        "on_bad_row": "error",
-        "document": "line",
-    }
-    defaults |= {
-        "max_rows": None,
-        "folders": [Path()],
-        "cache_dir": Path("cache"),
-        "fields": FIELDS,
-    }
-    return load_rows(source, **(defaults | options))
+def load(
+    source: Any, *, on_bad_row: OnBadRow = "error", max_rows: int | None = None, **roles: Any
+) -> Rows:
+    roles = {"fields": FIELDS} | roles
+    named = Source(source, "data.train", "train", [Path()])
+    options = ReadOptions(on_bad_row, max_rows=max_rows)
+    return load_rows(named, Roles(**roles), options, Path("cache"))
 
 
 def pair(name: str, english: str, german: str) -> dict[str, str]:

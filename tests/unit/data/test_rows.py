@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from lmkit.data import sources
-from lmkit.data.check import load_rows
+from lmkit.data.check.columns import Roles
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
 from lmkit.data.row import Row
 from lmkit.data.rows import Rows, schema_of, write_rows
 from lmkit.tasks.fields import Field
@@ -26,21 +28,8 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(source: str | list[str]) -> Rows:
-    options: dict[str, Any] = {
-        "columns": {},
-        "on_bad_row": "error",
-        "document": "line",
-        "max_rows": None,
-    }
-    return load_rows(
-        source,
-        key="data.train",
-        split="train",
-        fields=FIELDS,
-        folders=[Path()],
-        cache_dir=Path("cache"),
-        **options,
-    )
+    named = sources.Source(source, "data.train", "train", [Path()])
+    return load_rows(named, Roles(FIELDS), ReadOptions(), Path("cache"))
 
 
 def jsonl(name: str, *rows: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def test_the_calibration_error_is_that_of_a_calculation_by_hand() -> None:
 
 def test_a_border_belongs_to_the_bin_below_and_one_to_the_last() -> None:
     found = reliability([0.2, 0.3, 1.0], [True, True, True], bins=10)
-    assert [(part["low"], part["count"]) for part in found] == [(0.1, 1), (0.2, 1), (0.9, 1)]
+    assert [(part.low, part.count) for part in found] == [(0.1, 1), (0.2, 1), (0.9, 1)]
 
 
 def test_the_curve_is_that_of_scikit_learn() -> None:
@@ -53,16 +53,16 @@ def test_the_curve_is_that_of_scikit_learn() -> None:
     correct = rng.random(500) < confidence
     found = reliability(confidence, correct, bins=15)
     accuracy, mean = calibration_curve(correct, confidence, n_bins=15)
-    assert [part["accuracy"] for part in found] == pytest.approx(accuracy.tolist())
-    assert [part["confidence"] for part in found] == pytest.approx(mean.tolist())
+    assert [part.accuracy for part in found] == pytest.approx(accuracy.tolist())
+    assert [part.confidence for part in found] == pytest.approx(mean.tolist())
 
 
 def test_the_brier_score_of_two_labels_is_twice_that_of_one() -> None:
     records = [record("a", a=0.7, b=0.3), record("b", a=0.6, b=0.4)]
     found = calibration(records, Label())
     assert found is not None
-    assert found["brier"] == pytest.approx(2 * brier_score_loss([1, 0], [0.7, 0.6]))
-    assert (found["unit"], found["count"]) == ("examples", 2)
+    assert found.brier == pytest.approx(2 * brier_score_loss([1, 0], [0.7, 0.6]))
+    assert (found.unit, found.count) == ("examples", 2)
 
 
 def test_words_that_the_tokenizer_dropped_are_not_counted() -> None:
@@ -70,7 +70,7 @@ def test_words_that_the_tokenizer_dropped_are_not_counted() -> None:
         [{"score": [0.8, 0.0], "gold": ["O", "O"], "prediction": ["O", "O"]}], Tags()
     )
     assert found is not None
-    assert (found["count"], found["ece"]) == (1, pytest.approx(0.2))
+    assert (found.count, found.ece) == (1, pytest.approx(0.2))
 
 
 def test_the_temperature_is_the_one_that_scipy_finds() -> None:
@@ -90,7 +90,7 @@ def test_the_temperature_is_the_one_that_scipy_finds() -> None:
 def test_a_temperature_mends_what_is_too_sure_and_changes_no_prediction() -> None:
     sure = [record("a", a=0.99, b=0.01)] * 7 + [record("b", a=0.99, b=0.01)] * 3
     found = temperature_scaling(sure, sure)
-    assert found["before"]["ece"] == pytest.approx(0.29)
-    assert found["after"]["ece"] == pytest.approx(0, abs=1e-3)
-    assert found["after"]["nll"] < found["before"]["nll"]
-    assert found["temperature"] == pytest.approx(np.log(99) / np.log(0.7 / 0.3), rel=1e-3)
+    assert found.before.ece == pytest.approx(0.29)
+    assert found.after.ece == pytest.approx(0, abs=1e-3)
+    assert found.after.nll < found.before.nll
+    assert found.temperature == pytest.approx(np.log(99) / np.log(0.7 / 0.3), rel=1e-3)

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from lmkit.console import readable
-from lmkit.evaluation.analysis import Background
+from lmkit.evaluation.analysis import Analysis, Background
 from lmkit.evaluation.calibration import calibration
 from lmkit.evaluation.mistakes import confusion
-from lmkit.evaluation.report.examples import MOST
-from lmkit.evaluation.report.page import json_in_html, report
+from lmkit.evaluation.report.page import report
 from lmkit.evaluation.report.plots import curves, thin, ticks
+from lmkit.evaluation.report.render import svg
+from lmkit.evaluation.report.rows import MOST
+from lmkit.evaluation.slices import Slice
+from lmkit.evaluation.suspicions import DoubtfulGold, Overlap, Suspicions
 from lmkit.recipe import load_recipe
 from lmkit.records import BaselineScore, Interval, Metrics, Record
 from lmkit.tasks.answers import answer_of
@@ -23,15 +26,9 @@ from lmkit.tasks.base import Scored
 from lmkit.tasks.registry import problem
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
-CLEAN = {
-    "checked": True,
-    "train_rows": 5,
-    "searched_for_near": 5,
-    "exact": 0,
-    "near": 0,
-    "ids": [],
-    "near_examples": [],
-}
+CLEAN = Overlap(
+    checked=True, train_rows=5, searched_for_near=5, exact=0, near=0, ids=[], near_examples=[]
+)
 
 
 def page(
@@ -49,6 +46,7 @@ def page(
     facts = {"labels": list(labels), **problem(task).recover(records)}
     made = Scored(problem(task), load_recipe({"task": task, "name": "x"}), facts)
     answer = answer_of(made)
+    lines = [Record(record) for record in records]
     metric = {"classification": "accuracy", "ner": "f1", "translation": "bleu"}.get(task, "loss")
     metrics = Metrics(
         task=task,
@@ -61,28 +59,18 @@ def page(
         seconds=1.0,
         **more,
     )
-    analysis = {
-        "kind": answer.kind,
-        "slices": {
-            "length": [
-                {"slice": f"{i} – {i + 1}", "examples": 2, "metrics": metrics.to_json()["metrics"]}
-                for i in (1, 3)
-            ]
+    analysis = Analysis(
+        kind=answer.kind,
+        slices={
+            "length": [Slice(f"{i} – {i + 1}", 2, metrics.metrics) for i in (1, 3)],
         },
-        "suspicions": {
-            "overlap": CLEAN,
-            "always_predicted": always,
-            "never_predicted": [],
-            "gold": {"count": 0, "rows": []},
-        },
-    }
-    if counts := confusion(records, answer, labels):
-        analysis["confusion"] = counts
-    if (errors := answer.errors(records)) is not None:
-        analysis["entity_errors"] = errors
-    if curve := calibration(records, answer):
-        analysis["calibration"] = curve
-    return report(metrics, analysis, [Record(record) for record in records], made, Background())
+        confusion=confusion(lines, answer, labels),
+        entity_errors=answer.errors(lines),
+        calibration=calibration(lines, answer),
+        worst=[],
+        suspicions=Suspicions(CLEAN, always, [], DoubtfulGold(0, [])),
+    )
+    return report(metrics, analysis, lines, made, Background())
 
 
 def labelled(number: int, text: str, gold: str, prediction: str) -> dict[str, Any]:
@@ -186,9 +174,12 @@ def test_nothing_of_the_data_becomes_markup(task: str, record: dict[str, Any]) -
 
 
 def test_json_cannot_end_its_script() -> None:
-    text = json_in_html({EVIL: "<!--"})
+    by_label = {EVIL: {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}}
+    html = page([labelled(0, "t", "a", "b")], by_label=by_label | {"<!--": by_label[EVIL]})
+    text = html.partition('<script type="application/json" id="metrics">')[2]
+    text = text.partition("</script>")[0]
     assert "<" not in text
-    assert json.loads(text) == {EVIL: "<!--"}
+    assert json.loads(text)["by_label"].keys() == {EVIL, "<!--"}
 
 
 def test_the_page_asks_nothing_of_the_network() -> None:
@@ -279,7 +270,9 @@ def test_words_that_differ_are_marked_in_scripts_without_spaces_too() -> None:
 
 
 def test_figures_survive_one_point_and_many() -> None:
-    assert "nan" not in curves([[(1, 2.0), (1, 2.0)]], x_label="step", y_label="loss", title="t")
+    drawing = curves([[(1, 2.0), (1, 2.0)]], x_label="step", y_label="loss", title="t")
+    assert "nan" not in svg(drawing)
+    assert svg(drawing).startswith("<svg ")
     assert len(thin([(i, i) for i in range(5000)])) == 600
     assert thin([(i, i) for i in range(5000)])[-1] == (4999, 4999)
     assert ticks(0.31, 0.58) == [0.4, 0.5]

@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 
-from lmkit.data.check import load_rows
-from lmkit.evaluation.suspicions import never_predicted, overlap_with_training, say
+from lmkit.data.check.columns import Roles
+from lmkit.data.readers import ReadOptions
+from lmkit.data.reading import load_rows
+from lmkit.data.sources import Source
+from lmkit.evaluation.suspicions import (
+    DoubtfulGold,
+    Suspicions,
+    never_predicted,
+    overlap_with_training,
+    say,
+)
 from lmkit.metrics.classification import classification_statistics
-from lmkit.metrics.statistics import Statistics
 from lmkit.recipe import Recipe, load_recipe
+from lmkit.records import Interval
 from lmkit.tasks.answers import Answer, Entities, Label, LabelSet, Number, Tags, Text, Tokens
 from lmkit.tasks.classification.problem import CLASSIFICATION
 
@@ -74,18 +83,8 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     (tmp_path / "train.jsonl").write_text(
         '{"text": "Seen  before", "label": "a"}\n{"text": "other", "label": "b"}\n'
     )
-    train = load_rows(
-        str(tmp_path / "train.jsonl"),
-        key="data.train",
-        split="train",
-        fields=CLASSIFICATION.fields(Recipe()),
-        columns={},
-        on_bad_row="error",
-        document="line",
-        max_rows=None,
-        folders=[tmp_path],
-        cache_dir=tmp_path,
-    )
+    source = Source(str(tmp_path / "train.jsonl"), "data.train", "train", [tmp_path])
+    train = load_rows(source, Roles(CLASSIFICATION.fields(Recipe())), ReadOptions(), tmp_path)
     records = [
         record(0, "a", 0.9, "seen before"),
         record(1, "a", 0.9, "new one"),
@@ -95,23 +94,20 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         [r["gold"] for r in records], [r["prediction"] for r in records], ["a", "b"]
     )
 
-    def measured(part: Statistics) -> dict[str, Any]:
-        return {name: {"value": value} for name, value in part.values().items()}
+    def measured(rows: Any) -> dict[str, Interval]:
+        values = statistics.select(rows).values()
+        return {name: Interval(value) for name, value in values.items()}
 
     task = CLASSIFICATION.task(
         load_recipe({"task": "classification", "name": "x"}), {"labels": ["a", "b"]}, None
     )
-    found = overlap_with_training(records, train, task, statistics, measured)
-    assert (found["exact"], found["near"], found["train_rows"], found["ids"]) == (1, 0, 2, [0])
-    assert found["clean"]["examples"] == 2
-    assert found["clean"]["metrics"]["accuracy"]["value"] == 0.5
+    found = overlap_with_training(records, train, task, measured)
+    assert (found.exact, found.near, found.train_rows, found.ids) == (1, 0, 2, [0])
+    assert found.clean is not None
+    assert found.clean.examples == 2
+    assert found.clean.metrics["accuracy"].value == 0.5
     say(
-        {
-            "overlap": found,
-            "always_predicted": '"a"',
-            "never_predicted": ["c"],
-            "gold": {"count": 0, "rows": []},
-        },
+        Suspicions(found, '"a"', ["c"], DoubtfulGold(0, [])),
         Label(),
         split="test",
         metric="accuracy",
@@ -187,9 +183,6 @@ def test_a_language_model_gives_no_answers() -> None:
 
 
 def test_what_was_not_checked_is_not_said_to_be_clean() -> None:
-    statistics = classification_statistics(["a"], ["a"], ["a"])
-    task: Any = Classification
-    found = overlap_with_training(
-        [record(0, "a", 0.9)], "the file is gone", task, statistics, lambda part: {}
-    )
-    assert found == {"checked": False, "reason": "the file is gone"}
+    task: Any = None
+    found = overlap_with_training([record(0, "a", 0.9)], "the file is gone", task, lambda rows: {})
+    assert found.to_json() == {"checked": False, "reason": "the file is gone"}

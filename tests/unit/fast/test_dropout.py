@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
-from lmkit.fast.dropout import drawn_faster, dropout
+from lmkit.fast.dropout import FastDropout, _calls_the_function, dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,37 +51,60 @@ def test_at_rate_0_nothing_is_computed_and_at_rate_1_all_is_dropped() -> None:
     assert dropout(values, 1.0).tolist() == [0, 0, 0, 0, 0]
 
 
-def test_plain_dropout_comes_back_when_the_last_is_done_in_whatever_order() -> None:
-    plain = torch.nn.functional.dropout
-    first, second = drawn_faster(torch.device("cpu")), drawn_faster(torch.device("cpu"))
-    first.__enter__()
-    faster = torch.nn.functional.dropout
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert torch.nn.functional.dropout is faster is not plain
-    second.__exit__(None, None, None)
-    assert torch.nn.functional.dropout is plain
+class CallsTheFunction(torch.nn.Module):
+    """A model with a layer, and with a call of the function as in Marian and BART."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Dropout(0.4)
+
+    def forward(self, values: torch.Tensor) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        first = self.layer(values)
+        torch.manual_seed(0)
+        return [first, torch.nn.functional.dropout(values, p=0.4, training=self.training)]
+
+
+def test_the_function_of_torch_stays_what_it_is_and_other_threads_draw_as_ever() -> None:
+    plain, values, path = torch.nn.functional.dropout, torch.randn(30, 20), FastDropout()
+    model, another = CallsTheFunction(), CallsTheFunction()
+    before = another(values)
+    drawn: list[list[torch.Tensor]] = []
+    with path.applied(model):
+        assert torch.nn.functional.dropout is plain
+        thread = threading.Thread(target=lambda: drawn.append(another(values)))
+        thread.start()
+        thread.join()
+    torch.testing.assert_close(drawn[0], before, atol=0, rtol=0)
+
+
+def test_applied_twice_it_is_gone_when_the_first_one_is() -> None:
+    model, path = torch.nn.Sequential(torch.nn.Dropout(0.4)), FastDropout()
+    with path.applied(model):
+        with path.applied(model):
+            pass
+        assert "forward" in vars(model[0])
+    assert "forward" not in vars(model[0])
 
 
 def test_layers_and_models_without_layers_draw_so_while_it_is_active() -> None:
-    layer, values = torch.nn.Dropout(0.4), torch.randn(30, 20)
-
-    def draws() -> list[torch.Tensor]:
-        found = []
-        for draw in (
-            lambda: layer(values),
-            lambda: torch.nn.functional.dropout(values, p=0.4, training=True),
-        ):
-            torch.manual_seed(0)
-            found.append(draw())
-        return found
-
-    before = draws()
-    with drawn_faster(torch.device("cpu")):
-        inside = draws()
-        assert layer.eval()(values) is values
-        layer.train()
+    model, values = CallsTheFunction(), torch.randn(30, 20)
+    before = model(values)
+    with FastDropout().applied(model):
+        inside = model(values)
+        assert model.eval().layer(values) is values
+        model.train()
     torch.manual_seed(0)
     torch.testing.assert_close(inside, [dropout(values, 0.4)] * 2, atol=0, rtol=0)
     assert not torch.equal(inside[0], before[0])
-    torch.testing.assert_close(draws(), before, atol=0, rtol=0)
+    torch.testing.assert_close(model(values), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "calls"),
+    [("bert", False), ("llama", False), ("marian", True), ("bart", True), ("falcon", True)],
+)
+def test_models_that_call_the_function_are_recognised(family: str, calls: bool) -> None:
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModel.from_config(AutoConfig.for_model(family))
+    assert any(_calls_the_function(module) for module in model.modules()) == calls

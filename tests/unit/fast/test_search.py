@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AttentionInterface, EncoderDecoderCache, GenerationConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import EncoderDecoderCache, GenerationConfig
 
 from lmkit.fast import search as searching
-from lmkit.fast.attention import use_cpu_attention
+from lmkit.fast.attention import CpuAttention
 from lmkit.fast.search import search
 
 VOCABULARY, END, PAD = 48, 2, 1
@@ -116,14 +114,12 @@ def generated(model: Any, text: list[int]) -> tuple[list[int], float | None]:
 
 
 @pytest.fixture(params=["attention of transformers", "attention on CPUs"])
-def attention(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The attention that a model is given here and in training; with the second one beams share what they read of a source."""
-    before = AttentionInterface._global_mapping["sdpa"]  # whatever an earlier test has left
-    AttentionInterface.register("sdpa", sdpa_attention_forward)
-    if request.param == "attention on CPUs":
-        use_cpu_attention(in_fp32=True)
-    yield request.param
-    AttentionInterface.register("sdpa", before)
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The attention that a search has; with the second one beams share what they read of a source."""
+    if request.param == "attention of transformers":
+        monkeypatch.setattr(CpuAttention, "available", lambda *_: "not here")
+    name: str = request.param
+    return name
 
 
 @pytest.mark.parametrize("options", OPTIONS)

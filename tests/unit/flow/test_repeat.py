@@ -20,6 +20,7 @@ from lmkit.flow import repeat as repeating
 from lmkit.flow.repeat import summarise
 from lmkit.metrics.intervals import student_interval
 from lmkit.recipe.load import dump_recipe
+from lmkit.records import Metrics
 from lmkit.run import Run
 from lmkit.subject import find_subject
 from lmkit.tasks.registry import problem
@@ -44,7 +45,7 @@ def test_interval_is_students() -> None:
 @pytest.fixture(scope="module")
 def run(tiny: Any) -> tuple[Any, dict[str, Any]]:
     recipe = seeds(tiny)
-    return recipe, train("finetune", recipe)
+    return recipe, train("finetune", recipe).to_json()
 
 
 def test_seeds_are_runs_of_their_own_with_mean_and_spread(run: Any) -> None:
@@ -88,14 +89,14 @@ def test_resume_trains_the_missing_run_alone(run: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         "lmkit.flow.repeat.train_one", lambda stage, single, **flags: trained.append(single.output)
     )
-    assert repeating.repeat("finetune", recipe, resume=True) == summary
+    assert repeating.repeat("finetune", recipe, resume=True).to_json() == summary
     assert trained == []
     manifest = Path(recipe.output) / "seed-14" / "manifest.json"
     kept = manifest.read_text()
     manifest.write_text(
         json.dumps({key: value for key, value in json.loads(kept).items() if key != "finished"})
     )
-    assert repeating.repeat("finetune", recipe, resume=True) == summary
+    assert repeating.repeat("finetune", recipe, resume=True).to_json() == summary
     assert trained == [f"{recipe.output}/seed-14"]
     manifest.write_text(kept)
 
@@ -127,7 +128,7 @@ def test_both_seeds_of_a_side_are_compared(run: Any) -> None:
 
 def test_cross_validation_tests_every_row_once(tiny: Any) -> None:
     recipe = tiny.recipe("classification", data={"folds": 2, "max_rows": 16, "validation": None})
-    summary = train("finetune", recipe)
+    summary = train("finetune", recipe).to_json()
     assert (summary["over"], summary["split"]) == ("folds", "test")
     assert sum(entry["examples"] for entry in summary["runs"]) == 16
     folds = [Run(f"{recipe.output}/fold-{n}") for n in (1, 2)]
@@ -216,13 +217,16 @@ def test_several_runs_are_not_evaluated_as_one(tiny: Any) -> None:
 
 def test_dry_run_is_about_the_first(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = seeds(tiny)
-    assert dry_run("finetune", recipe)["dry_run"]
+    assert dry_run("finetune", recipe).to_json()["dry_run"]
     assert "2 runs; this is about the first, seed-13" in capsys.readouterr().out
     assert not Path(recipe.output).exists()
 
 
 def test_a_metric_without_a_value_has_no_mean(tiny: Any) -> None:
     recipe = seeds(tiny)
-    found = [{"loss": loss, "split": "test", "examples": 3, "metrics": {}} for loss in (None, 1.0)]
-    assert summarise(recipe, ["seed-13", "seed-14"], found)["metrics"]["loss"]["mean"] is None
+    found = [
+        Metrics("classification", "test", 3, loss, 0.95, {}, signature="", seconds=1.0)
+        for loss in (None, 1.0)
+    ]
+    assert summarise(recipe, ["seed-13", "seed-14"], found).metrics["loss"]["mean"] is None
     assert "seeds: 2" in dump_recipe(recipe)

@@ -11,6 +11,7 @@ import torch
 from lmkit.data.encode import encode
 from lmkit.evaluation.evaluate import measure, metrics_of
 from lmkit.evaluation.forward import Forward
+from lmkit.models.tokenizer import tokenizer_hash
 
 
 def evaluated(
@@ -24,7 +25,7 @@ def evaluated(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    encoded = encode(prepared.encoded["validation"].rows, task)
+    encoded = encode(prepared.encoded["validation"].rows, task, tokenizer_hash(task.tokenizer))
     return model, task, list(Forward(task, model, tiny.accelerator, budget).predictions(encoded))
 
 

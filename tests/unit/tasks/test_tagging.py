@@ -401,4 +401,5 @@ def test_a_trained_run_keeps_its_crf_but_may_decode_in_another_way(tiny: Any) ->
         with pytest.raises(RecipeError, match="has no effect on a run that is trained"):
             find_subject(str(run.path), [key])
     found = evaluate(str(run.path), ["tagging.decoding=argmax", "eval.resamples=0"])
-    assert found["metrics"].keys() >= {"f1", "f1_strict"}
+    assert found is not None
+    assert found.metrics.keys() >= {"f1", "f1_strict"}

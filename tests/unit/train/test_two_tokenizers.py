@@ -92,7 +92,7 @@ def test_the_hash_is_of_both(run: Run, tmp_path: Any) -> None:
 
 def test_a_smoke_run_has_two_as_well(tiny: Any) -> None:
     found = smoke_run(tiny.recipe("translation", tokenizer=APART))
-    assert found["smoke"]
+    assert found.to_json()["smoke"]
 
 
 @pytest.mark.parametrize(

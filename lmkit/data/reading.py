@@ -1,0 +1,212 @@
+"""Read the rows of a split once, checked field by field, and keep them in the cache."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit.data import formats, parallel, sources
+from lmkit.data.check.columns import Roles, find_field, value_at
+from lmkit.data.check.errors import BadValue
+from lmkit.data.formats import Document
+from lmkit.data.readers import Files, ParallelReader, Reader, ReadOptions
+from lmkit.data.row import FORMAT, DataFile, Row, hash_of, short_path
+from lmkit.data.sources import HubId, Source
+from lmkit.errors import DataError
+from lmkit.tasks.fields import Field, Form
+
+if TYPE_CHECKING:
+    from lmkit.data.rows import Rows
+
+PEEKED_ROWS = 200
+
+
+def load_rows(source: Source, roles: Roles, options: ReadOptions, cache_dir: Path) -> Rows:
+    """Find, read and check the rows of one split; what was read before, and has not changed, is not read again.
+
+    Args:
+        cache_dir: where the Arrow file goes.
+
+    Raises:
+        DataError: no such file, no such column, a bad row, or no usable row at all.
+        RecipeError: no such column as ``roles.slices`` names.
+    """
+    forms = roles.suited_forms()
+    files = _locate(source, roles)
+    from filelock import FileLock  # files that are not there are said at once
+
+    from lmkit.data.rows import Rows, is_whole
+
+    hashes = _hash_files(files, cache_dir)
+    fingerprint = _fingerprint(files, hashes, forms, roles, options)
+    slices = list(roles.slices)  # they decide what is kept, but are no part of the rows
+    stem = hash_of([fingerprint, slices]) if slices else fingerprint
+    cached = cache_dir / f"rows-{stem[:32]}.arrow"
+    summary_path = cached.with_suffix(".json")
+    with FileLock(f"{cached}.lock"):
+        if not (is_whole(cached) and summary_path.is_file()):
+            _read_into(cached, summary_path, files, forms, roles, options)
+        summary = json.loads(summary_path.read_text())
+    data_files = [
+        DataFile(name, count, sha256, path.stat().st_size)
+        for name, count, sha256, path in zip(
+            files.names, summary["counts"], hashes, files.paths, strict=True
+        )
+    ]
+    # The same content may lie elsewhere now: places are put together here, not in the cache.
+    rejected = []
+    for entry in summary["rejected"]:
+        place = f"{files.names[entry.pop('file')]}:{entry.pop('line')}"
+        rejected.append({"place": place, **entry})
+    rows = Rows(cached, files=data_files, rejected=rejected, fingerprint=fingerprint)
+    if not len(rows):
+        raise DataError(
+            f"all {len(rejected)} rows are bad; the first: {rejected[0]['problem']}",
+            place=rejected[0]["place"],
+            remedy="correct the data, or data.columns",
+        )
+    return rows
+
+
+def _locate(source: Source, roles: Roles) -> Files:
+    located = find_rows(source, roles)
+    if isinstance(located, HubId):
+        paths = sources.download(located, split=source.split, key=source.key)
+        return Files(paths, [f"{located}/{path.name}" for path in paths], source.key)
+    role_names: tuple[str, ...] = ()
+    if isinstance(located, dict):
+        role_names = tuple(located)
+        located = list(itertools.chain.from_iterable(located.values()))
+    return Files(located, [short_path(path) for path in located], source.key, role_names)
+
+
+def _hash_files(files: Files, cache_dir: Path) -> list[str]:
+    try:
+        hashes = [sources.sha256_of(path) for path in files.paths]
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{error.strerror}: {error.filename}",
+            place=files.key,
+            remedy="check that it can be read, and the cache written",
+        ) from None
+    return hashes
+
+
+def _fingerprint(
+    files: Files, hashes: list[str], forms: list[Form], roles: Roles, options: ReadOptions
+) -> str:
+    """Hash all that decides the rows."""
+    endings = ["".join(path.suffixes[-2:]).lower() for path in files.paths]
+    fields = [
+        [field.name, field.kind, roles.column_of(field), list(field.aliases), field.separator]
+        for form in forms
+        for field in form.fields
+    ]
+    reading = [options.on_bad_row, options.document, options.max_rows]
+    return hash_of([FORMAT, hashes, endings, fields, *reading, list(files.roles)])
+
+
+def _read_into(
+    path: Path,
+    summary_path: Path,
+    files: Files,
+    forms: list[Form],
+    roles: Roles,
+    options: ReadOptions,
+) -> None:
+    from lmkit.data.rows import schema_of, write_rows
+
+    reader = (ParallelReader if files.roles else Reader)(files, forms, roles, options)
+    rows = itertools.islice(reader.rows(), options.max_rows)
+    first_row = list(itertools.islice(rows, 1))  # it decides the form
+    schema = schema_of([*roles.wanted, *reader.forms[0].adds, *roles.slice_fields])
+    write_rows(path, schema, itertools.chain(first_row, rows))
+    summary = json.dumps({"counts": reader.counts, "rejected": reader.rejected})
+    temporary = summary_path.with_name(f"{summary_path.name}.{os.getpid()}.tmp")
+    temporary.write_text(summary)
+    temporary.replace(summary_path)
+
+
+def find_rows(source: Source, roles: Roles) -> list[Path] | HubId | parallel.ByRole:
+    """Find the files of one split.
+
+    Raises:
+        DataError: there is no such file, or none that can be read.
+    """
+    if isinstance(source.entry, Mapping):
+        return parallel.find_parallel(
+            source.entry,
+            key=source.key,
+            fields=roles.fields,
+            wanted=roles.wanted,
+            folders=source.folders,
+        )
+    try:
+        return sources.find_files(source.entry, key=source.key, folders=source.folders)
+    except DataError as error:
+        hint = _parallel_hint(source, roles.wanted)
+        if hint is None:
+            raise
+        raise DataError(error.problem, place=error.place, remedy=hint) from None
+
+
+def _parallel_hint(source: Source, wanted: Sequence[Field]) -> str | None:
+    """Return what to write where one of two parallel files is named alone."""
+    if not isinstance(source.entry, str):
+        return None
+    for folder in source.folders:
+        path = folder / source.entry
+        if path.is_file():
+            return parallel.hint(path, key=source.key, wanted=wanted)
+    return None
+
+
+# a field -> the first values of its column, None where there is no such column
+Peek = Callable[[Field], list[Any] | None]
+
+
+def peek(source: Source, columns: Mapping[str, str], document: Document) -> Peek:
+    """Look at the first rows of a source, unchecked: they tell which fields the data has.
+
+    Nothing is read before the first question.
+    """
+    entry = source.entry
+    if isinstance(entry, Mapping):  # text files by role
+        return lambda field: [] if field.name in entry else None
+    roles = Roles((), columns=columns)
+
+    @functools.cache
+    def first_rows() -> list[Row]:
+        located = sources.find_files(entry, key=source.key, folders=source.folders)
+        if isinstance(located, HubId):
+            located = sources.download(located, split=source.split, key=source.key)
+        header = not any(name.isdecimal() for name in columns.values())
+        raw = formats.read_rows(located[0], document=document, header=header, bad=_ignore)
+        return [row for _, row in itertools.islice(raw, PEEKED_ROWS)]
+
+    def values(field: Field) -> list[Any] | None:
+        rows = first_rows()
+        keys = find_field(rows[0], field, roles) if rows else None
+        if keys is None:
+            return None
+        found = (_value_or_none(row, keys) for row in rows)
+        return [value for value in found if value is not None]
+
+    return values
+
+
+def _ignore(error: formats.BadRow) -> None:
+    """Leave out a row that cannot be read: it is told of when all are read."""
+
+
+def _value_or_none(row: Row, keys: tuple[str, ...]) -> Any:
+    try:
+        return value_at(row, keys)
+    except BadValue:
+        return None
