@@ -292,10 +292,8 @@ def _from_source(
             place="model.config.vocab_size",
             remedy="leave it out; with tokenizer.add_tokens the embeddings of a base grow",
         )
-    fields = task.model_config()
-    if task.problem.architecture == "decoder":
-        fields = fields | decoder_fields(base)
-    decided = _decided(recipe, fields)
+    is_decoder = task.problem.architecture == "decoder"
+    decided = _decided(recipe, task.model_config() | (decoder_fields(base) if is_decoder else {}))
     changes = _with_dropout(recipe.model.config | decided, base.to_dict(), recipe.train.dropout)
     if recipe.lora is not None and recipe.lora.quantize is not None:
         changes |= quantization(
@@ -397,9 +395,7 @@ def _read_further(model: PreTrainedModel, task: Task) -> None:
             f"data.max_length={task.max_length}: by its tokenizer this model was trained on {before} tokens, and it learns each "
             "position by itself: those behind may be random until it has learned them here"
         )
-    for tokenizer in {
-        id(each): each for each in (task.tokenizer, target_of(task.tokenizer))
-    }.values():
+    for tokenizer in (task.tokenizer, target_of(task.tokenizer)):
         tokenizer.model_max_length = max(tokenizer.model_max_length, task.max_length)
 
 

@@ -103,7 +103,7 @@ class Problem(ABC):
     auto_class: ClassVar[str]  # of transformers
     smoke_preset: ClassVar[str]  # the family that stands in where a smoke run has no model
     architecture: ClassVar[Literal["any", "decoder", "encoder-decoder"]] = "any"
-    packs: ClassVar[bool] = False  # several pieces may share a row of the batch
+    packs: ClassVar[bool] = False  # an example is the pieces that fill ``data.max_length``
     writes: ClassVar[bool] = False  # predicting is a search for a text, a token at a time
     forms: ClassVar[tuple[Form, ...]] = ()  # other forms in which rows may come
     long_text: ClassVar[tuple[str, ...]] = ("windows", "head", "error")  # values it knows

@@ -33,6 +33,7 @@ class LanguageProblem(Problem):
     stage = "pretrain"
     measures = MEASURES
     select_by = "loss"
+    packs = True
     # every token is predicted once, so bits per byte of the text mean something
     counts_bytes: ClassVar[bool] = False
 

@@ -48,8 +48,6 @@ LONG_FILES = {
     "tasks/classification/task.py",
 }
 IN_CIRCLES = {
-    "lmkit.tasks.mlm.pseudo",
-    "lmkit.tasks.mlm.task",
     "lmkit.train.parallel",
     "lmkit.train.sharding",
 }

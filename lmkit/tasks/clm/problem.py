@@ -22,7 +22,6 @@ class CausalProblem(LanguageProblem):
     auto_class = "AutoModelForCausalLM"
     smoke_preset = "llama"
     architecture = "decoder"
-    packs = True
     measures = (Metric("bits_per_byte", less_is_better=True), *MEASURES)
     counts_bytes = True
 

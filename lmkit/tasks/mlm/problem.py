@@ -25,7 +25,6 @@ class MaskedProblem(LanguageProblem):
     eval_keys = frozenset({"pseudo_perplexity"})
     auto_class = "AutoModelForMaskedLM"
     smoke_preset = "bert"
-    packs = True
     measures = (*MEASURES, PSEUDO)
 
     def metrics(self, facts: Facts) -> tuple[Metric, ...]:

@@ -57,7 +57,7 @@ def texts(tmp_path: Path) -> Rows:
 def task_of(tiny: Any, name: str, **sections: Any) -> Any:
     """The small task with other options; its tokenizer stays."""
     made = tiny.prepared(tiny.recipe(name)).task
-    return type(made)(tiny.merged(made.recipe, **sections), made.facts, made.tokenizer)
+    return made.problem.task(tiny.merged(made.recipe, **sections), made.facts, made.tokenizer)
 
 
 def test_an_example_is_all_pieces_of_a_row(tiny: Any, tmp_path: Path) -> None:
@@ -157,7 +157,8 @@ def test_what_decides_the_tokens_makes_them_anew(
 def test_an_encoding_that_fails_leaves_nothing_behind(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, made = task_of(tiny, "mlm"), problem("mlm").encode
+    task = task_of(tiny, "mlm")
+    made = type(task).encode
     monkeypatch.setattr(encoding, "BATCH_ROWS", 2)
 
     def fall(self: Any, batch: Sequence[dict[str, Any]]) -> Any:

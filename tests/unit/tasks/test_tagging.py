@@ -23,7 +23,7 @@ from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.source import find_model
 from lmkit.run import Run
 from lmkit.tasks.answers import answer_of
-from lmkit.tasks.ner import task as ner
+from lmkit.tasks.ner import problem as ner
 from lmkit.tasks.ner.problem import TAGGING
 from lmkit.tasks.ner.task import WordTagging, sequence_losses
 from lmkit.train.checkpoint import checkpoint_steps
