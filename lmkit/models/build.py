@@ -160,19 +160,14 @@ def _check_fields(changes: Mapping[str, Any], config: PretrainedConfig) -> None:
 
 
 def _reads(config: PretrainedConfig, name: str) -> bool:
-    """Whether the architecture's code asks for a field that its config class does not declare (DeBERTa's position_buckets)."""
-    module = importlib.util.find_spec(
-        type(config).__module__.replace(".configuration_", ".modeling_")
-    )
-    code = (
-        Path(module.origin).read_text(encoding="utf-8")
-        if module is not None and module.origin
-        else ""
-    )
-    return (
-        re.search(rf"\bconfig\.{re.escape(name)}\b|config, [\"']{re.escape(name)}[\"']", code)
-        is not None
-    )
+    """Tell if the architecture's code asks for a field that its config class does not declare (DeBERTa's position_buckets)."""
+    name_of_code = type(config).__module__.replace(".configuration_", ".modeling_")
+    module = importlib.util.find_spec(name_of_code)
+    if module is None or not module.origin:
+        return False
+    code = Path(module.origin).read_text(encoding="utf-8")
+    pattern = rf"\bconfig\.{re.escape(name)}\b|config, [\"']{re.escape(name)}[\"']"
+    return re.search(pattern, code) is not None
 
 
 def _decided(recipe: Recipe, decided: dict[str, Any]) -> dict[str, Any]:
