@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.recipe.load import SUFFIXES, shipped_recipes
+from lmkit.recipe.shipped import SUFFIXES, shipped_recipes
 from lmkit.run import Run, is_run
 from lmkit.tasks.registry import names, problem
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lmkit.recipe.schema import Recipe
     from lmkit.run import Run
     from lmkit.train.prepare import Prepared
+    from lmkit.train.setup import Setup
 
 settings.register_profile(
     "steady", deadline=None, derandomize=True
@@ -250,6 +251,43 @@ class Tiny:
             folder.mkdir(parents=True)
             save_model(self.model(recipe), self.prepared(recipe).task, folder)
         return str(folder)
+
+    def setup(
+        self,
+        recipe: Recipe,
+        model: Any = None,
+        *,
+        optimizer: Any = None,
+        budget: int = 64,
+        packing: Any = None,
+        total: int | None = None,
+    ) -> Setup:
+        """What a training step needs, with this model and optimizer; for an epoch, or so many steps."""
+        from lmkit.data.plan import Plan
+        from lmkit.train.batches import StepBatches
+        from lmkit.train.optim import build_optimizer
+        from lmkit.train.parallelism.replicated import Single
+        from lmkit.train.setup import Computation, Setup
+
+        prepared, parallelism = self.prepared(recipe), Single(self.accelerator)
+        encoded = prepared.encoded["train"]
+        plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
+        model = parallelism.prepare(self.model(recipe) if model is None else model)
+        if optimizer is None:
+            optimizer = build_optimizer(model, recipe.train)
+        return Setup(
+            recipe=recipe,
+            prepared=prepared,
+            plan=plan,
+            total=plan.steps_per_epoch if total is None else total,
+            parallelism=parallelism,
+            model=model,
+            optimizer=parallelism.prepare_optimizer(optimizer),
+            computation=Computation(packing),
+            batches=StepBatches(
+                encoded, plan, prepared.task, budget=budget, packed=packing is not None
+            ),
+        )
 
     @property
     def accelerator(self) -> Accelerator:

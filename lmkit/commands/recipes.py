@@ -12,7 +12,8 @@ from typing import Any
 from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe, shipped_recipes
-from lmkit.recipe.load import dump_recipe, find_recipe
+from lmkit.recipe.load import dump_recipe
+from lmkit.recipe.shipped import find_recipe
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmkit.data import formats, sources
+from lmkit.data.hub import listing
 from lmkit.data.row import short_path
 from lmkit.errors import DataError, suggest
 from lmkit.tasks.fields import Field
@@ -20,7 +21,6 @@ def find_parallel(
     key: str,
     fields: Sequence[Field],
     wanted: Sequence[Field],
-    folders: list[Path],
 ) -> ByRole:
     """The text files of each role, as many for one as for the other; whatever their names end in, they are read as lines.
 
@@ -44,9 +44,7 @@ def find_parallel(
             raise DataError(f"no file for {field.name!r}", place=key, remedy=remedy)
     found: ByRole = {}
     for field in wanted:
-        files = sources.find_files(
-            source[field.name], key=f"{key}.{field.name}", folders=folders, lines=True
-        )
+        files = sources.find_files(source[field.name], key=f"{key}.{field.name}", lines=True)
         assert isinstance(files, list)
         found[field.name] = files
     counts = {role: len(paths) for role, paths in found.items()}
@@ -108,7 +106,7 @@ def sibling(path: Path) -> Path | None:
 
     beside = [
         p
-        for p in sources.listing(path.parent)
+        for p in listing(path.parent)
         if p.is_file() and formats.may_be_text(p) and differs_in_one(p)
     ]
     return beside[0] if len(beside) == 1 else None

@@ -64,7 +64,8 @@ def load_splits(
     read = _splits_to_read(data, wanted)
     for split in read:  # a file that is not there is said before another is read
         find_rows(_source(recipe, split), Roles(fields))
-    from lmkit.data.labels import check_labels, labels_of, prepare_tags
+    from lmkit.data.check.labels import check_labels, labels_of
+    from lmkit.data.check.tags import prepare_tags
 
     rows = {split: _load(recipe, problem, fields, split) for split in read}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
@@ -145,7 +146,7 @@ def _splits_to_read(data: Data, wanted: Sequence[str]) -> list[str]:
 
 def _set_aside(rows: dict[str, Rows], data: Data, wanted: Sequence[str]) -> dict[str, Rows]:
     """Split test and validation rows off the training rows, as ``fold`` and ``validation_fraction`` say."""
-    from lmkit.data.labels import split_by_fold, split_by_hash
+    from lmkit.data.folds import split_by_fold, split_by_hash
 
     split = dict(rows)
     if data.fold is not None and "train" in split:
@@ -164,7 +165,7 @@ def peek_split(recipe: Recipe, split: str) -> Peek:
 
 
 def _source(recipe: Recipe, split: str) -> Source:
-    return Source(getattr(recipe.data, split), f"data.{split}", split, [Path.cwd()])
+    return Source(getattr(recipe.data, split), f"data.{split}", split)
 
 
 def _load(recipe: Recipe, problem: Problem, fields: Sequence[Field], split: str) -> Rows:

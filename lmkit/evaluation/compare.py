@@ -12,7 +12,7 @@ import numpy as np
 
 from lmkit.errors import LmkitError, suggest
 from lmkit.metrics.comparison import Difference, holm, mcnemar, paired_bootstrap, permutation_test
-from lmkit.metrics.custom import Module, custom_statistics
+from lmkit.metrics.custom import Examples, Module, custom_statistics
 from lmkit.metrics.direction import is_better
 from lmkit.metrics.statistics import Statistics, ratio
 from lmkit.records import Record, Verdict, finite
@@ -72,17 +72,20 @@ def score_by_module(
 ) -> list[list[Statistics]]:
     """The same of a metric that ``eval.metrics`` brought along."""
 
-    def score(run: Records) -> Statistics:
-        return custom_statistics(
-            metric,
-            chosen,
-            [record["prediction"] for record in run],
-            [record["gold"] for record in run],
-            labels=task.facts.get("labels", ()),
-            trust_remote_code=task.recipe.model.trust_remote_code,
-        )
+    return [
+        [custom_statistics(metric, chosen, examples_of(run, task)) for run in system]
+        for system in systems
+    ]
 
-    return [[score(run) for run in system] for system in systems]
+
+def examples_of(records: Records, task: Task | Scored) -> Examples:
+    """Return what a module of the evaluate library is handed."""
+    return Examples(
+        [record["prediction"] for record in records],
+        [record["gold"] for record in records],
+        labels=task.facts.get("labels", ()),
+        trust_remote_code=task.recipe.model.trust_remote_code,
+    )
 
 
 def loss_statistics(records: Records) -> Statistics:

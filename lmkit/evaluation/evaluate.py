@@ -17,6 +17,7 @@ from lmkit.data.splits import Splits
 from lmkit.evaluation import suspicions
 from lmkit.evaluation.analysis import Background, analyse
 from lmkit.evaluation.baselines import compare_baselines
+from lmkit.evaluation.compare import examples_of
 from lmkit.evaluation.forward import Forward
 from lmkit.evaluation.records import store
 from lmkit.metrics.intervals import bootstrap_intervals
@@ -123,11 +124,8 @@ def with_further_metrics(
 
     further = custom_metrics(
         options.metrics,
-        [record["prediction"] for record in records],
-        [record["gold"] for record in records],
-        labels=task.facts.get("labels", ()),
+        examples_of(records, task),
         taken=list(metrics.metrics),
-        trust_remote_code=task.recipe.model.trust_remote_code,
         confidence=options.confidence,
         resamples=options.resamples,
         seed=task.recipe.seed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmkit import console
@@ -21,6 +20,7 @@ from lmkit.tasks.registry import problem
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
+    from lmkit.evaluation.forward import Forward
     from lmkit.records import Metrics, Record
     from lmkit.tasks.base import Task
 
@@ -92,7 +92,7 @@ def _load_split(subject: Subject, split: str) -> Splits:
     files = getattr(data, split)
     if "facts" not in subject.source.description and files is not None:
         # a missing file is said before a config is loaded
-        find_files(files, key=f"data.{split}", folders=[Path.cwd()])
+        find_files(files, key=f"data.{split}")
     facts = facts_of(subject.source, recipe, split)
     return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=facts)
 
@@ -164,26 +164,21 @@ def _evaluate_rows(
     from lmkit.evaluation.analysis import Background
     from lmkit.evaluation.baselines import baselines_table
     from lmkit.evaluation.evaluate import evaluate_split, metrics_table
-    from lmkit.evaluation.forward import Forward
-    from lmkit.models.build import load_trained
     from lmkit.models.tokenizer import tokenizer_hash
-    from lmkit.train.device import build_accelerator, micro_batch_tokens
 
     recipe, source = subject.recipe, subject.source
     tokenizer = tokenizer_of(recipe, source)
     solved = problem(recipe.task)
     task = solved.scorer(solved.task(recipe, splits.facts, tokenizer))
-    encoded = encode(splits.rows[split], task, tokenizer_hash(task.tokenizer))
+    tokens_hash = tokenizer_hash(tokenizer)
+    encoded = encode(splits.rows[split], task, tokens_hash)
     say_left_out(encoded, recipe.data, split=split)
     console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")
-    accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
-    model = load_trained(source, task).to(accelerator.device)
-    budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
-    forward = Forward(task, model, accelerator, budget)
+    forward = load_forward(subject, task)
     fitted_on: list[Record] | None = None
     if others.validation is not None:
         _check_temperature(task)
-        aside = encode(others.validation, task, tokenizer_hash(task.tokenizer))
+        aside = encode(others.validation, task, tokens_hash)
         say_left_out(aside, recipe.data, split="validation")
         fitted_on = list(forward.predictions(aside))
     background = Background(
@@ -204,6 +199,19 @@ def _evaluate_rows(
         console.say(f"\n{baselines_table(metrics)}")
     console.say(f"written to {folder}")
     return metrics
+
+
+def load_forward(subject: Subject, task: Task) -> Forward:
+    """Load the model of a subject, ready to predict."""
+    from lmkit.evaluation.forward import Forward
+    from lmkit.models.build import load_trained
+    from lmkit.train.device import build_accelerator, micro_batch_tokens
+
+    hardware = subject.recipe.hardware
+    accelerator = build_accelerator(hardware.model_copy(update={"processes": "auto"}))
+    model = load_trained(subject.source, task).to(accelerator.device)
+    budget = 2 * micro_batch_tokens(hardware, accelerator.device)
+    return Forward(task, model, accelerator, budget)
 
 
 def _check_temperature(task: Task) -> None:

@@ -11,7 +11,8 @@ from lmkit.errors import RecipeError
 from lmkit.models.source import find_model
 from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe
-from lmkit.recipe.load import dump_recipe, local_paths
+from lmkit.recipe.load import dump_recipe
+from lmkit.recipe.paths import local_paths
 from lmkit.records import Metrics
 from lmkit.run import Run, command_line, write_text
 from lmkit.startup import importing

@@ -161,7 +161,7 @@ class Answer:
         return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]} ..."
 
     def _all(self, records: Iterable[Record], side: str) -> Iterator[Any]:
-        """All decisions of one side, read again at each call: memory holds one record at a time."""
+        """Return all decisions of one side, read again at each call: memory holds one record at a time."""
         return itertools.chain.from_iterable(self.decisions(record[side]) for record in records)
 
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
@@ -486,7 +486,7 @@ class Entities(Tags):
         )
 
     def _marked(self, record: Record, side: str, wrong: Set[Span]) -> list[Part]:
-        """The sentence with the entities of one side marked; far from any wrong one, words are left out."""
+        """Mark the entities of one side in the sentence; far from any wrong one, words are left out."""
         from lmkit.metrics.tagging import chunks
 
         words = self.words(record)
@@ -572,19 +572,19 @@ def differences(reference: str, output: str) -> tuple[Line, Line]:
     joint = " "
     if len(left) < 2 and len(right) < 2:  # a script without spaces
         left, right, joint = list(reference), list(output), ""
-    wanted: list[Part] = []
+    expected: list[Part] = []
     written: list[Part] = []
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
     for what, a, b, c, d in matcher.get_opcodes():
         if b > a:
-            wanted.append(Part(joint.join(left[a:b]), "" if what == "equal" else "inserted"))
+            expected.append(Part(joint.join(left[a:b]), "" if what == "equal" else "inserted"))
         if d > c:
             written.append(Part(joint.join(right[c:d]), "" if what == "equal" else "deleted"))
-    return Line(wanted, "reference", joint), Line(written, "output", joint)
+    return Line(expected, "reference", joint), Line(written, "output", joint)
 
 
 def _scored_words(record: Record) -> Iterator[tuple[float, str, str]]:
-    """Score, gold and prediction of every word."""
+    """Return score, gold and prediction of every word."""
     return zip(record["score"], record["gold"], record["prediction"], strict=True)
 
 
@@ -601,6 +601,6 @@ def _entity_mark(name: str, *, is_wrong: bool) -> Literal["", "entity", "wrong e
 
 
 def _leave_out(parts: list[Part]) -> None:
-    """Stand for words that are left out, once for all that follow one another."""
+    """Add a mark for words that are left out, once for all that follow one another."""
     if not parts or parts[-1] is not LEFT_OUT:
         parts.append(LEFT_OUT)

@@ -196,7 +196,7 @@ def _is_decoder(solved: Problem, kind: str) -> bool:
 def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:
     """The rows of ``tokenizer.train.files``."""
     assert options.files is not None
-    source = Source(options.files, "tokenizer.train.files", "train", [Path.cwd()])
+    source = Source(options.files, "tokenizer.train.files", "train")
     roles = Roles([Field("text", "text", aliases=("content", "sentence"))])
     reading = ReadOptions(recipe.data.on_bad_row, recipe.data.document)
     return load_rows(source, roles, reading, cache_folder())

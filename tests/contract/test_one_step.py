@@ -16,7 +16,7 @@ from lmkit.batch import IGNORE, Batch
 from lmkit.data.plan import Plan
 from lmkit.fast.unpadding import choose_packing
 from lmkit.tasks.registry import names, problem
-from lmkit.train.loop import Step, StepBatches, train_steps
+from lmkit.train.loop import Step, train_steps
 
 # the rows of the table in docs/correctness.md
 FAMILIES: dict[str, tuple[str, ...]] = run_path(
@@ -48,28 +48,9 @@ def steps_of(
     tiny: Any, recipe: Any, model: Any, *, budget: int, packing: Any = None
 ) -> list[tuple[Step, list[torch.Tensor]]]:
     """The steps of an epoch with their gradients, through the training loop."""
-    prepared = tiny.prepared(recipe)
-    encoded = prepared.encoded["train"]
-    plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(
-        encoded, plan, prepared.task, rank=0, ranks=1, budget=budget, packed=packing is not None
-    )
-    accelerator = tiny.accelerator
-    model, optimizer = accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
-    steps = train_steps(
-        model,
-        optimizer,
-        batches,
-        prepared.task,
-        accelerator,
-        first=0,
-        total=plan.steps_per_epoch,
-        packing=packing,
-        workers=0,
-        share_done=lambda: None,
-        asked_to_stop=lambda: False,
-    )
-    return [(step, optimizer.optimizer.gradients) for step in steps]
+    recorder = Recorder(model.parameters(), lr=0.0)
+    setup = tiny.setup(recipe, model, optimizer=recorder, budget=budget, packing=packing)
+    return [(step, recorder.gradients) for step in train_steps(setup)]
 
 
 def assert_same(

@@ -19,38 +19,18 @@ import style
 SOURCES = style.read_sources()
 
 LONG_FUNCTIONS = {
-    "commands/compare.py:compare",
     "models/tokenizer.py:train_tokenizer",
-    "train/fit.py:_fit",
-    "train/session.py:run_steps",
 }
 MANY_ARGUMENTS = {
-    "commands/compare.py:compare",
     "fast/flash.py:_attend",
     "fast/flash.py:_flash_attns.attend",
     "fast/flash.py:_torchs.attend",
     "fast/linear_cross_entropy.py:linear_cross_entropy",
-    "metrics/custom.py:_resampled",
-    "metrics/custom.py:custom_metrics",
-    "train/compiled.py:choose_compile",
-    "train/kernels.py:_proven",
-    "train/loop.py:StepBatches.__init__",
-    "train/loop.py:_backward",
-    "train/loop.py:train_steps",
-    "train/manifest.py:start_manifest",
-    "train/micro_batch.py:choose_micro_batch",
-    "train/session.py:_say_spike",
-    "train/session.py:run_steps",
 }
 LONG_FILES = {
-    "cli.py",
     "fast/flash.py",
-    "tasks/classification/task.py",
 }
-IN_CIRCLES = {
-    "lmkit.train.parallel",
-    "lmkit.train.sharding",
-}
+IN_CIRCLES: set[str] = set()
 SWITCHES: set[str] = set()
 
 # the demo's own recipes, which are named like the tasks

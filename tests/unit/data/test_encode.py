@@ -41,7 +41,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def rows_of(tmp_path: Path, task: str, *rows: dict[str, Any]) -> Rows:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = Source(str(file), "data.train", "train", [Path()])
+    source = Source(str(file), "data.train", "train")
     roles = Roles(problem(task).fields(Recipe(task=task)))
     return load_rows(source, roles, ReadOptions(), tmp_path / "cache")
 

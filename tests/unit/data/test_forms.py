@@ -44,7 +44,7 @@ def load(
     source: str | list[str], *, on_bad_row: OnBadRow = "error", columns: Mapping[str, str] = {}
 ) -> Rows:
     roles = Roles(FIELDS, TAGGING.forms, columns)
-    named = Source(source, "data.train", "train", [Path()])
+    named = Source(source, "data.train", "train")
     return load_rows(named, roles, ReadOptions(on_bad_row), Path("cache"))
 
 

@@ -34,7 +34,7 @@ def load(
     source: Any, *, on_bad_row: OnBadRow = "error", max_rows: int | None = None, **roles: Any
 ) -> Rows:
     roles = {"fields": FIELDS} | roles
-    named = Source(source, "data.train", "train", [Path()])
+    named = Source(source, "data.train", "train")
     options = ReadOptions(on_bad_row, max_rows=max_rows)
     return load_rows(named, Roles(**roles), options, Path("cache"))
 

@@ -83,7 +83,7 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
     (tmp_path / "train.jsonl").write_text(
         '{"text": "Seen  before", "label": "a"}\n{"text": "other", "label": "b"}\n'
     )
-    source = Source(str(tmp_path / "train.jsonl"), "data.train", "train", [tmp_path])
+    source = Source(str(tmp_path / "train.jsonl"), "data.train", "train")
     train = load_rows(source, Roles(CLASSIFICATION.fields(Recipe())), ReadOptions(), tmp_path)
     records = [
         record(0, "a", 0.9, "seen before"),

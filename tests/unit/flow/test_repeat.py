@@ -12,7 +12,7 @@ import pytest
 
 from lmkit.commands.compare import compare
 from lmkit.commands.train import dry_run, train
-from lmkit.data.labels import split_by_fold
+from lmkit.data.folds import split_by_fold
 from lmkit.data.row import hash_of
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, LmkitError, RecipeError, RunError
@@ -121,7 +121,7 @@ def test_folder_of_something_else_is_not_overwritten(tiny: Any) -> None:
 
 def test_both_seeds_of_a_side_are_compared(run: Any) -> None:
     recipe, summary = run
-    found = compare([recipe.output, f"{recipe.output}/seed-13"], metric="loss")
+    found = compare([recipe.output, f"{recipe.output}/seed-13"], metric="loss").to_json()
     assert found["a"] == pytest.approx(summary["metrics"]["loss"]["mean"])
     assert found["verdict"] in ("not distinguishable", "a is better", "b is better")
 
@@ -138,7 +138,7 @@ def test_cross_validation_tests_every_row_once(tiny: Any) -> None:
     assert sorted(json.loads(line)["id"] for each in lines for line in each) == list(range(16))
     assert [run.stored_recipe()["data"]["fold"] for run in folds] == ["1/2", "2/2"]
     assert {run.stored_recipe()["data"]["folds"] for run in folds} == {None}
-    assert compare([recipe.output, recipe.output])["examples"] == 16
+    assert compare([recipe.output, recipe.output]).examples == 16
 
 
 def test_folds_share_no_content_and_leave_room_for_validation(tiny: Any) -> None:
@@ -225,7 +225,16 @@ def test_dry_run_is_about_the_first(tiny: Any, capsys: pytest.CaptureFixture[str
 def test_a_metric_without_a_value_has_no_mean(tiny: Any) -> None:
     recipe = seeds(tiny)
     found = [
-        Metrics("classification", "test", 3, loss, 0.95, {}, signature="", seconds=1.0)
+        Metrics(
+            task="classification",
+            split="test",
+            examples=3,
+            loss=loss,
+            confidence=0.95,
+            metrics={},
+            signature="",
+            seconds=1.0,
+        )
         for loss in (None, 1.0)
     ]
     assert summarise(recipe, ["seed-13", "seed-14"], found).metrics["loss"]["mean"] is None
