@@ -155,10 +155,10 @@ class Tiny:
             sections: merged in; None takes a key out.
         """
         from lmkit.recipe import load_recipe
-        from lmkit.tasks.registry import task_class
+        from lmkit.tasks.registry import problem
 
         kind, task = task, RECIPES[task].get("task", task)
-        name = architecture or task_class(task).family
+        name = architecture or problem(task).smoke_preset
         model = (
             {"config": {"model_type": name, **ARCHITECTURES[name]}}
             if name in ARCHITECTURES
@@ -202,9 +202,9 @@ class Tiny:
 
     def splits(self, recipe: Recipe) -> Splits:
         from lmkit.data.splits import load_splits
-        from lmkit.tasks.registry import task_class
+        from lmkit.tasks.registry import problem
 
-        return load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+        return load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
 
     def prepared(self, recipe: Recipe) -> Prepared:
         """Task and tokens; made once for equal recipes."""

@@ -181,8 +181,7 @@ def forward_tokens(budget: int, task: Task, device: torch.device) -> int:
     """
     import torch
 
-    generates = task.generates and task.stage == "finetune"
-    if device.type != "cpu" or generates:
+    if device.type != "cpu" or task.problem.writes:
         return budget
     return min(budget, THREAD_TOKENS * torch.get_num_threads())
 

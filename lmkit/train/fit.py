@@ -105,7 +105,7 @@ def _fit(
     prepared = prepare(recipe, splits, source)
     progress = find_progress(run, recipe, prepared, resume=resume)
     setup = set_up(recipe, prepared, folder=str(run.path))
-    metric = metric_of(recipe, setup.task, "validation" in prepared.encoded)
+    metric = metric_of(recipe, setup.task.facts, "validation" in prepared.encoded)
     manifest = start_manifest(setup)
     if setup.parallelism.is_first:
         run.start(resume=resume, overwrite=overwrite)
@@ -176,11 +176,11 @@ def choose_weights(setup: Setup, run: Run, progress: Progress) -> list[int]:
 def tune_on_validation(setup: Setup) -> None:
     """Let the task learn from the validation rows once the model is chosen, such as thresholds."""
     task, encoded = setup.task, setup.prepared.encoded
-    if not task.tunes or "validation" not in encoded:
+    if not task.problem.tunes(task.recipe, task.facts) or "validation" not in encoded:
         return
     forward = _forward(setup, task)
     records = list(forward.predictions(encoded["validation"]))
-    learned = task.tune(records) if setup.parallelism.is_first else {}
+    learned = task.problem.tune(task.facts, records) if setup.parallelism.is_first else {}
     task.facts |= setup.parallelism.first_rank_says(learned)
 
 
@@ -251,7 +251,7 @@ def evaluate(setup: Setup, run: Run) -> Metrics | None:
     prepared = setup.prepared
     if "validation" not in prepared.encoded:
         return None
-    task, rows = setup.task.for_evaluation(), prepared.splits.rows
+    task, rows = setup.task.problem.scorer(setup.task), prepared.splits.rows
     encoded = prepared.encoded["validation"]
     if task is not setup.task:
         encoded = encode(rows["validation"], task, tokenizer_hash(task.tokenizer))

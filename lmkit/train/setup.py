@@ -308,7 +308,7 @@ def set_up(recipe: Recipe, prepared: Prepared, *, folder: str | None = None) -> 
         console.say(line)
     built = build_model(recipe, prepared.task, prepared.source)
     parallelism.check(recipe, built.model)
-    packing = choose_packing(recipe, prepared.task, built.model)
+    packing = choose_packing(recipe, prepared.task.problem, built.model)
     encoded = prepared.encoded["train"]
     plan = plan_of(recipe, encoded)
     model = parallelism.prepare(built.model)

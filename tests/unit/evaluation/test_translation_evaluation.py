@@ -146,7 +146,10 @@ def test_batches_leave_room_for_the_beams(tiny: Any, learned: Learned) -> None:
     more = recipe.model_copy(
         update={"generation": recipe.generation.model_copy(update={"num_beams": 6})}
     )
-    assert type(learned.task)(more, {}, learned.task.tokenizer).cost(pieces[0]) == costs[0] + 3 * 20
+    assert (
+        learned.task.problem.task(more, {}, learned.task.tokenizer).cost(pieces[0])
+        == costs[0] + 3 * 20
+    )
 
 
 def test_a_penalty_without_beams_has_no_effect(tiny: Any) -> None:
