@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lmkit.data.splits import Splits
     from lmkit.recipe.schema import Recipe
     from lmkit.run import Run
+    from lmkit.train.parallelism.replicated import Single
     from lmkit.train.prepare import Prepared
     from lmkit.train.setup import Setup
 
@@ -154,10 +155,10 @@ class Tiny:
             sections: merged in; None takes a key out.
         """
         from lmkit.recipe import load_recipe
-        from lmkit.tasks.registry import task_class
+        from lmkit.tasks.registry import problem
 
         kind, task = task, RECIPES[task].get("task", task)
-        name = architecture or task_class(task).family
+        name = architecture or problem(task).smoke_preset
         model = (
             {"config": {"model_type": name, **ARCHITECTURES[name]}}
             if name in ARCHITECTURES
@@ -201,9 +202,9 @@ class Tiny:
 
     def splits(self, recipe: Recipe) -> Splits:
         from lmkit.data.splits import load_splits
-        from lmkit.tasks.registry import task_class
+        from lmkit.tasks.registry import problem
 
-        return load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+        return load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
 
     def prepared(self, recipe: Recipe) -> Prepared:
         """Task and tokens; made once for equal recipes."""
@@ -266,10 +267,9 @@ class Tiny:
         from lmkit.data.plan import Plan
         from lmkit.train.batches import StepBatches
         from lmkit.train.optim import build_optimizer
-        from lmkit.train.parallelism.replicated import Single
         from lmkit.train.setup import Computation, Setup
 
-        prepared, parallelism = self.prepared(recipe), Single(self.accelerator)
+        prepared, parallelism = self.prepared(recipe), self.processes
         encoded = prepared.encoded["train"]
         plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
         model = parallelism.prepare(self.model(recipe) if model is None else model)
@@ -288,6 +288,12 @@ class Tiny:
                 encoded, plan, prepared.task, budget=budget, packed=packing is not None
             ),
         )
+
+    @property
+    def processes(self) -> Single:
+        from lmkit.train.parallelism.replicated import Single
+
+        return Single(self.accelerator)
 
     @property
     def accelerator(self) -> Accelerator:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lmkit import console
 from lmkit.errors import RunError, nearest
@@ -18,10 +18,8 @@ from lmkit.models.source import find_model, is_model_directory
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.records import Record
 from lmkit.run import Run, is_run
-from lmkit.tasks.registry import headline, task_class
-
-if TYPE_CHECKING:
-    from lmkit.tasks.base import Task
+from lmkit.tasks.base import Scored
+from lmkit.tasks.registry import problem
 
 Format = Literal["table", "markdown", "latex"]
 SPLITS = ("test", "validation")
@@ -110,7 +108,7 @@ def compare(
     name = _one_task(described)
     records = [[_read_all(run) for run in side] for side in places]
     task = _task(places[0][0][0], name, records)
-    chosen = metric or headline(task.name, task.metrics)
+    chosen = metric or task.problem.headline(task.facts)
     runs = zip(chain(*places), chain(*records), strict=True)
     check_examples(task, [(str(run[0]), lines) for run, lines in runs])
     _check_tokens(task, chosen, places, records)
@@ -273,7 +271,7 @@ def _one_task(described: Sequence[tuple[Path, dict[str, Any]]]) -> str:
     return str(about["task"])
 
 
-def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]]) -> Task:
+def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]]) -> Scored:
     """The task with what its model learned; where the model is not beside the predictions, the labels that occur."""
     run = place.absolute().parents[1]
     recipe, facts = Recipe(task=name), {}
@@ -282,9 +280,10 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]])
             load_recipe(Run(run).recipe_file),
             dict(find_model(str(run)).description.get("facts", {})),
         )
-    cls = task_class(name)
-    facts = cls.recover(records[0][0]) | facts
-    if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
+    solved = problem(name)
+    facts = solved.recover(records[0][0]) | facts
+    has_labels = any(field.kind in ("label", "tags") for field in solved.fields(recipe))
+    if "labels" not in facts and has_labels:
         values = [
             record[key]
             for side in records
@@ -295,28 +294,28 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]])
         facts["labels"] = sorted(
             {label for value in values for label in (value if isinstance(value, list) else [value])}
         )
-    task = cls(recipe, facts, None)  # scoring reads no tokens
-    return task.as_measured([record for side in records for run in side for record in run])
+    return Scored(solved, recipe, facts)
 
 
-def check_examples(task: Task, runs: Sequence[tuple[str, Sequence[Record]]]) -> None:
+def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[Record]]]) -> None:
     """Refuse runs over different examples, naming the first line that differs from the first run's.
 
     Raises:
         RunError: another number of lines, another id, input or gold.
     """
-    keys = ["id", "gold", "text_pair", *(field.name for field in task.fields if not field.gold)]
+    fields = task.problem.fields(task.recipe)
+    keys = ["id", "gold", "text_pair", *(field.name for field in fields if not field.gold)]
     (first, reference), *others = runs
     for place, records in others:
         for number, (mine, its) in enumerate(zip_longest(reference, records), 1):
             if mine is None or its is None:
-                problem = f"{len(records)} examples, and {first} has {len(reference)}"
+                difference = f"{len(records)} examples, and {first} has {len(reference)}"
             elif key := next((key for key in keys if mine.get(key) != its.get(key)), None):
-                problem = f"line {number} is another example than in {first}: {key} is {_short(its.get(key))}, there {_short(mine.get(key))}"
+                difference = f"line {number} is another example than in {first}: {key} is {_short(its.get(key))}, there {_short(mine.get(key))}"
             else:
                 continue
             raise RunError(
-                problem,
+                difference,
                 place=f"{place}/predictions.jsonl",
                 remedy="evaluate both on the same file: lmkit eval RUN data.test=FILE",
             )
@@ -328,16 +327,17 @@ def _short(value: Any, most: int = 60) -> str:
 
 
 def _check_tokens(
-    task: Task,
+    task: Scored,
     metric: str,
     places: list[list[list[Path]]],
     records: list[list[list[Record]]],
 ) -> None:
     """Refuse losses that are of other tokens: a loss a token says nothing across tokenizers."""
-    if metric == "bits_per_byte" or (task.stage != "pretrain" and metric != "loss"):
+    is_pretrained = task.problem.stage == "pretrain"
+    if metric == "bits_per_byte" or (not is_pretrained and metric != "loss"):
         return
     manifests = [run[0].absolute().parents[1] / "manifest.json" for side in places for run in side]
-    if task.stage == "pretrain" and all(path.is_file() for path in manifests):
+    if is_pretrained and all(path.is_file() for path in manifests):
         differ = (
             len({_read_json(path)["tokenizer"]["sha256"] for path in manifests}) > 1
         )  # masks may, with the seed
@@ -347,7 +347,7 @@ def _check_tokens(
     if differ:
         remedy = (
             "--metric bits_per_byte does not depend on tokens"
-            if "bits_per_byte" in task.metrics
+            if any(each.name == "bits_per_byte" for each in task.problem.metrics(task.facts))
             else "compare runs with one tokenizer"
         )
         raise RunError(

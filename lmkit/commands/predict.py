@@ -14,7 +14,7 @@ from lmkit.errors import DataError, LmkitError
 from lmkit.subject import facts_of, find_subject, tokenizer_of
 from lmkit.tasks.base import Task, TooLong
 from lmkit.tasks.fields import Field
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
@@ -46,7 +46,7 @@ def predict(
     predictor = Predictor(run, settings)
     if file:
         return predictor.file(file)
-    return predictor.answers(predictor.task.text_rows(texts or text_lines(stdin)))
+    return predictor.answers(predictor.rows(texts or text_lines(stdin)))
 
 
 class Predictor:
@@ -58,7 +58,7 @@ class Predictor:
 
         self.recipe, model = subject.recipe, subject.source
         facts, tokenizer = facts_of(model, self.recipe), tokenizer_of(self.recipe, model)
-        self.task: Task = task_class(self.recipe.task)(self.recipe, facts, tokenizer)
+        self.task: Task = problem(self.recipe.task).task(self.recipe, facts, tokenizer)
         self.forward = load_forward(subject, self.task)
         self.model = self.forward.model
         self._places_warned_of: set[str] = set()  # because texts were cut there
@@ -70,7 +70,11 @@ class Predictor:
             DataError: a text is empty, or longer than the model reads where it cannot be read in windows.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return list(self.answers(self.task.text_rows(texts)))
+        return list(self.answers(self.rows(texts)))
+
+    def rows(self, texts: Sequence[str]) -> list[Row]:
+        """Make rows of raw texts."""
+        return self.task.problem.rows(texts, self.task.facts)
 
     def answers(self, rows: Iterable[Row], *, place: str = "texts") -> Iterator[dict[str, Any]]:
         """Answer checked rows, a batch at a time, and say after the last how many of them were cut."""
@@ -92,8 +96,9 @@ class Predictor:
         for row in rows:
             if not str(row.get("text", row.get("source", "x"))).strip() or row.get("tokens") == []:
                 raise DataError("empty text", place=f"text {row['id'] + 1}", remedy="leave it out")
-        answers = self.task.respond(self.model, rows)
-        if answers is not None:
+        responder = self.task.problem.responder(self.task)
+        if responder is not None:
+            answers = responder.respond(self.model, rows)
             for answer in answers:
                 refuse_nan(answer, place=f"text {answer['id'] + 1}")
             return answers, 0
@@ -108,14 +113,17 @@ class Predictor:
             {name: values[i] for name, values in columns.items()} | {"piece": i}
             for i in range(len(columns["row"]))
         ]
-        shown = [self.task.show(record.to_json()) for record in self.forward.records(rows, pieces)]
+        shown = [
+            self.task.problem.show(record, self.task.facts)
+            for record in self.forward.records(rows, pieces)
+        ]
         return shown, sum(columns.get("cut", ()))
 
     def file(self, path: str) -> Iterator[dict[str, Any]]:
         """Answer the rows of a data file, or its texts where it has no column of the task's."""
         rows, is_text = self._read(path)
         if is_text:
-            rows = self.task.text_rows([row["text"] for row in rows])
+            rows = self.rows([row["text"] for row in rows])
         yield from self.answers(rows, place=path)
 
     def _read(self, path: str) -> tuple[Iterable[Row], bool]:
@@ -127,7 +135,7 @@ class Predictor:
         from lmkit.data.formats import find_format, may_be_text
 
         named = self.recipe.data.columns
-        every_field = self.task.fields_of(self.recipe, self.task.facts, None)
+        every_field = self.task.problem.fields(self.recipe, self.task.facts)
         fields = [field for field in every_field if not field.gold]
         columns = {field.name: named[field.name] for field in fields if field.name in named}
         text = {"text": named["text"]} if "text" in named else {}

@@ -59,8 +59,7 @@ def load_recipe(
         anchor_paths(values, path.parent)
     given = [_apply(values, override) for override in overrides]
     recipe = _validate(values, place, given)
-    if recipe.task:
-        _check_task(recipe, place)
+    task = _check_task(recipe, place) if recipe.task else ""
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
@@ -75,22 +74,23 @@ def load_recipe(
             remedy="only {name} stands for something here",
         )
     output = str(Path(recipe.output.replace("{name}", name)).expanduser())
-    return recipe.model_copy(update={"name": name, "output": output})
+    return recipe.model_copy(update={"name": name, "task": task, "output": output})
 
 
-def _check_task(recipe: Recipe, place: str) -> None:
-    """Refuse an unknown task, and keys that the task does not read."""
-    from lmkit.tasks.registry import TASKS, keys_read_by
+def _check_task(recipe: Recipe, place: str) -> str:
+    """Refuse an unknown task, and keys that the task does not read; return its real name."""
+    from lmkit.tasks.registry import names, problem, readers_of, real_name
 
-    task = recipe.task
-    if task not in TASKS:
+    if real_name(recipe.task) is None:
+        task = recipe.task
         name_here = FOREIGN_TASKS.get(task.lower().replace("_", "-"))
-        remedy = f"here it is {name_here}" if name_here else suggest(task, TASKS)
+        remedy = f"here it is {name_here}" if name_here else suggest(task, names())
         raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
-    read = keys_read_by(task)
+    solved = problem(recipe.task)
+    task = solved.name
     for key in known_keys():
-        readers = [name for name in TASKS if key in keys_read_by(name)]
-        if not readers or key in read or _value(recipe, key) == _value(Recipe(), key):
+        readers = readers_of(key)
+        if not readers or task in readers or _value(recipe, key) == _value(Recipe(), key):
             continue
         if key not in TOLERATED:
             raise RecipeError(
@@ -99,6 +99,7 @@ def _check_task(recipe: Recipe, place: str) -> None:
                 remedy=f"leave it out: it is for {', '.join(readers)}",
             )
         console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
+    return task
 
 
 def _value(recipe: Recipe, dotted: str) -> Any:

@@ -29,26 +29,9 @@ MANY_ARGUMENTS = {
 }
 LONG_FILES = {
     "fast/flash.py",
-    "tasks/classification/task.py",
 }
-IN_CIRCLES = {
-    "lmkit.tasks.mlm.pseudo",
-    "lmkit.tasks.mlm.task",
-}
-SWITCHES = {
-    "evaluation/baselines.py:",
-    "evaluation/baselines.py:_language_model.asked",
-    "evaluation/options.py:check_eval_keys",
-    "models/adapters.py:",
-    "preflight.py:_check_joint",
-    "subject.py:facts_of",
-    "train/card.py:",
-    "train/card.py:_use",
-    "train/card.py:merged_card",
-    "train/card.py:opened_with_peft",
-    "train/prepare.py:_is_decoder",
-    "train/prepare.py:_tokenizer",
-}
+IN_CIRCLES: set[str] = set()
+SWITCHES: set[str] = set()
 
 # the demo's own recipes, which are named like the tasks
 DEMO = {"commands/demo.py", "flow/demo.py"}
