@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from lmkit.data.splits import Splits
     from lmkit.recipe.schema import Recipe
     from lmkit.run import Run
+    from lmkit.train.parallelism.replicated import Single
     from lmkit.train.prepare import Prepared
+    from lmkit.train.setup import Setup
 
 settings.register_profile(
     "steady", deadline=None, derandomize=True
@@ -156,10 +158,10 @@ class Tiny:
             sections: merged in; None takes a key out.
         """
         from lmkit.recipe import load_recipe
-        from lmkit.tasks.registry import task_class
+        from lmkit.tasks.registry import problem
 
         kind, task = task, RECIPES[task].get("task", task)
-        name = architecture or task_class(task).family
+        name = architecture or problem(task).smoke_preset
         model = (
             {"config": {"model_type": name, **ARCHITECTURES[name]}}
             if name in ARCHITECTURES
@@ -203,9 +205,9 @@ class Tiny:
 
     def splits(self, recipe: Recipe) -> Splits:
         from lmkit.data.splits import load_splits
-        from lmkit.tasks.registry import task_class
+        from lmkit.tasks.registry import problem
 
-        return load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+        return load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
 
     def prepared(self, recipe: Recipe) -> Prepared:
         """Task and tokens; made once for equal recipes."""
@@ -253,6 +255,48 @@ class Tiny:
             folder.mkdir(parents=True)
             save_model(self.model(recipe), self.prepared(recipe).task, folder)
         return str(folder)
+
+    def setup(
+        self,
+        recipe: Recipe,
+        model: Any = None,
+        *,
+        optimizer: Any = None,
+        budget: int = 64,
+        packing: Any = None,
+        total: int | None = None,
+    ) -> Setup:
+        """What a training step needs, with this model and optimizer; for an epoch, or so many steps."""
+        from lmkit.data.plan import Plan
+        from lmkit.train.batches import StepBatches
+        from lmkit.train.optim import build_optimizer
+        from lmkit.train.setup import Computation, Setup
+
+        prepared, parallelism = self.prepared(recipe), self.processes
+        encoded = prepared.encoded["train"]
+        plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
+        model = parallelism.prepare(self.model(recipe) if model is None else model)
+        if optimizer is None:
+            optimizer = build_optimizer(model, recipe.train)
+        return Setup(
+            recipe=recipe,
+            prepared=prepared,
+            plan=plan,
+            total=plan.steps_per_epoch if total is None else total,
+            parallelism=parallelism,
+            model=model,
+            optimizer=parallelism.prepare_optimizer(optimizer),
+            computation=Computation(packing),
+            batches=StepBatches(
+                encoded, plan, prepared.task, budget=budget, packed=packing is not None
+            ),
+        )
+
+    @property
+    def processes(self) -> Single:
+        from lmkit.train.parallelism.replicated import Single
+
+        return Single(self.accelerator)
 
     @property
     def accelerator(self) -> Accelerator:

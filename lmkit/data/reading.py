@@ -14,9 +14,10 @@ from lmkit.data import formats, parallel, sources
 from lmkit.data.check.columns import Roles, find_field, value_at
 from lmkit.data.check.errors import BadValue
 from lmkit.data.formats import Document
+from lmkit.data.hub import HubId, download
 from lmkit.data.readers import Files, ParallelReader, Reader, ReadOptions
 from lmkit.data.row import FORMAT, DataFile, Row, hash_of, short_path
-from lmkit.data.sources import HubId, Source
+from lmkit.data.sources import Source
 from lmkit.errors import DataError
 from lmkit.tasks.fields import Field, Form
 
@@ -76,7 +77,7 @@ def load_rows(source: Source, roles: Roles, options: ReadOptions, cache_dir: Pat
 def _locate(source: Source, roles: Roles) -> Files:
     located = find_rows(source, roles)
     if isinstance(located, HubId):
-        paths = sources.download(located, split=source.split, key=source.key)
+        paths = download(located, split=source.split, key=source.key)
         return Files(paths, [f"{located}/{path.name}" for path in paths], source.key)
     role_names: tuple[str, ...] = ()
     if isinstance(located, dict):
@@ -145,10 +146,9 @@ def find_rows(source: Source, roles: Roles) -> list[Path] | HubId | parallel.ByR
             key=source.key,
             fields=roles.fields,
             wanted=roles.wanted,
-            folders=source.folders,
         )
     try:
-        return sources.find_files(source.entry, key=source.key, folders=source.folders)
+        return sources.find_files(source.entry, key=source.key)
     except DataError as error:
         hint = _parallel_hint(source, roles.wanted)
         if hint is None:
@@ -160,11 +160,8 @@ def _parallel_hint(source: Source, wanted: Sequence[Field]) -> str | None:
     """Return what to write where one of two parallel files is named alone."""
     if not isinstance(source.entry, str):
         return None
-    for folder in source.folders:
-        path = folder / source.entry
-        if path.is_file():
-            return parallel.hint(path, key=source.key, wanted=wanted)
-    return None
+    path = Path.cwd() / source.entry
+    return parallel.hint(path, key=source.key, wanted=wanted) if path.is_file() else None
 
 
 # a field -> the first values of its column, None where there is no such column
@@ -183,9 +180,9 @@ def peek(source: Source, columns: Mapping[str, str], document: Document) -> Peek
 
     @functools.cache
     def first_rows() -> list[Row]:
-        located = sources.find_files(entry, key=source.key, folders=source.folders)
+        located = sources.find_files(entry, key=source.key)
         if isinstance(located, HubId):
-            located = sources.download(located, split=source.split, key=source.key)
+            located = download(located, split=source.split, key=source.key)
         header = not any(name.isdecimal() for name in columns.values())
         raw = formats.read_rows(located[0], document=document, header=header, bad=_ignore)
         return [row for _, row in itertools.islice(raw, PEEKED_ROWS)]

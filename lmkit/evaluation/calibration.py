@@ -1,4 +1,4 @@
-"""Whether a model's confidence can be believed: calibration errors, the reliability curve, temperature scaling."""
+"""Trust in a model's confidence: calibration errors, the reliability curve, temperature scaling."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def reliability(
 def calibration_error(
     confidence: ArrayLike, correct: ArrayLike, *, bins: int = BINS, equal_mass: bool = False
 ) -> float:
-    """The mean over items of the gap between confidence and accuracy in the item's bin.
+    """Return the mean over items of the gap between confidence and accuracy in the item's bin.
 
     >>> round(calibration_error([0.9, 0.9, 0.6], [True, False, True], bins=10), 4)  # (2 * |0.9 - 0.5| + |0.6 - 1|) / 3
     0.4
@@ -128,7 +128,7 @@ def calibration_error(
 
 
 def fit_temperature(probabilities: FloatArray, gold: NDArray[np.intp]) -> float:
-    """The temperature that minimises the negative log-likelihood of the gold labels (Guo et al. 2017).
+    """Find the temperature that minimises the negative log-likelihood of the gold labels (Guo et al. 2017).
 
     Logarithms of probabilities are logits up to a constant, so nothing but the probabilities is needed. The loss is
     convex in the inverse of the temperature: a golden-section search over it finds the one minimum.
@@ -153,7 +153,7 @@ def fit_temperature(probabilities: FloatArray, gold: NDArray[np.intp]) -> float:
 
 
 def tempered(probabilities: FloatArray, temperature: float) -> FloatArray:
-    """Probabilities at another temperature: ``softmax(log p / temperature)``; which label is first does not change."""
+    """Return probabilities at another temperature: ``softmax(log p / temperature)``; which label is first does not change."""
     logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
     raised = np.exp(logits - logits.max(1, keepdims=True))
     scaled: FloatArray = raised / raised.sum(1, keepdims=True)

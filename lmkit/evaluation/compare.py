@@ -12,11 +12,11 @@ import numpy as np
 
 from lmkit.errors import LmkitError, suggest
 from lmkit.metrics.comparison import Difference, holm, mcnemar, paired_bootstrap, permutation_test
-from lmkit.metrics.custom import Module, custom_statistics
+from lmkit.metrics.custom import Examples, Module, custom_statistics
 from lmkit.metrics.direction import is_better
 from lmkit.metrics.statistics import Statistics, ratio
 from lmkit.records import Record, Verdict, finite
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Scored, Task
 
 Method = Literal["bootstrap", "permutation"]
 Records = Sequence[Record]
@@ -35,7 +35,7 @@ class Test:
 
 
 def score_together(
-    task: Task, systems: Sequence[Sequence[Records]], metric: str
+    task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str
 ) -> list[list[Statistics]]:
     """The statistics of each run of each system, with the same columns for all.
 
@@ -48,12 +48,12 @@ def score_together(
     runs = [run for system in systems for run in system]
     examples = len(runs[0])
     records = [record for run in runs for record in run]
-    together = task.score(records)
+    together = task.problem.score(task.facts, records)
     known = list(together.values())
     if metric not in known:
         if metric != "loss" or not all("nll" in record and "items" in record for record in records):
             raise LmkitError(
-                f"{task.name} has no metric {metric!r}",
+                f"{task.problem.name} has no metric {metric!r}",
                 place="--metric",
                 remedy=suggest(metric, known),
             )
@@ -68,21 +68,24 @@ def score_together(
 
 
 def score_by_module(
-    task: Task, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
+    task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
 ) -> list[list[Statistics]]:
     """The same of a metric that ``eval.metrics`` brought along."""
 
-    def score(run: Records) -> Statistics:
-        return custom_statistics(
-            metric,
-            chosen,
-            [record["prediction"] for record in run],
-            [record["gold"] for record in run],
-            labels=task.facts.get("labels", ()),
-            trust_remote_code=task.recipe.model.trust_remote_code,
-        )
+    return [
+        [custom_statistics(metric, chosen, examples_of(run, task)) for run in system]
+        for system in systems
+    ]
 
-    return [[score(run) for run in system] for system in systems]
+
+def examples_of(records: Records, task: Task | Scored) -> Examples:
+    """Return what a module of the evaluate library is handed."""
+    return Examples(
+        [record["prediction"] for record in records],
+        [record["gold"] for record in records],
+        labels=task.facts.get("labels", ()),
+        trust_remote_code=task.recipe.model.trust_remote_code,
+    )
 
 
 def loss_statistics(records: Records) -> Statistics:

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 def grams(
     seen: Sequence[int], labels: Sequence[int], *, order: int, causal: bool, pad: int
 ) -> Integers:
-    """What is to be predicted, each with the tokens before it: ``(targets, order)``, the target last.
+    """Return the tokens to predict, each with the tokens before it: ``(targets, order)``, the target last.
 
     Args:
         seen: what the model reads. labels: of the same length, -100 where nothing is predicted.
@@ -27,11 +27,11 @@ def grams(
     line = np.concatenate([np.full(order - 1, pad), np.asarray(seen, np.int64)])
     targets = np.asarray(labels, np.int64)
     positions = np.flatnonzero(targets != IGNORE)
-    found = np.empty((len(positions), order), np.int64)
+    table = np.empty((len(positions), order), np.int64)
     for column in range(order - 1):
-        found[:, column] = line[positions + column + causal]
-    found[:, -1] = targets[positions]
-    return found
+        table[:, column] = line[positions + column + causal]
+    table[:, -1] = targets[positions]
+    return table
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class KneserNey:
     def __init__(self, training: Integers, vocabulary: int):
         self.vocabulary, self.order, self._base = vocabulary, training.shape[1], vocabulary + 1
         self._levels: list[_Level] = []
-        found = [self._count(training, length) for length in range(1, self.order + 1)]
-        for length, (context_keys, gram_keys, first, inverse) in enumerate(found, 1):
+        counted = [self._count(training, length) for length in range(1, self.order + 1)]
+        for length, (context_keys, gram_keys, first, inverse) in enumerate(counted, 1):
             if length == self.order:
                 counts = np.bincount(inverse, minlength=len(gram_keys))
             else:  # how many longer n-grams end so
-                counts = np.bincount(inverse[found[length][2]], minlength=len(gram_keys))
+                counts = np.bincount(inverse[counted[length][2]], minlength=len(gram_keys))
             lower = (
-                self._levels[-1].probability[found[length - 2][3][first]]
+                self._levels[-1].probability[counted[length - 2][3][first]]
                 if length > 1
                 else 1 / vocabulary
             )
@@ -113,25 +113,23 @@ class KneserNey:
             best = np.maximum(best, unseen)
         return _Level(context_keys, gram_keys, probability, left, token, best)
 
-    def predict(self, wanted: Integers) -> tuple[Floats, Integers]:
-        """The probability of each target ``(targets,)``, and the token that is likeliest there."""
-        probability = np.full(len(wanted), 1 / self.vocabulary)
-        context, known = np.zeros(len(wanted), np.int64), np.ones(len(wanted), bool)
-        likeliest = np.zeros(len(wanted), np.int64)
+    def predict(self, asked: Integers) -> tuple[Floats, Integers]:
+        """Return the probability of each target ``(targets,)``, and the token that is likeliest there."""
+        probability = np.full(len(asked), 1 / self.vocabulary)
+        context, is_known = np.zeros(len(asked), np.int64), np.ones(len(asked), bool)
+        likeliest = np.zeros(len(asked), np.int64)
         for length, level in enumerate(self._levels, 1):
             if length > 1:
-                context, there = _find(
-                    level.context_keys, context * self._base + wanted[:, -length]
-                )
-                known = known & there
-            gram, seen = _find(level.gram_keys, context * self._base + wanted[:, -1])
+                context, there = _find(level.context_keys, context * self._base + asked[:, -length])
+                is_known = is_known & there
+            gram, seen = _find(level.gram_keys, context * self._base + asked[:, -1])
             here = np.where(seen, level.probability[gram], level.left[context] * probability)
-            probability = np.where(known, here, probability)
-            likeliest = np.where(known, level.best_token[context], likeliest)
+            probability = np.where(is_known, here, probability)
+            likeliest = np.where(is_known, level.best_token[context], likeliest)
         return probability, likeliest
 
 
-def _find(keys: Integers, wanted: Integers) -> tuple[Integers, NDArray[np.bool_]]:
-    """Where each wanted key stands among the sorted ones (any place where it does not), and whether it does."""
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return places, keys[places] == wanted
+def _find(keys: Integers, asked: Integers) -> tuple[Integers, NDArray[np.bool_]]:
+    """Return the place of each key among the sorted ones, any place where it is missing, and if it is there."""
+    places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return places, keys[places] == asked

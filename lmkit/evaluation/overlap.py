@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +15,19 @@ from numpy.typing import NDArray
 SHINGLE = 5  # letters
 BINS, BAND = 48, 4  # of a sketch; and of them, how many have to agree for a pair to be looked at
 NEAR = 0.8  # share of common shingles (Jaccard) from which two texts are near duplicates
-MOST_LETTERS = (
-    200_000_000  # of training text that is searched for near duplicates: a bound on the time
-)
-BLOCK_LETTERS, BLOCK_TEXTS = (
-    250_000,
-    50_000,
-)  # sketched, and compared with training, at once: bounds on the memory
-MOST_CANDIDATES, MOST_TRIES = (
-    200,
-    50,
-)  # looked at for a training text by band; verified for it: bounds on the time
+# bounds on the time: letters of training text that is searched for near duplicates; texts that are looked at for a
+# training text by band, and that are verified for it
+MOST_LETTERS = 200_000_000
+MOST_CANDIDATES, MOST_TRIES = 200, 50
+# bounds on the memory: what is sketched, and compared with training, at once
+BLOCK_LETTERS, BLOCK_TEXTS = 250_000, 50_000
 Sketches = NDArray[np.uint32]
+Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """What rows have in common with training.
+class Twins:
+    """Rows that have a twin in training.
 
     Args:
         exact: numbers of the rows whose text is in training.
@@ -44,7 +41,7 @@ class Overlap:
     searched: int
 
 
-def find_overlap(texts: Iterable[str], training: Callable[[], Iterable[str]]) -> Overlap:
+def find_overlap(texts: Iterable[str], training: Callable[[], Iterable[str]]) -> Twins:
     """Compare every text with all training texts.
 
     Args:
@@ -56,58 +53,45 @@ def find_overlap(texts: Iterable[str], training: Callable[[], Iterable[str]]) ->
     all more similar ones more surely, and each candidate is verified on the shingles themselves. The time is
     proportional to the letters; of training, the first 200 million are searched for near duplicates.
     """
-    found = Overlap([], {}, 0, 0)
+    twins = Twins([], {}, 0, 0)
     remaining, start = iter(texts), 0
-    while (some := list(itertools.islice(remaining, BLOCK_TEXTS))) or not start:
-        part = _find_overlap(some, training())
-        exact = [*found.exact, *(start + row for row in part.exact)]
-        found = Overlap(
-            exact,
-            found.near | {start + row: other for row, other in part.near.items()},
-            part.train_rows,
-            part.searched,
-        )
-        start += max(1, len(some))
-    return found
+    while (block := list(itertools.islice(remaining, BLOCK_TEXTS))) or not start:
+        part = _find_in_block(block, training())
+        exact = [start + row for row in part.exact]
+        near = {start + row: twin for row, twin in part.near.items()}
+        twins = Twins([*twins.exact, *exact], twins.near | near, part.train_rows, part.searched)
+        start += max(1, len(block))
+    return twins
 
 
-def _find_overlap(texts: Sequence[str], training: Iterable[str]) -> Overlap:
-    known: dict[str, list[int]] = {}
-    for number, text in enumerate(texts):
-        known.setdefault(normalised(text), []).append(number)
-    letters = [only_letters(text) for text in texts]
-    index = _Index(letters)
+def _find_in_block(texts: Sequence[str], training: Iterable[str]) -> Twins:
+    rows_of: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows_of.setdefault(normalised(text), []).append(row)
+    index = _Index([only_letters(text) for text in texts])
     exact: set[int] = set()
     near: dict[int, tuple[int, float]] = {}
     block: list[str] = []
     train_rows = searched = used = held = 0
-
-    def search() -> None:
-        for row, within, similarity in index.search(block):
-            near[row] = (searched + within, similarity)
-
     for text in training:
         train_rows += 1
-        exact.update(known.get(normalised(text), ()))
-        if used < MOST_LETTERS:
-            used += len(text)
-            held += len(text)
-            block.append(only_letters(text))
-            if held > BLOCK_LETTERS:
-                search()
-                searched, held = searched + len(block), 0
-                block = []
-    search()
-    return Overlap(
-        sorted(exact),
-        {row: near[row] for row in sorted(near.keys() - exact)},
-        train_rows,
-        searched + len(block),
-    )
+        exact.update(rows_of.get(normalised(text), ()))
+        if used >= MOST_LETTERS:
+            continue
+        used += len(text)
+        held += len(text)
+        block.append(only_letters(text))
+        if held > BLOCK_LETTERS:
+            near |= index.find_near(block, first=searched)
+            searched, held = searched + len(block), 0
+            block = []
+    near |= index.find_near(block, first=searched)
+    near = {row: near[row] for row in sorted(near.keys() - exact)}
+    return Twins(sorted(exact), near, train_rows, searched + len(block))
 
 
 def normalised(text: str) -> str:
-    """The text without differences that no reader sees: Unicode forms, case, runs of white space.
+    """Remove differences that no reader sees: Unicode forms, case, runs of white space.
 
     >>> normalised(" Ｎew\\u00a0York\\n")
     'new york'
@@ -117,7 +101,7 @@ def normalised(text: str) -> str:
 
 
 def only_letters(text: str) -> str:
-    """Letters and digits of the normalised text, a space for everything between them."""
+    """Keep letters and digits of the normalised text, with a space for everything between them."""
     return re.sub(r"[\W_]+", " ", normalised(text)).strip()
 
 
@@ -137,47 +121,65 @@ class _Index:
             order = np.argsort(keys, kind="stable")
             self.bands.append((keys[order], rows[order]))
 
-    def search(self, others: Sequence[str]) -> Iterable[tuple[int, int, float]]:
-        """(row, number within ``others``, similarity) of near duplicates."""
-        usable = np.flatnonzero([len(text) >= SHINGLE for text in others])
+    def find_near(self, texts: Sequence[str], *, first: int) -> dict[int, tuple[int, float]]:
+        """Find rows that are nearly the same as one of these texts: row -> (its number, similarity).
+
+        Args:
+            first: the number of the first text.
+        """
+        usable = np.flatnonzero([len(text) >= SHINGLE for text in texts])
         if not len(usable) or not len(self.bands[0][0]):
-            return
-        theirs = sketches([others[number] for number in usable.tolist()])
-        keys = _band_keys(theirs)
-        first = np.stack(
-            [np.searchsorted(mine, keys[:, band]) for band, (mine, _) in enumerate(self.bands)], 1
-        )
-        last = np.stack(
-            [
-                np.searchsorted(mine, keys[:, band], side="right")
-                for band, (mine, _) in enumerate(self.bands)
-            ],
-            1,
-        )
-        for other in np.flatnonzero((last > first).any(1)).tolist():
-            parts = []
-            for band in np.flatnonzero(last[other] > first[other]).tolist():
-                start, size = int(first[other, band]), int(last[other, band] - first[other, band])
-                if (
-                    size > MOST_CANDIDATES
-                ):  # templates: each of many alike training texts looks at another part of them
-                    start, size = (
-                        start + other * MOST_CANDIDATES % (size - MOST_CANDIDATES + 1),
-                        MOST_CANDIDATES,
-                    )
-                parts.append(self.bands[band][1][start : start + size])
-            candidates = np.unique(np.concatenate(parts))
-            candidates = candidates[~self.closed[candidates]]
-            alike = (self.sketches[candidates] == theirs[other]).mean(1)
-            best = np.argsort(-alike, kind="stable")[:MOST_TRIES]
-            number = int(usable[other])
-            # three standard deviations of the estimate below the threshold: what the sketches call unlike is not verified
-            for row in candidates[best[alike[best] >= NEAR - 0.17]].tolist():
-                mine, its = self._shingles(row), _shingles(others[number])
-                similarity = len(mine & its) / len(mine | its)
-                if similarity >= NEAR:
-                    self.closed[row] = True
-                    yield row, number, similarity
+            return {}
+        their_sketches = sketches([texts[number] for number in usable.tolist()])
+        keys = _band_keys(their_sketches)
+        begin, end = self._places(keys, "left"), self._places(keys, "right")
+        near = {}
+        for position in np.flatnonzero((end > begin).any(1)).tolist():
+            number = int(usable[position])
+            candidates = self._candidates(position, begin[position], end[position])
+            for row, similarity in self._verify(
+                candidates, their_sketches[position], texts[number]
+            ):
+                near[row] = first + number, similarity
+        return near
+
+    def _places(self, keys: NDArray[np.uint64], side: Literal["left", "right"]) -> Places:
+        """Where the keys of each text stand in each band: ``(texts, bands)``."""
+        places = [
+            np.searchsorted(ours, keys[:, band], side=side)
+            for band, (ours, _) in enumerate(self.bands)
+        ]
+        return np.stack(places, 1)
+
+    def _candidates(self, position: int, begin: Places, end: Places) -> Places:
+        """Rows that agree with a text in a band.
+
+        Of templates, alike training texts look at different parts of the rows.
+        """
+        parts = []
+        for band in np.flatnonzero(end > begin).tolist():
+            start, size = int(begin[band]), int(end[band] - begin[band])
+            if size > MOST_CANDIDATES:
+                start += position * MOST_CANDIDATES % (size - MOST_CANDIDATES + 1)
+                size = MOST_CANDIDATES
+            parts.append(self.bands[band][1][start : start + size])
+        candidates = np.unique(np.concatenate(parts))
+        return candidates[~self.closed[candidates]]
+
+    def _verify(
+        self, candidates: Places, sketch: NDArray[np.uint32], text: str
+    ) -> Iterator[tuple[int, float]]:
+        """Yield the rows that are near by their shingles, the most alike first; they are not looked at again."""
+        alike = (self.sketches[candidates] == sketch).mean(1)
+        best = np.argsort(-alike, kind="stable")[:MOST_TRIES]
+        theirs = _shingles(text)
+        # three standard deviations of the estimate below the threshold: what the sketches call unlike is not verified
+        for row in candidates[best[alike[best] >= NEAR - 0.17]].tolist():
+            ours = self._shingles(row)
+            similarity = len(ours & theirs) / len(ours | theirs)
+            if similarity >= NEAR:
+                self.closed[row] = True
+                yield row, similarity
 
     def _shingles(self, row: int) -> frozenset[str]:
         if row not in self.shingles:
@@ -199,7 +201,7 @@ def _blocks(texts: Sequence[str]) -> Iterable[Sequence[str]]:
 
 
 def sketches(texts: Sequence[str]) -> Sketches:
-    """One-permutation MinHash: ``(texts, 48)``; two texts agree in a bin with about the probability of their Jaccard similarity.
+    """Sketch texts by one-permutation MinHash: ``(texts, 48)``; two texts agree in a bin with about the probability of their Jaccard similarity.
 
     Every shingle is hashed once; the hash's top decides its bin, the rest its value, and each bin keeps the smallest.
     An empty bin takes the value of the next full one, changed by the distance. Texts shorter than a shingle are all alike.

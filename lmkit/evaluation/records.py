@@ -13,7 +13,7 @@ from lmkit.records import Record
 
 
 class StoredRecords(Sequence[Record]):
-    """Lines of a predictions.jsonl, read when they are asked for: memory holds where they begin, not what they say.
+    """Lines of a predictions.jsonl, read on demand: memory holds where they begin, not what they say.
 
     Iterating reads the file once, from its beginning to its end [transformers#8476].
     """
@@ -38,11 +38,11 @@ class StoredRecords(Sequence[Record]):
     def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         with self.path.open("rb") as lines:
-            found = []
+            records = []
             for start in np.atleast_1d(self._starts[index]).tolist():
                 lines.seek(start)
-                found.append(Record.from_json(json.loads(lines.readline())))
-        return found if isinstance(index, slice) else found[0]
+                records.append(Record.from_json(json.loads(lines.readline())))
+        return records if isinstance(index, slice) else records[0]
 
 
 def store(records: Iterable[Record], path: Path) -> StoredRecords:

@@ -57,7 +57,7 @@ def slice_metrics(
 
 
 def members(name: str, records: Sequence[Record], encoded: Encoded, task: Task) -> Members:
-    """Which rows are in which slice; with several labels (entities) to a row, a row is in a slice of each."""
+    """Sort rows into slices; with several labels (entities) to a row, a row is in a slice of each."""
     answer = answer_of(task)
     if name == "length":
         return by_range([num_words(record, answer) for record in records])
@@ -81,7 +81,7 @@ def num_words(record: Record, answer: Answer) -> int:
 
 
 def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]:
-    """Of each row the share of unknown tokens, or of words that are more than one token."""
+    """Return the share of unknown tokens of each row, or of words that are more than one token."""
     tokenizer = task.tokenizer
     if name == "unknown" and tokenizer.unk_token_id is None:
         raise RecipeError(
@@ -95,8 +95,8 @@ def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]
             place="eval.slices",
             remedy="leave fragmentation out",
         )
-    shares: list[float] = []
     answer = answer_of(task)
+    shares: list[float] = []
     for start in range(0, len(records), BATCH_ROWS):
         batch = records[start : start + BATCH_ROWS]
         words = answer.words(batch[0]) is not None
@@ -115,21 +115,26 @@ def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]
             owners = encoded.word_ids(number)
             if not words:
                 owners = word_numbers(texts[number], owners, encoded["offset_mapping"][number])
-            pieces = Counter(owner for owner in owners if owner is not None and owner >= 0)
-            shares.append(sum(count > 1 for count in pieces.values()) / max(1, len(pieces)))
+            shares.append(_share_of_fragmented(owners))
     return shares
 
 
+def _share_of_fragmented(owners: Sequence[int | None]) -> float:
+    """Return the share of words that are more than one token; ``owners`` are the words of the tokens."""
+    pieces = Counter(owner for owner in owners if owner is not None and owner >= 0)
+    return sum(count > 1 for count in pieces.values()) / max(1, len(pieces))
+
+
 def by_range(values: Sequence[float], *, shares: bool = False) -> Members:
-    """Rows in quartiles of a number, equal numbers together; rows without one (nan) apart, as are shares of zero.
+    """Sort rows by quartiles of a number, equal numbers together; rows without one (nan) apart, as are shares of zero.
 
     >>> {name: rows.tolist() for name, rows in by_range([1, 1, 2, 3, 9]).items()}
     {'1': [0, 1], '2': [2], '3 – 9': [3, 4]}
     """
     numbers = np.asarray(values, np.float64)
-    found: Members = {}
+    slices: Members = {}
     if shares and (numbers == 0).any():
-        found["0 %"] = np.flatnonzero(numbers == 0)
+        slices["0 %"] = np.flatnonzero(numbers == 0)
     rest = np.flatnonzero(~np.isnan(numbers) & ((numbers != 0) if shares else True))
     if len(rest):
         ordered = np.sort(numbers[rest])
@@ -140,14 +145,14 @@ def by_range(values: Sequence[float], *, shares: bool = False) -> Members:
             low, high = numbers[rows].min(), numbers[rows].max()
             texts = [f"{100 * end:.0f} %" if shares else f"{end:.6g}" for end in (low, high)]
             label = texts[0] if texts[0] == texts[1] else f"{texts[0]} – {texts[1]}"
-            found[label] = np.concatenate([found[label], rows]) if label in found else rows
+            slices[label] = np.concatenate([slices[label], rows]) if label in slices else rows
     if np.isnan(numbers).any():
-        found["(empty)"] = np.flatnonzero(np.isnan(numbers))
-    return found
+        slices["(empty)"] = np.flatnonzero(np.isnan(numbers))
+    return slices
 
 
 def by_column(values: Sequence[Any]) -> Members:
-    """Rows by the value of a column, or where it holds many different numbers by their quartiles."""
+    """Sort rows by the value of a column, or where it holds many different numbers by their quartiles."""
     texts = [
         "" if value is None else " ".join(value) if isinstance(value, list) else str(value)
         for value in values
@@ -161,11 +166,11 @@ def by_column(values: Sequence[Any]) -> Members:
 
 
 def by_value(values: Sequence[Sequence[str]]) -> Members:
-    """Rows by value, the most frequent first; beyond 24 values the rarest together."""
+    """Sort rows by value, the most frequent first; beyond 24 values the rarest together."""
     counts = Counter(value for row in values for value in row)
     frequent = [value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    kept = frequent if len(frequent) <= MOST else frequent[: MOST - 1]
-    found = {value: [i for i, row in enumerate(values) if value in row] for value in kept}
-    if rare := set(frequent[len(kept) :]):
-        found[f"({len(rare)} others)"] = [i for i, row in enumerate(values) if rare & set(row)]
-    return {value: np.array(rows, np.intp) for value, rows in found.items()}
+    shown = frequent if len(frequent) <= MOST else frequent[: MOST - 1]
+    slices = {value: [i for i, row in enumerate(values) if value in row] for value in shown}
+    if rare := set(frequent[len(shown) :]):
+        slices[f"({len(rare)} others)"] = [i for i, row in enumerate(values) if rare & set(row)]
+    return {value: np.array(rows, np.intp) for value, rows in slices.items()}

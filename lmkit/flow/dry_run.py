@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.data.splits import Splits
 from lmkit.models.source import ModelSource
 from lmkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lmkit.train.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -79,65 +82,61 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     The time is that of one forward and backward pass of a middling step, times the number of steps: the
     optimizer's share is left out. The memory is what the pass took at its peak, with room for the optimizer's state.
     """
-    from lmkit.fast.unpadding import choose_packing, shared_rows
-    from lmkit.models.build import build_model, count_parameters
-    from lmkit.train.device import (
-        build_accelerator,
-        choose_precision,
-        micro_batch_tokens,
-        peak_memory_bytes,
-    )
-    from lmkit.train.loop import StepBatches
-    from lmkit.train.optim import state_bytes
-    from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, plan_of, total_steps
+    from lmkit.train.plans import checkpoint_interval, metric_of
     from lmkit.train.prepare import prepare
+    from lmkit.train.setup import decide, decide_compile, set_up
 
+    hardware = recipe.hardware.model_copy(update={"processes": "auto"})
     prepared = prepare(recipe, splits, source)
-    task, encoded = prepared.task, prepared.encoded["train"]
-    accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
-    built = build_model(recipe, task, source)
+    setup = set_up(recipe.model_copy(update={"hardware": hardware}), prepared)
     checkpoint_interval(recipe)
-    metric = metric_of(recipe, task, "validation" in prepared.encoded)
-    packing = choose_packing(recipe, task, built.model)
-    plan = plan_of(recipe, encoded)
-    total = total_steps(recipe, plan)
-    budget = micro_batch_tokens(recipe.hardware, accelerator.device)
-    model = accelerator.prepare_model(
-        built.model, evaluation_mode=True
-    ).train()  # that is: without DistributedDataParallel
-    batches = StepBatches(
-        encoded, plan, task, rank=0, ranks=1, budget=budget, packed=packing is not None
-    )
-    seconds = 0.0
-    for _ in range(2):  # the first pass warms up
-        begun = time.perf_counter()
-        for batch in batches[0]:
-            with shared_rows(model, packing, batch.to(accelerator.device)) as given:
-                accelerator.backward(task.loss(model, given))
-        if accelerator.device.type == "cuda":
-            import torch
+    metric = metric_of(recipe, setup.task.facts, "validation" in prepared.encoded)
+    decide(setup)
+    if hardware.compile == "on":
+        decide_compile(setup)
+    return _plan(setup, metric, _seconds_of_a_step(setup))
 
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - begun
-    trained, parameters = count_parameters(model)
-    memory = peak_memory_bytes() + state_bytes(recipe.train, trained)
+
+def _plan(setup: Setup, metric: str | None, seconds: float) -> DryRunPlan:
+    """Return the plan of a run whose steps take so many seconds."""
+    from lmkit.train.device import choose_precision, peak_memory_bytes
+    from lmkit.train.optim import state_bytes
+    from lmkit.train.plans import UNLIMITED
+
+    recipe, prepared, encoded = setup.recipe, setup.prepared, setup.encoded
+    total, steps_per_epoch = setup.total, setup.plan.steps_per_epoch
+    trained, parameters = setup.parameter_counts
     is_limited = total < UNLIMITED
+    limit = (recipe.train.max_minutes or 0) * 60
     return DryRunPlan(
-        task=task.name,
+        task=setup.task.name,
         rows={split: len(part.rows) for split, part in prepared.encoded.items()},
         rejected_rows=len(prepared.splits.rejected),
         examples=len(encoded),
         tokens_per_epoch=encoded.tokens,
-        steps_per_epoch=plan.steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
         steps=total if is_limited else None,
-        tokens=round(encoded.tokens * total / plan.steps_per_epoch) if is_limited else None,
+        tokens=round(encoded.tokens * total / steps_per_epoch) if is_limited else None,
         parameters=Parameters(trained, parameters),
         precision=choose_precision(recipe.hardware),
-        packing=packing is not None,
+        packing=setup.computation.packing is not None,
         selected_by=metric,
-        predicted_peak_memory_bytes=memory,
-        predicted_seconds=round(seconds * total, 1)
-        if is_limited
-        else (recipe.train.max_minutes or 0) * 60,
+        predicted_peak_memory_bytes=peak_memory_bytes() + state_bytes(recipe.train, trained),
+        predicted_seconds=round(seconds * total, 1) if is_limited else limit,
         output=recipe.output,
     )
+
+
+def _seconds_of_a_step(setup: Setup) -> float:
+    """Measure forward and backward of the first step, once more after it has warmed up."""
+    from lmkit.train.device import wait_for_device
+
+    setup.model.train()
+    seconds = 0.0
+    for _ in range(2):
+        setup.drop_gradients()
+        begun = time.perf_counter()
+        setup.backward(0)
+        wait_for_device(setup.parallelism.device)
+        seconds = time.perf_counter() - begun
+    return seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Module:
 
 
 def find_module(name: str, *, trust_remote_code: bool) -> str:
-    """What ``evaluate.load`` takes: one of lmkit's own, a file or folder, or a hub id. Nothing is loaded.
+    """Return what ``evaluate.load`` takes: one of lmkit's own, a file or folder, or a hub id. Nothing is loaded.
 
     Raises:
         RecipeError: nothing local is there, and code from the hub is not trusted.
@@ -55,7 +55,7 @@ def find_module(name: str, *, trust_remote_code: bool) -> str:
             remedy="give the path of a module of the evaluate library",
         )
     if not trust_remote_code:
-        shipped = sorted(each.name for each in SHIPPED.iterdir() if each.name.startswith("lmkit_"))
+        shipped = sorted(path.name for path in SHIPPED.glob("lmkit_*"))
         close = nearest(name, shipped)
         raise RecipeError(
             "no such module here; on the hub it would be code to run"
@@ -66,161 +66,162 @@ def find_module(name: str, *, trust_remote_code: bool) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What modules measure.
+
+    Args:
+        predictions, references: ``(examples,)``.
+        labels: a module that wants numbers gets the places of labels in this list.
+        trust_remote_code: modules may come from the hub.
+    """
+
+    predictions: Sequence[Any]
+    references: Sequence[Any]
+    labels: Sequence[str] = ()
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A module with the examples as it wants them: predictions and references."""
+
+    name: str
+    place: str
+    module: Any
+    inputs: tuple[list[Any], list[Any]]
+
+    def compute(self, rows: Sequence[int] | None = None) -> dict[str, float]:
+        """Return the scalars among what the module returns, of all examples or of some rows."""
+        inputs: Sequence[list[Any]] = self.inputs
+        if rows is not None:
+            inputs = [[column[row] for row in rows] for column in self.inputs]
+        try:
+            returned = self.module.compute(predictions=inputs[0], references=inputs[1])
+        except Exception as error:
+            raise RecipeError(
+                f"refuses these predictions: {_said(error)}", place=f"eval.metrics: {self.name}"
+            ) from error
+        numbers = (int, float, np.number)
+        return {
+            key: float(value)
+            for key, value in returned.items()
+            if isinstance(value, numbers) and not isinstance(value, bool)
+        }
+
+
 def custom_metrics(
     names: Sequence[str],
-    predictions: Sequence[Any],
-    references: Sequence[Any],
+    examples: Examples,
     *,
-    labels: Sequence[str] = (),
     taken: Sequence[str] = (),
-    trust_remote_code: bool = False,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 13,
 ) -> dict[str, tuple[Interval, Module]]:
-    """The numbers that modules of the evaluate library give, by their keys (``module.key`` where a key is taken).
+    """Return the numbers that modules of the evaluate library give, by their keys (``module.key`` where a key is taken).
 
     Intervals come from at most ``MOST_RESAMPLES`` percentile-bootstrap resamples of the examples; there are none for a
     module that would need more than ``MOST_SECONDS`` for them, and that is said.
 
-    Args:
-        labels: a module that wants numbers gets the places of labels in this list.
-
     Raises:
         RecipeError: a module cannot be loaded, or refuses these predictions.
     """
-    found: dict[str, tuple[Interval, Module]] = {}
+    metrics: dict[str, tuple[Interval, Module]] = {}
     for name in names:
-        place = find_module(name, trust_remote_code=trust_remote_code)
-        module = _load(place, name)
-        inputs = [
-            _fitted(values, module, key, labels)
-            for key, values in (("predictions", predictions), ("references", references))
-        ]
-        begun = time.perf_counter()
-        values = _compute(module, inputs, name)
-        resampled = _resampled(
-            module,
-            inputs,
-            name,
-            values,
-            min(resamples, MOST_RESAMPLES),
-            seed,
-            time.perf_counter() - begun,
-        )
+        loaded = _load(name, examples)
+        started = time.perf_counter()
+        values = loaded.compute()
+        seconds = time.perf_counter() - started
+        resampled = _resample(loaded, values, min(resamples, MOST_RESAMPLES), seed, seconds)
+        place = Path(loaded.place)
+        module = str(place.resolve()) if place.exists() else name
         for key, value in values.items():
             bounds = percentiles(resampled[key], confidence) if key in resampled else (None, None)
-            shown = key if key not in found and key not in taken else f"{Path(name).stem}.{key}"
-            found[shown] = (
-                Interval(value, *bounds),
-                Module(str(Path(place).resolve()) if Path(place).exists() else name, key),
-            )
-    return found
+            is_taken = key in metrics or key in taken
+            shown = f"{Path(name).stem}.{key}" if is_taken else key
+            metrics[shown] = Interval(value, *bounds), Module(module, key)
+    return metrics
 
 
-def custom_statistics(
-    metric: str,
-    chosen: Module,
-    predictions: Sequence[Any],
-    references: Sequence[Any],
-    *,
-    labels: Sequence[str] = (),
-    trust_remote_code: bool = False,
-) -> Statistics:
-    """A module's number as statistics: an example's are how often it was drawn, and the module is called for every resample.
+def custom_statistics(metric: str, chosen: Module, examples: Examples) -> Statistics:
+    """Return a module's number as statistics: an example's are how often it was drawn, and every resample calls the module.
 
     Raises:
         RecipeError: the module is not there, refuses these predictions, or there are more than ``MOST_EXAMPLES``.
     """
-    examples = len(predictions)
-    if examples > MOST_EXAMPLES:
+    count = len(examples.predictions)
+    if count > MOST_EXAMPLES:
         raise RecipeError(
-            f"{examples} examples, and a module's numbers are compared on {MOST_EXAMPLES} at most",
+            f"{count} examples, and a module's numbers are compared on {MOST_EXAMPLES} at most",
             place=f"--metric {metric}",
             remedy="compare one of lmkit's own metrics",
         )
-    module = _load(find_module(chosen.module, trust_remote_code=trust_remote_code), chosen.module)
-    columns = [
-        _fitted(values, module, key, labels)
-        for key, values in (("predictions", predictions), ("references", references))
-    ]
+    loaded = _load(chosen.module, examples)
 
     def metrics(sums: FloatArray) -> dict[str, FloatArray]:
         values = []
-        for times in sums.reshape(-1, examples):
-            drawn = np.repeat(np.arange(examples), times.astype(int)).tolist()
-            values.append(
-                _compute(
-                    module, [[column[i] for i in drawn] for column in columns], chosen.module
-                ).get(chosen.key)
-            )
+        for times in sums.reshape(-1, count):
+            drawn = np.repeat(np.arange(count), times.astype(int)).tolist()
+            values.append(loaded.compute(drawn).get(chosen.key))
         return {metric: np.array(values, np.float64).reshape(sums.shape[:-1])}
 
-    return Statistics(np.eye(examples), metrics)
+    return Statistics(np.eye(count), metrics)
 
 
-def _load(place: str, name: str) -> Any:
+def _load(name: str, examples: Examples) -> _Loaded:
     import evaluate
 
+    place = find_module(name, trust_remote_code=examples.trust_remote_code)
     try:
-        return evaluate.load(place, module_type="metric", keep_in_memory=True)
+        module = evaluate.load(place, module_type="metric", keep_in_memory=True)
     except Exception as error:  # whatever a module of the user's does
         raise RecipeError(
             f"cannot be loaded: {_said(error)}", place=f"eval.metrics: {name}"
         ) from error
-
-
-def _compute(module: Any, inputs: Sequence[list[Any]], name: str) -> dict[str, float]:
-    """The scalars among what a module returns."""
-    try:
-        returned = module.compute(predictions=inputs[0], references=inputs[1])
-    except Exception as error:
-        raise RecipeError(
-            f"refuses these predictions: {_said(error)}", place=f"eval.metrics: {name}"
-        ) from error
-    numbers = (int, float, np.number)
-    return {
-        key: float(value)
-        for key, value in returned.items()
-        if isinstance(value, numbers) and not isinstance(value, bool)
-    }
+    inputs = (
+        _fit(examples.predictions, module, "predictions", examples.labels),
+        _fit(examples.references, module, "references", examples.labels),
+    )
+    return _Loaded(name, place, module, inputs)
 
 
 def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-def _resampled(
-    module: Any,
-    inputs: list[list[Any]],
-    name: str,
-    values: dict[str, float],
-    resamples: int,
-    seed: int,
-    seconds: float,
+def _resample(
+    loaded: _Loaded, values: Mapping[str, float], resamples: int, seed: int, seconds: float
 ) -> dict[str, FloatArray]:
-    examples = len(inputs[0])
+    """Return each value in each resample; nothing where that takes too long.
+
+    Args:
+        seconds: that the module took for all examples.
+    """
+    examples = len(loaded.inputs[0])
     if not resamples or examples < 2:
         return {}
     if seconds * resamples > MOST_SECONDS:
-        console.say(f"eval.metrics: {name} takes {seconds:.1f} s, so it has no intervals")
+        console.say(f"eval.metrics: {loaded.name} takes {seconds:.1f} s, so it has no intervals")
         return {}
-    generator, found = np.random.Generator(np.random.Philox(seed)), []
+    generator = np.random.Generator(np.random.Philox(seed))
+    resampled = []
     for _ in range(resamples):
         drawn = generator.integers(examples, size=examples).tolist()
-        found.append(_compute(module, [[column[i] for i in drawn] for column in inputs], name))
-    return {key: np.array([each.get(key, math.nan) for each in found]) for key in values}
+        resampled.append(loaded.compute(drawn))
+    return {key: np.array([of_one.get(key, math.nan) for of_one in resampled]) for key in values}
 
 
-def _fitted(values: Sequence[Any], module: Any, key: str, labels: Sequence[str]) -> list[Any]:
-    """Predictions or references as the module declares them: labels as numbers, a reference as a list of one."""
+def _fit(values: Sequence[Any], module: Any, key: str, labels: Sequence[str]) -> list[Any]:
+    """Return predictions or references as the module declares them: labels as numbers, a reference as a list of one."""
     features = module.features[0] if isinstance(module.features, list) else module.features
-    wanted, sample = features.get(key), next(iter(values), None)
-    dtype = str(getattr(wanted, "dtype", None) or "")
-    if isinstance(sample, str) and wanted is not None:
-        if dtype.startswith(("int", "float")):
-            numbers = {label: number for number, label in enumerate(labels)}
-            return [numbers[value] for value in values]
-        if not dtype:  # a list of references
-            return [[value] for value in values]
+    feature, sample = features.get(key), next(iter(values), None)
+    if not isinstance(sample, str) or feature is None:
+        return list(values)
+    dtype = str(getattr(feature, "dtype", None) or "")
+    if dtype.startswith(("int", "float")):
+        numbers = {label: number for number, label in enumerate(labels)}
+        return [numbers[value] for value in values]
+    if not dtype:  # a list of references
+        return [[value] for value in values]
     return list(values)

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -140,6 +140,10 @@ class Answer:
         """Return the single decisions in a gold or a prediction, as JSON values."""
         return (value,)
 
+    def occurrences(self, value: Any) -> Iterable[str]:
+        """Return the labels of a gold as they are counted in the data; none where it has no labels."""
+        return ()
+
     def only_decision(self, records: Sequence[Record]) -> str | None:
         """Return the one decision that the model takes everywhere though the gold differs, as JSON.
 
@@ -157,7 +161,7 @@ class Answer:
         return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]} ..."
 
     def _all(self, records: Iterable[Record], side: str) -> Iterator[Any]:
-        """All decisions of one side, read again at each call: memory holds one record at a time."""
+        """Return all decisions of one side, read again at each call: memory holds one record at a time."""
         return itertools.chain.from_iterable(self.decisions(record[side]) for record in records)
 
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
@@ -203,6 +207,9 @@ class Label(Answer):
 
     def label_names(self, value: Any) -> Set[str]:
         return {value}
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return (value,)
 
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         return [(record["gold"], record["prediction"])]
@@ -278,6 +285,9 @@ class LabelSet(Answer):
 
     def label_names(self, value: Any) -> Set[str]:
         return set(value)
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return value  # type: ignore[no-any-return]
 
     def decisions(self, value: Any) -> Iterable[Any]:
         return (sorted(value),)
@@ -372,6 +382,9 @@ class Tags(Answer):
     def decisions(self, value: Any) -> Iterable[Any]:
         return value  # type: ignore[no-any-return]
 
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return value  # type: ignore[no-any-return]
+
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         return zip(record["gold"], record["prediction"], strict=True)
 
@@ -440,6 +453,12 @@ class Entities(Tags):
 
         return {type_of(tag) for tag in value if tag != "O"}
 
+    def occurrences(self, value: Any) -> Iterable[str]:
+        """Return the type of each entity, and an ``O`` for each word outside of them."""
+        from lmkit.metrics.tagging import type_of
+
+        return [tag if tag == "O" else type_of(tag) for tag in value if tag[0] != "I"]
+
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         """Return the types of entities that are matched; ``(none)`` stands for missed and spurious ones."""
         return [match.types for match in _matches(record)]
@@ -467,7 +486,7 @@ class Entities(Tags):
         )
 
     def _marked(self, record: Record, side: str, wrong: Set[Span]) -> list[Part]:
-        """The sentence with the entities of one side marked; far from any wrong one, words are left out."""
+        """Mark the entities of one side in the sentence; far from any wrong one, words are left out."""
         from lmkit.metrics.tagging import chunks
 
         words = self.words(record)
@@ -519,25 +538,10 @@ class Tokens(Answer):
         return Display([Line([Part(excerpt(self.text(record), 400))])])
 
 
-ANSWERS: Mapping[str, Callable[[], Answer]] = {
-    "single_label": Label,
-    "multi_label": LabelSet,
-    "regression": Number,
-}
-
-
 def answer_of(task: Any) -> Answer:
-    """Return the kind of a task's answers.
-
-    The one place that knows, until a problem says it (``Problem.answer``).
-    """
-    if task.stage == "pretrain":
-        return Tokens()
-    if task.name == "classification":
-        return ANSWERS[task.facts.get("kind", "single_label")]()
-    if task.name == "ner":
-        return Entities() if task.is_entities else Tags()
-    return Text()
+    """Return the kind of a task's answers."""
+    answer: Answer = task.problem.answer(task.facts)
+    return answer
 
 
 def excerpt(text: str, letters: int = LETTERS) -> str:
@@ -568,19 +572,19 @@ def differences(reference: str, output: str) -> tuple[Line, Line]:
     joint = " "
     if len(left) < 2 and len(right) < 2:  # a script without spaces
         left, right, joint = list(reference), list(output), ""
-    wanted: list[Part] = []
+    expected: list[Part] = []
     written: list[Part] = []
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
     for what, a, b, c, d in matcher.get_opcodes():
         if b > a:
-            wanted.append(Part(joint.join(left[a:b]), "" if what == "equal" else "inserted"))
+            expected.append(Part(joint.join(left[a:b]), "" if what == "equal" else "inserted"))
         if d > c:
             written.append(Part(joint.join(right[c:d]), "" if what == "equal" else "deleted"))
-    return Line(wanted, "reference", joint), Line(written, "output", joint)
+    return Line(expected, "reference", joint), Line(written, "output", joint)
 
 
 def _scored_words(record: Record) -> Iterator[tuple[float, str, str]]:
-    """Score, gold and prediction of every word."""
+    """Return score, gold and prediction of every word."""
     return zip(record["score"], record["gold"], record["prediction"], strict=True)
 
 
@@ -597,6 +601,6 @@ def _entity_mark(name: str, *, is_wrong: bool) -> Literal["", "entity", "wrong e
 
 
 def _leave_out(parts: list[Part]) -> None:
-    """Stand for words that are left out, once for all that follow one another."""
+    """Add a mark for words that are left out, once for all that follow one another."""
     if not parts or parts[-1] is not LEFT_OUT:
         parts.append(LEFT_OUT)

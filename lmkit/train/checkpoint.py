@@ -24,6 +24,8 @@ from lmkit.run import Run, atomic_directory, sync
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from lmkit.train.parallelism.base import Parallelism
+
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SUMS = "SHA256SUMS"  # in the form that ``sha256sum --check`` reads
 Tensors = dict[str, Any]
@@ -98,27 +100,14 @@ def _files(names: Collection[str], kind: str) -> list[str]:
     return [part_of(kind, rank, ranks) for rank in range(ranks)] or [kind]
 
 
-def snapshot(model: Any, optimizer: Any, *, copy: bool) -> tuple[Tensors, Tensors]:
-    """Trained weights and optimizer state by name; ``copy``: in memory of their own on the CPU, which training leaves alone.
+def snapshot(
+    model: Any, optimizer: Any, parallelism: Parallelism, *, copy: bool
+) -> tuple[Tensors, Tensors]:
+    """Return trained weights and optimizer state by name: of each tensor what this process is to write.
 
-    Of a sharded model this process's rows; what every process has whole is the first one's to keep.
+    Args:
+        copy: into memory of their own on the CPU, which training leaves alone.
     """
-    import torch
-
-    from lmkit.train.sharding import is_sharded, local, rows_of
-
-    is_second = is_sharded(model) and torch.distributed.get_rank() > 0
-
-    def kept(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return torch.tensor(value)  # bitsandbytes counts steps in Python's numbers
-        rows = local(value.detach())
-        found = rows.cpu().contiguous()
-        is_shared = (
-            found.data_ptr() == rows.data_ptr()
-        )  # small ones by several parameters: the code tables of 8-bit moments
-        return found.clone() if is_shared and (copy or found.numel() <= 256) else found
-
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     state = _optimizer_state(optimizer)
     moments = {
@@ -126,15 +115,29 @@ def snapshot(model: Any, optimizer: Any, *, copy: bool) -> tuple[Tensors, Tensor
         for name, p in model.named_parameters()
         for key, value in state.get(p, {}).items()
     }
-    found = [
-        {
-            name: kept(value)
-            for name, value in tensors.items()
-            if not (is_second and rows_of(value) is None)
-        }
-        for tensors in (weights, moments)
-    ]
-    return found[0], found[1]
+    return (
+        _on_cpu(weights, parallelism, copy=copy),
+        _on_cpu(moments, parallelism, copy=copy),
+    )
+
+
+def _on_cpu(tensors: Tensors, parallelism: Parallelism, *, copy: bool) -> Tensors:
+    import torch
+
+    local: Tensors = {}
+    for name, value in tensors.items():
+        if not parallelism.keeps(value):
+            continue
+        if not isinstance(value, torch.Tensor):
+            local[name] = torch.tensor(value)  # bitsandbytes counts steps in Python's numbers
+            continue
+        rows = parallelism.local(value.detach())
+        stored = rows.cpu().contiguous()
+        is_same = stored.data_ptr() == rows.data_ptr()
+        # several parameters share small ones: the code tables of 8-bit moments
+        is_copied = is_same and (copy or stored.numel() <= 256)
+        local[name] = stored.clone() if is_copied else stored
+    return local
 
 
 def write_checkpoint(
@@ -231,22 +234,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_weights(run: Run, step: int, model: Any) -> None:
+def load_weights(run: Run, step: int, model: Any, parallelism: Parallelism) -> None:
     """Verify a checkpoint's weights and copy them into the model, in place."""
     verify(run, step, (WEIGHTS,))
-    _copy_weights(run, step, model)
+    _copy_weights(run, step, model, parallelism)
 
 
-def _copy_weights(run: Run, step: int, model: Any) -> None:
+def _copy_weights(run: Run, step: int, model: Any, parallelism: Parallelism) -> None:
     import torch
-
-    from lmkit.train.sharding import local, rows_of
 
     stored = Stored(run.checkpoints / name_of(step), WEIGHTS)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if stored.shapes.keys() != parameters.keys() or any(
-        stored.shapes[name] != list(p.shape) for name, p in parameters.items()
-    ):
+    if stored.shapes != {name: list(p.shape) for name, p in parameters.items()}:
         raise ModelError(
             "the checkpoint is of another model",
             place=str(stored.place),
@@ -254,7 +253,8 @@ def _copy_weights(run: Run, step: int, model: Any) -> None:
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            local(parameter).copy_(stored.read(name, rows_of(parameter)))
+            rows = stored.read(name, parallelism.rows_of(parameter))
+            parallelism.local(parameter).copy_(rows)
 
 
 class Stored:
@@ -325,34 +325,28 @@ def load_state(run: Run, step: int) -> dict[str, Any]:
     return saved
 
 
-def load_checkpoint(run: Run, step: int, model: Any, optimizer: Any) -> dict[str, Any]:
-    """Restore weights and optimizer of a checkpoint that ``newest_whole`` verified; returns the state saved with them."""
+def load_checkpoint(
+    run: Run, step: int, model: Any, optimizer: Any, parallelism: Parallelism
+) -> None:
+    """Restore weights and optimizer of a checkpoint that ``newest_whole`` verified."""
     import torch
 
-    from lmkit.train.sharding import like, rows_of
-
-    _copy_weights(run, step, model)
+    _copy_weights(run, step, model, parallelism)
     stored = Stored(run.checkpoints / name_of(step), MOMENTS)
     parameters = dict(model.named_parameters())
     state = _optimizer_state(optimizer)
     for key, shape in stored.shapes.items():
         kind, _, name = key.partition("/")
         parameter = parameters[name]
-        rows = rows_of(parameter) if shape == list(parameter.shape) else None
+        rows = parallelism.rows_of(parameter) if shape == list(parameter.shape) else None
         value = stored.read(key, rows)
-        if (
-            value.ndim == 0 and value.dtype == torch.int64
-        ):  # bitsandbytes counts steps in Python's numbers
-            state[parameter][kind] = int(value)
+        if value.ndim == 0 and value.dtype == torch.int64:
+            state[parameter][kind] = int(value)  # bitsandbytes counts steps in Python's numbers
             continue
         # AdamW keeps its step count on the CPU unless the kernel is fused on a GPU
-        moved = (
-            value.clone()
-            if kind == "step" and parameter.device.type == "cpu"
-            else value.to(parameter.device).clone()
-        )
-        state[parameter][kind] = moved if rows is None else like(moved, parameter)
-    return load_state(run, step)
+        is_count = kind == "step" and parameter.device.type == "cpu"
+        moved = value.clone() if is_count else value.to(parameter.device).clone()
+        state[parameter][kind] = moved if rows is None else parallelism.like(moved, parameter)
 
 
 def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = ()) -> None:
@@ -404,14 +398,14 @@ def averaged(
     )
 
 
-def average_weights(run: Run, steps: Sequence[int], model: Any) -> None:
+def average_weights(run: Run, steps: Sequence[int], model: Any, parallelism: Parallelism) -> None:
     """Set the model to the mean of the checkpoints' weights (Vaswani et al. 2017, section 6.1), added up in double precision."""
     import torch
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     sums = [torch.zeros_like(p, dtype=torch.double) for p in parameters]
     for step in steps:
-        load_weights(run, step, model)
+        load_weights(run, step, model, parallelism)
         for total, parameter in zip(sums, parameters, strict=True):
             total += parameter.detach()
     with torch.no_grad():

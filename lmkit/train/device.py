@@ -195,7 +195,7 @@ def _refuse_foreign_sharding() -> None:
 
 @contextmanager
 def _without_accelerates_sharding() -> Iterator[None]:
-    """Keep Accelerate from preparing models for its own FSDP; see lmkit/train/sharding.py."""
+    """Keep Accelerate from preparing models for its own FSDP; see lmkit/train/parallelism/fsdp.py."""
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
         yield
@@ -204,6 +204,22 @@ def _without_accelerates_sharding() -> Iterator[None]:
             os.environ["ACCELERATE_USE_FSDP"] = asked
             # else transformers would leave the weights to the first process
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def device_name(device: Any) -> str:
+    """Return the GPU's name, or the kind of another device."""
+    import torch
+
+    name: str = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name
+
+
+def wait_for_device(device: Any) -> None:
+    """Return when the device has computed everything that it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def micro_batch_tokens(hardware: Hardware, device: Any) -> int:

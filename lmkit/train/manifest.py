@@ -4,58 +4,45 @@ from __future__ import annotations
 
 import platform
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmkit import console
-from lmkit.data.plan import Plan
 from lmkit.data.splits import provenance
-from lmkit.fast.packing import Packing
-from lmkit.models.build import Built, count_parameters
 from lmkit.models.tokenizer import tokenizer_hash
-from lmkit.recipe.schema import Recipe
 from lmkit.run import command_line, git_commit, versions
-from lmkit.train.device import available_cores, choose_precision
+from lmkit.train.decisions import ATTENTION, COMPILE, KERNELS, Decision
+from lmkit.train.device import available_cores, choose_precision, peak_memory_bytes
 from lmkit.train.plans import UNLIMITED
-from lmkit.train.prepare import Prepared
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from lmkit.train.progress import Progress
+from lmkit.train.setup import Setup
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def start_manifest(
-    recipe: Recipe,
-    prepared: Prepared,
-    built: Built,
-    accelerator: Accelerator,
-    packing: Packing | None,
-    plan: Plan,
-    total: int,
-    *,
-    sharded: bool,
-) -> dict[str, Any]:
+def start_manifest(setup: Setup) -> dict[str, Any]:
+    """Return what is known before the first step."""
     import torch
 
-    trained, parameters = count_parameters(built.model)
+    prepared = setup.prepared
+    trained, parameters = setup.parameter_counts
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": command_line(),
         "started": now(),
-        "task": prepared.task.name,
-        "seed": recipe.seed,
+        "task": setup.task.name,
+        "seed": setup.recipe.seed,
         "versions": versions(),
         "git_commit": git_commit(),
         "hardware": {
             "machine": platform.machine(),
             "cores": available_cores(),
             "gpus": gpus,
-            "device": str(accelerator.device),
-            "processes": accelerator.num_processes,
-            "sharded": sharded,
-            "precision": choose_precision(recipe.hardware),
+            "device": str(setup.parallelism.device),
+            "processes": setup.parallelism.ranks,
+            "sharded": setup.parallelism.is_sharded,
+            "precision": choose_precision(setup.recipe.hardware),
             "threads": torch.get_num_threads(),
         },
         "data": provenance(prepared.splits),
@@ -66,17 +53,51 @@ def start_manifest(
             "sha256": tokenizer_hash(prepared.task.tokenizer),
             "size": len(prepared.task.tokenizer),
         },
-        "model": built.origin,
-        "new_modules": built.new,
+        "model": setup.origin,
+        "new_modules": list(setup.new_modules),
         "parent": str(prepared.source.run.resolve())
         if prepared.source and prepared.source.run
         else None,
         "parameters": {"trained": trained, "total": parameters},
-        "tokens_per_epoch": prepared.encoded["train"].tokens,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "planned_steps": total if total < UNLIMITED else None,
-        "packing": packing is not None,
+        "tokens_per_epoch": setup.encoded.tokens,
+        "steps_per_epoch": setup.plan.steps_per_epoch,
+        "planned_steps": setup.total if setup.total < UNLIMITED else None,
+        "packing": setup.computation.packing is not None,
     }
+
+
+def end_manifest(
+    setup: Setup, progress: Progress, averaged_steps: list[int], seconds: float
+) -> dict[str, Any]:
+    """Return what is known after the last step.
+
+    Args:
+        averaged_steps: checkpoints whose mean the model is.
+        seconds: from the start of the run to its end.
+    """
+    decisions = setup.decisions_now()
+    return {
+        "finished": now(),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "averaged_steps": averaged_steps,
+        "tokens_seen": progress.tokens,
+        "micro_batch_tokens": setup.batches.budget,
+        "compiled": _outcome(decisions.get(COMPILE)),
+        "attention": _outcome(decisions.get(ATTENTION)),
+        "kernels": _outcome(decisions.get(KERNELS)),
+        "decisions": [decision.for_manifest() for decision in decisions.values()],
+        "skipped_steps": progress.skipped,
+        "seconds": round(progress.seconds, 3),
+        "seconds_in_all": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _outcome(decision: Decision | None) -> dict[str, Any]:
+    if decision is None:
+        return {"on": None, "why": None}
+    return {"on": decision.chosen, "why": decision.why}
 
 
 def announce(manifest: dict[str, Any], total: int, metric: str | None) -> None:

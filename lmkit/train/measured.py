@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,12 @@ import torch
 from lmkit.data.splits import Splits
 from lmkit.evaluation.evaluate import measure
 from lmkit.evaluation.forward import Forward
-from lmkit.fast.unpadding import choose_packing
-from lmkit.models.build import build_model
 from lmkit.models.source import ModelSource
 from lmkit.recipe.schema import Recipe
-from lmkit.train.device import build_accelerator, micro_batch_tokens
-from lmkit.train.loop import StepBatches, train_steps
-from lmkit.train.parallel import prepare_parallel
-from lmkit.train.plans import plan_of
+from lmkit.train.batches import StepBatches
+from lmkit.train.loop import train_steps
 from lmkit.train.prepare import prepare
+from lmkit.train.setup import Computation, Setup, set_up
 
 
 class Recorder(torch.optim.SGD):
@@ -104,61 +101,56 @@ def _apart(left: Any, right: Any) -> float:
 
 
 class Bench:
-    """A recipe's model with random weights or those of its base, and its data: steps that are measured and change nothing.
+    """The set-up of a recipe's run: steps that are measured and change nothing.
 
     Args:
         recipe: fp32 and without dropout, or nothing can be compared.
     """
 
     def __init__(self, recipe: Recipe, splits: Splits, source: ModelSource | None):
-        self.recipe, self.prepared = recipe, prepare(recipe, splits, source)
-        self.accelerator = build_accelerator(recipe.hardware)
-        self.budget = micro_batch_tokens(recipe.hardware, self.accelerator.device)
-        self._built = build_model(recipe, self.prepared.task, source)
-        self.packing = choose_packing(recipe, self.prepared.task, self._built.model)
-        trained = [p for p in self._built.model.parameters() if p.requires_grad]
-        self._model = prepare_parallel(self.accelerator, self._built.model)
-        self._optimizer = self.accelerator.prepare_optimizer(Recorder(trained, lr=0.0))
+        self.setup = set_up(recipe, prepare(recipe, splits, source))
+        self.setup.total = self.setup.plan.steps_per_epoch
+        self.setup.spikes = None
+        self.budget = self.setup.batches.budget
+        self.packing = self.setup.computation.packing
+        recorder = Recorder(self.setup.parameters, lr=0.0)
+        self.setup.optimizer = self.setup.parallelism.prepare_optimizer(recorder)
 
     def steps(self, *, budget: int, packed: bool = False, workers: int = 0) -> Measured:
-        """Loss and gradients of every step of the first epoch, through the training loop.
+        """Measure loss and gradients of every step of the first epoch, through the training loop.
 
         Args:
             budget: tokens of a micro-batch. packed: texts share rows.
         """
-        task, encoded = self.prepared.task, self.prepared.encoded["train"]
-        plan = plan_of(self.recipe, encoded)
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        batches = StepBatches(
-            encoded, plan, task, rank=rank, ranks=ranks, budget=budget, packed=packed
-        )
-        found = [
-            (
-                step.loss.cpu().double(),
-                torch.cat([g.flatten() for g in self._optimizer.optimizer.gradients]),
-            )
-            for step in train_steps(
-                self._model,
-                self._optimizer,
-                batches,
-                task,
-                self.accelerator,
-                first=0,
-                total=plan.steps_per_epoch,
-                packing=self.packing if packed else None,
-                workers=workers,
-                share_done=lambda: None,
-                asked_to_stop=lambda: False,
-            )
-        ]
-        return Measured(
-            torch.stack([loss for loss, _ in found]), [gradients for _, gradients in found]
+        setup, recorder = self._varied(budget, packed, workers), self.setup.optimizer.optimizer
+        losses, gradients = [], []
+        for step in train_steps(setup):
+            losses.append(step.loss.cpu().double())
+            gradients.append(torch.cat([part.flatten() for part in recorder.gradients]))
+        return Measured(torch.stack(losses), gradients)
+
+    def _varied(self, budget: int, packed: bool, workers: int) -> Setup:
+        """Return the set-up with the work cut otherwise."""
+        recipe, batches = self.setup.recipe, self.setup.batches
+        hardware = recipe.hardware.model_copy(update={"workers": workers})
+        return replace(
+            self.setup,
+            recipe=recipe.model_copy(update={"hardware": hardware}),
+            computation=Computation(self.packing if packed else None),
+            batches=StepBatches(
+                batches.encoded,
+                batches.plan,
+                batches.task,
+                rank=batches.rank,
+                budget=budget,
+                packed=packed,
+            ),
         )
 
     def evaluation(self, *, budget: int) -> Predicted:
-        """Predictions and loss of the validation rows."""
-        task, encoded = self.prepared.task, self.prepared.encoded["validation"]
-        forward = Forward(task, self._model, self.accelerator, budget)
-        records = list(forward.predictions(encoded))
-        loss = measure(records, task, seconds=0).loss
+        """Measure predictions and loss of the validation rows."""
+        setup = self.setup
+        forward = Forward(setup.task, setup.model, setup.parallelism, budget)
+        records = list(forward.predictions(setup.prepared.encoded["validation"]))
+        loss = measure(records, setup.task, seconds=0).loss
         return Predicted(loss, [record.to_json() for record in records])

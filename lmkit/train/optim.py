@@ -1,20 +1,14 @@
-"""Optimizers with the usual decay groups, and learning rates as a pure function of what is done."""
+"""Optimizers with the usual decay groups."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmkit.errors import RecipeError
 from lmkit.models.layers import layer_of, layer_scales
 from lmkit.recipe.schema import Recipe, Train
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
 
 _LORA_B = re.compile(r"\.lora_(embedding_)?B\b")
 
@@ -177,33 +171,6 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
     return Combined([part for part in (muon, adamw) if part is not None])
 
 
-def clip_gradients(
-    accelerator: Accelerator, optimizer: Any, parameters: Sequence[torch.nn.Parameter], limit: float
-) -> torch.Tensor:
-    """Bring the norm of all gradients down to ``limit``; returns what it was.
-
-    On a CPU AdamW's fused update does it on the way: a pass over all gradients less, and none at all below the limit.
-    """
-    import torch
-
-    from lmkit.train.sharding import is_distributed, whole
-
-    inner = optimizer.optimizer
-    is_fused = type(inner) is torch.optim.AdamW and inner.defaults.get("fused")
-    if (
-        accelerator.device.type != "cpu"
-        or not is_fused
-        or any(is_distributed(p) for p in parameters)
-    ):
-        return whole(torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit)))
-    norm: torch.Tensor = torch.nn.utils.get_total_norm(
-        [parameter.grad for parameter in parameters if parameter.grad is not None]
-    )
-    excess = (norm.float() + 1e-6) / limit  # as torch.nn.utils.clip_grads_with_norm_
-    inner.grad_scale = excess if excess > 1 else None  # what the update divides by
-    return norm
-
-
 def state_bytes(train: Train, parameters: int) -> int:
     """What the optimizer will keep for so many trained parameters, averages included; about."""
     return round(parameters * (STATE_BYTES[train.optimizer] + (4 if train.ema is not None else 0)))
@@ -227,40 +194,3 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
     """The schedule's rate, times each group's own scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
-
-
-def learning_rate(train: Train, *, step: int, total: int, share: float | None = None) -> float:
-    """The rate of a step, whatever the number of processes and wherever the run was resumed.
-
-    Args:
-        step: counted from 0.
-        total: steps of the whole run.
-        share: with ``max_minutes``, the share of the time that is gone, in place of ``step / total``.
-
-    >>> round(learning_rate(Train(learning_rate=1.0, warmup=2), step=0, total=10), 3)
-    0.5
-    """
-    if train.warmup < 1:
-        warmup_share = train.warmup
-        done = share if share is not None else step / total
-        risen = (
-            1.0
-            if done >= warmup_share
-            else (done + 1 / max(total, 1)) / warmup_share
-            if share is None
-            else done / warmup_share
-        )
-    else:
-        warmup_share = min(1.0, train.warmup / max(total, 1)) if share is None else 0.0
-        risen = (step + 1) / train.warmup
-        done = share if share is not None else step / total
-    if risen < 1:
-        return train.learning_rate * max(risen, 1e-3)
-    left = min(1.0, max(0.0, (1 - done) / (1 - warmup_share) if warmup_share < 1 else 1.0))
-    factor = {
-        "constant": 1.0,
-        "linear": left,
-        "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))),
-        "wsd": min(1.0, left / 0.2),  # warm-up, stable, decay over the last fifth (Hu et al. 2024)
-    }[train.schedule]
-    return train.learning_rate * factor

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from lmkit.data.splits import Splits
-from lmkit.fast.unpadding import choose_packing
 from lmkit.heads import unwrap
-from lmkit.models.build import build_model, count_parameters
 from lmkit.models.source import ModelSource
 from lmkit.recipe.schema import Recipe
-from lmkit.train.compiled import choose_compile
-from lmkit.train.device import build_accelerator, choose_precision, native_bf16, peak_memory_bytes
-from lmkit.train.kernels import choose_attention, choose_kernels
-from lmkit.train.loop import Step, StepBatches, train_steps
-from lmkit.train.micro_batch import choose_micro_batch
-from lmkit.train.optim import build_optimizer
-from lmkit.train.parallel import prepare_parallel
-from lmkit.train.plans import UNLIMITED, plan_of, total_steps
+from lmkit.train.decisions import ATTENTION, KERNELS
+from lmkit.train.device import (
+    choose_precision,
+    device_name,
+    native_bf16,
+    peak_memory_bytes,
+    wait_for_device,
+)
+from lmkit.train.loop import Step, train_steps
+from lmkit.train.plans import UNLIMITED
 from lmkit.train.prepare import prepare
-from lmkit.train.spikes import Spikes
+from lmkit.train.setup import Computation, decide, decide_compile, set_up
 
 COMPARED_STEPS = 8  # whose micro-batches say whether another size would cut them otherwise
 PRICED_PIECES = 64  # texts that the price of a token is the mean of
@@ -29,116 +30,58 @@ SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is th
 
 
 class Trial:
-    """A recipe's model, data and optimizer as a run has them, on this process alone."""
+    """The set-up of a recipe's run, on this process alone, and some of its steps."""
 
     def __init__(self, recipe: Recipe, splits: Splits, source: ModelSource | None):
-        hardware, train = recipe.hardware.model_copy(update={"processes": "auto"}), recipe.train
-        prepared = prepare(recipe, splits, source)
-        self._recipe, self._task, self._encoded = recipe, prepared.task, prepared.encoded["train"]
-        self._accelerator = build_accelerator(hardware)
-        built = build_model(recipe, self._task, source)
-        packing = choose_packing(recipe, self._task, built.model)
-        self._plan = plan_of(recipe, self._encoded)
-        self._parameters = count_parameters(built.model)
-        self._model = prepare_parallel(self._accelerator, built.model)
-        optimizer = self._accelerator.prepare_optimizer(
-            build_optimizer(
-                self._model,
-                train,
-                lora_ratio=recipe.lora.learning_rate_ratio if recipe.lora else None,
-                crf_rate=recipe.tagging.crf_learning_rate,
-            )
-        )
-        self._attention, packing = choose_attention(
-            hardware, self._model, self._accelerator, packing, {}, longest=recipe.data.max_length
-        )
-        self._kernels, _ = choose_kernels(hardware, self._model, self._accelerator, {})
-        self._batches = StepBatches(
-            self._encoded,
-            self._plan,
-            self._task,
-            rank=0,
-            ranks=1,
-            budget=1,
-            packed=packing is not None,
-        )
-        chosen = choose_micro_batch(
-            hardware, train, self._model, self._batches, self._task, self._accelerator, packing, {}
-        )
-        self._batches.budget = chosen["tokens"]
-        self._layers = ExitStack()
+        hardware = recipe.hardware.model_copy(update={"processes": "auto"})
+        alone = recipe.model_copy(update={"hardware": hardware})
+        self._setup = set_up(alone, prepare(recipe, splits, source))
+        self._total = self._setup.total
+        # so the rate stays near zero, and the weights near those of the start
+        self._setup.total = UNLIMITED
+        decide(self._setup)
         if hardware.compile == "on":
-            _, self._layers = choose_compile(
-                hardware,
-                self._model,
-                self._batches,
-                self._task,
-                self._accelerator,
-                packing,
-                {},
-                first=0,
-                total=UNLIMITED,
-                seconds=None,
-            )
+            decide_compile(self._setup)
         self._memory = 0
-        self._steps = train_steps(
-            self._model,
-            optimizer,
-            self._batches,
-            self._task,
-            self._accelerator,
-            first=0,
-            total=UNLIMITED,  # so the rate stays near zero, and the weights near those of the start
-            packing=packing,
-            workers=hardware.workers,
-            share_done=lambda: None,
-            asked_to_stop=lambda: False,
-            spikes=Spikes(train, []) if train.on_spike is not None else None,
-        )
+        self._steps = train_steps(self._setup)
 
     def facts(self) -> dict[str, Any]:
-        """What was chosen for the recipe here, and which other settings would compute something else."""
+        """Return what was chosen for the recipe here, and which other settings would compute something else."""
         import torch
 
-        hardware, device, total = (
-            self._recipe.hardware,
-            self._accelerator.device,
-            total_steps(self._recipe, self._plan),
-        )
-        budget = self._batches.budget
+        setup, hardware = self._setup, self._setup.recipe.hardware
+        budget = setup.batches.budget
         cut, largest = self._cut(budget)
-        trained, parameters = self._parameters
+        trained, parameters = setup.parameter_counts
+        sizes = [size for size in (largest // 2, 2 * budget) if size]
         return {
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+            "device": device_name(setup.parallelism.device),
             "threads": torch.get_num_threads(),
             "parameters": {"trained": trained, "total": parameters},
             "precision": choose_precision(hardware),
             "native_bf16": native_bf16(),
             "micro_batch_tokens": budget,
-            "other_micro_batches": [
-                size for size in (largest // 2, 2 * budget) if size and self._cut(size)[0] != cut
-            ],
-            "packing": self._batches.packed,
-            "attention": self._attention["on"],
-            "kernels": self._kernels["on"],
+            "other_micro_batches": [size for size in sizes if self._cut(size)[0] != cut],
+            "packing": setup.batches.packed,
+            "attention": setup.decisions[ATTENTION].chosen,
+            "kernels": setup.decisions[KERNELS].chosen,
             "workers": hardware.workers,
-            "examples": len(self._encoded),
+            "examples": len(setup.encoded),
             "examples_a_micro_batch": max(1, round(sum(cut) / len(cut))),
-            "steps": total if total < UNLIMITED else None,
+            "steps": self._total if self._total < UNLIMITED else None,
         }
 
     def _cut(self, budget: int) -> tuple[list[int], int]:
-        """Examples in each micro-batch of some steps, and the tokens that the largest has room for."""
-        steps = range(min(COMPARED_STEPS, self._plan.steps_per_epoch))
-        parts = [
-            part for step in steps for part in self._batches.cut(self._plan.examples(step), budget)
-        ]
-        return [len(part) for part in parts], max(
-            len(part) * int(self._batches.slots[part].max()) for part in parts
-        )
+        """Return the examples in each micro-batch of some steps, and the tokens that the largest has room for."""
+        plan, batches = self._setup.plan, self._setup.batches
+        parts = []
+        for step in range(min(COMPARED_STEPS, plan.steps_per_epoch)):
+            parts += batches.cut(plan.examples(step), budget)
+        sizes = [len(part) * int(batches.slots[part].max()) for part in parts]
+        return [len(part) for part in parts], max(sizes)
 
     def turn(self, seconds: float, *, settle: int) -> dict[str, Any]:
-        """Steps for about so long, at least one.
+        """Run steps for about so long, at least one.
 
         Args:
             settle: steps that come first and are not measured: until caches are warm, and what loader workers
@@ -154,7 +97,7 @@ class Trial:
         steps: list[Step] = []
         while not steps or time.perf_counter() - begun < seconds:
             steps.append(next(self._steps))
-            if self._accelerator.device.type == "cpu":
+            if self._setup.parallelism.device.type == "cpu":
                 steps[-1].loss.item()  # as a run does
         self._wait()
         took = time.perf_counter() - begun
@@ -162,21 +105,21 @@ class Trial:
         return {
             "seconds": took,
             "steps": len(steps),
-            "examples": sum(len(self._plan.examples(step.number - 1)) for step in steps),
+            "examples": sum(len(self._setup.plan.examples(step.number - 1)) for step in steps),
             "tokens": sum(step.tokens for step in steps),
             "slots": sum(step.slots for step in steps),
             "waited_seconds": sum(step.waited_seconds for step in steps),
-            "micro_batch_tokens": self._batches.budget,
+            "micro_batch_tokens": self._setup.batches.budget,
             "peak_memory_bytes": self._memory,
         }
 
     def matmul_peak(self, seconds: float) -> float:
-        """FLOP/s of the fastest of some products of large square matrices, in the precision of the recipe."""
+        """Measure the FLOP/s of the fastest of some products of large square matrices, in the precision of the recipe."""
         import torch
 
-        device = self._accelerator.device
+        device = self._setup.parallelism.device
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            choose_precision(self._recipe.hardware)
+            choose_precision(self._setup.recipe.hardware)
         ]
         side = SIDE.get(device.type, SIDE["cpu"])
         left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
@@ -194,7 +137,7 @@ class Trial:
         return 2 * side**3 / best
 
     def flops_per_token(self) -> float | None:
-        """FLOPs of all matrix products of a forward and backward pass, over the tokens read; None: they do not fit.
+        """Count the FLOPs of all matrix products of a forward and backward pass, over the tokens read; None: they do not fit.
 
         Counted by torch (2 for a multiplication and its addition) on texts that are computed one by one: without
         padding or other documents, with logits at the labels that count, causal attention counted whole
@@ -205,25 +148,22 @@ class Trial:
 
         from lmkit.models.memory import is_out_of_memory
 
-        if self._recipe.hardware.gradient_checkpointing:
-            inner = unwrap(self._model)  # the second name is the one of transformers before 5.23
-            (
-                getattr(inner, "activation_checkpointing_disable", None)
-                or inner.gradient_checkpointing_disable
-            )()
-        self._layers.close()  # nothing is counted inside of compiled kernels
-        device, tokens = self._accelerator.device, 0
-        pieces = self._encoded.pieces
+        setup = replace(self._setup, computation=Computation())
+        if setup.recipe.hardware.gradient_checkpointing:
+            _keep_activations(setup.model)
+        self._setup.computation.undo.close()  # nothing is counted inside of compiled kernels
+        tokens, pieces = 0, setup.encoded.pieces
         # the counter does not know the CPU's fused attention
-        plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        self._model.train()
+        on_cpu = setup.parallelism.device.type == "cpu"
+        plain = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
+        setup.model.train()
         try:
             with plain, FlopCounterMode(display=False) as counter:
                 for number in range(0, len(pieces), -(-len(pieces) // PRICED_PIECES)):
-                    batch = self._task.collate([[pieces[number] | {"piece": number}]])
+                    batch = setup.task.collate([[pieces[number] | {"piece": number}]])
                     tokens += batch.tokens
-                    self._accelerator.backward(self._task.loss(self._model, batch.to(device)))
-                    self._model.zero_grad(set_to_none=True)
+                    setup.accumulate([batch], 1)
+                    setup.drop_gradients()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -231,8 +171,11 @@ class Trial:
         return float(counter.get_total_flops() / tokens)
 
     def _wait(self) -> None:
-        """Until the device has done what it was told."""
-        if self._accelerator.device.type == "cuda":
-            import torch
+        wait_for_device(self._setup.parallelism.device)
 
-            torch.cuda.synchronize()
+
+def _keep_activations(model: Any) -> None:
+    """Switch gradient checkpointing off."""
+    inner = unwrap(model)  # the second name is the one of transformers before 5.23
+    disable = getattr(inner, "activation_checkpointing_disable", None)
+    (disable or inner.gradient_checkpointing_disable)()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
@@ -18,15 +17,9 @@ from lmkit.train.checkpoint import (
     write_checkpoint,
     write_parts,
 )
-from lmkit.train.parallel import largest
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-WAITED_HOURS = (
-    6  # by processes that have written their part of a checkpoint for those that still write
-)
+    from lmkit.train.parallelism.base import Parallelism
 
 
 class Writer:
@@ -34,23 +27,20 @@ class Writer:
 
     A full disk does not end the run: it is said, the last good checkpoint stays, and the next one is tried.
 
-    Args:
-        together: of a sharded run, all of whose processes write. They agree on the end of it in a group of their own, which
-            training knows nothing of.
+    Where all processes write, they agree on the end of it in a group of their own, which training knows nothing of.
 
     Attributes:
         lost: steps whose checkpoint found no room on the disk.
     """
 
-    def __init__(self, run: Run, *, together: Accelerator | None = None) -> None:
-        self.run, self.lost, self.together = run, set[int](), together
+    def __init__(self, run: Run, parallelism: Parallelism) -> None:
+        self.run, self.lost, self.parallelism = run, set[int](), parallelism
         self._group: Any = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def __enter__(self) -> Writer:
-        if self.together is not None:
-            self._group = _group()
+        self._group = self.parallelism.writing_group()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -86,9 +76,9 @@ class Writer:
             sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * 3
         )  # Adam has two moments
         beside = size < _free_memory() / 2
-        if self.together is not None:
-            beside = not largest(self.together, [float(not beside)])[0]
-        weights, moments = snapshot(model, optimizer, copy=beside)
+        if self._group is not None:
+            beside = not self.parallelism.any(not beside)
+        weights, moments = snapshot(model, optimizer, self.parallelism, copy=beside)
         needed = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
 
         def write() -> None:
@@ -131,12 +121,6 @@ class Writer:
             f"{folder / name_of(step)}: the disk is full: this checkpoint needs {needed:,} bytes, {free:,} are free; "
             f"{stays}; training goes on, and the next checkpoint is tried"
         )
-
-
-def _group() -> Any:
-    import torch
-
-    return torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=WAITED_HOURS))
 
 
 def _free_memory() -> int:

@@ -4,7 +4,7 @@
 
 MLM of a BERT of 20 M parameters on the text that ships, with the default hardware, logging and clipping, on this machine.
 Each round takes the same steps twice: bare, with batches that were made beforehand, a pass forwards, one backwards and the
-update, and nothing else; and through ``run_steps``, which everything that trains goes through: making batches (in this
+update, and nothing else; and through ``Session.run``, which everything that trains goes through: making batches (in this
 process, not in workers), clipping, counting, the checks that the loss is finite, the log. The first step of either warms up.
 The overhead is what the second took longer; beside it stands where the time between the parts of a step went, by the clock.
 A checkpoint's share is the time that training stood still for one, and all of the time that the thread beside it wrote,
@@ -25,19 +25,13 @@ from typing import Any
 import torch
 
 from lmkit.data.splits import load_splits
-from lmkit.fast.unpadding import choose_packing
-from lmkit.models.build import build_model, count_parameters
 from lmkit.recipe import load_recipe
 from lmkit.run import Run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 from lmkit.train import session
 from lmkit.train.checkpoint import snapshot, write_checkpoint
-from lmkit.train.device import build_accelerator, micro_batch_tokens
-from lmkit.train.loop import StepBatches
-from lmkit.train.optim import build_optimizer
-from lmkit.train.parallel import prepare_parallel
-from lmkit.train.plans import plan_of
 from lmkit.train.prepare import prepare
+from lmkit.train.setup import decide, set_up
 
 RECIPE: dict[str, Any] = {
     "task": "mlm",
@@ -55,25 +49,16 @@ class Subject:
     def __init__(self, steps: int):
         self.recipe = load_recipe(RECIPE)
         self.prepared = prepare(
-            self.recipe, load_splits(self.recipe, task_class("mlm"), wanted=("train",)), None
+            self.recipe, load_splits(self.recipe, problem("mlm"), wanted=("train",)), None
         )
-        self.task, encoded = self.prepared.task, self.prepared.encoded["train"]
-        self.accelerator = build_accelerator(self.recipe.hardware)
-        model = build_model(self.recipe, self.task, None).model
-        self.parameters = count_parameters(model)[1]
-        self.packing = choose_packing(self.recipe, self.task, model)
-        self.plan = plan_of(self.recipe, encoded)
-        self.model = prepare_parallel(self.accelerator, model)
-        self.optimizer = self.accelerator.prepare_optimizer(
-            build_optimizer(self.model, self.recipe.train)
-        )
-        budget, packed = (
-            micro_batch_tokens(self.recipe.hardware, self.accelerator.device),
-            self.packing is not None,
-        )
-        batches = StepBatches(
-            encoded, self.plan, self.task, rank=0, ranks=1, budget=budget, packed=packed
-        )
+        self.setup = set_up(self.recipe, self.prepared)
+        decide(self.setup)
+        self.setup.total = steps
+        self.task, self.accelerator = self.setup.task, self.setup.parallelism.accelerator
+        self.parameters = self.setup.parameter_counts[1]
+        self.packing, self.plan = self.setup.computation.packing, self.setup.plan
+        self.model, self.optimizer = self.setup.model, self.setup.optimizer
+        batches = self.setup.batches
         self.steps, self.micro = steps, [batches[step] for step in range(steps)]
         self.tokens = statistics.mean(sum(batch.tokens for batch in micro) for micro in self.micro)
 
@@ -127,19 +112,7 @@ class Subject:
             setattr(owner, method, _timed(getattr(owner, method), name, spent))
         session.train_steps = noted
         try:
-            session.run_steps(
-                self.recipe,
-                self.prepared,
-                self.model,
-                self.optimizer,
-                self.accelerator,
-                self.packing,
-                self.plan,
-                run,
-                session.Progress(),
-                total=self.steps,
-                metric=None,
-            )
+            session.Session(self.setup, run, session.Progress(), metric=None).run()
         finally:
             session.train_steps = steps
             for _, owner, method in parts:
@@ -152,7 +125,7 @@ class Subject:
     def checkpoint(self, run: Run) -> tuple[float, float]:
         """Seconds that training stands still, and that writing takes beside it."""
         begun = time.perf_counter()
-        weights, moments = snapshot(self.model, self.optimizer, copy=True)
+        weights, moments = snapshot(self.model, self.optimizer, self.setup.parallelism, copy=True)
         copied = time.perf_counter()
         write_checkpoint(run, 1, weights, moments, {})
         return copied - begun, time.perf_counter() - copied

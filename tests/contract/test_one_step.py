@@ -15,8 +15,8 @@ import torch
 from lmkit.batch import IGNORE, Batch
 from lmkit.data.plan import Plan
 from lmkit.fast.unpadding import choose_packing
-from lmkit.tasks.registry import TASKS, task_class
-from lmkit.train.loop import Step, StepBatches, train_steps
+from lmkit.tasks.registry import names, problem
+from lmkit.train.loop import Step, train_steps
 
 # the rows of the table in docs/correctness.md
 FAMILIES: dict[str, tuple[str, ...]] = run_path(
@@ -24,8 +24,8 @@ FAMILIES: dict[str, tuple[str, ...]] = run_path(
 )["FAMILIES"]
 CASES = [
     (task, architecture)
-    for task in TASKS
-    for architecture in FAMILIES.get(task, (task_class(task).family,))
+    for task in names()
+    for architecture in FAMILIES.get(task, (problem(task).smoke_preset,))
 ]
 CASES += [(kind, "bert") for kind in ("multi_label", "pairs", "regression")]
 BATCH = 3  # the last step of the epoch takes what is left
@@ -48,28 +48,9 @@ def steps_of(
     tiny: Any, recipe: Any, model: Any, *, budget: int, packing: Any = None
 ) -> list[tuple[Step, list[torch.Tensor]]]:
     """The steps of an epoch with their gradients, through the training loop."""
-    prepared = tiny.prepared(recipe)
-    encoded = prepared.encoded["train"]
-    plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(
-        encoded, plan, prepared.task, rank=0, ranks=1, budget=budget, packed=packing is not None
-    )
-    accelerator = tiny.accelerator
-    model, optimizer = accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
-    steps = train_steps(
-        model,
-        optimizer,
-        batches,
-        prepared.task,
-        accelerator,
-        first=0,
-        total=plan.steps_per_epoch,
-        packing=packing,
-        workers=0,
-        share_done=lambda: None,
-        asked_to_stop=lambda: False,
-    )
-    return [(step, optimizer.optimizer.gradients) for step in steps]
+    recorder = Recorder(model.parameters(), lr=0.0)
+    setup = tiny.setup(recipe, model, optimizer=recorder, budget=budget, packing=packing)
+    return [(step, recorder.gradients) for step in train_steps(setup)]
 
 
 def assert_same(
@@ -108,7 +89,7 @@ def hugging_face_loss(model: Any, batch: Batch, task: str) -> torch.Tensor:
 
 
 def test_every_task_has_rows_to_be_tested_with(tiny: Any) -> None:
-    for task in TASKS:
+    for task in names():
         assert len(tiny.prepared(tiny.recipe(task)).encoded["train"]) > 1
 
 
@@ -142,7 +123,7 @@ def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(
     recipe, model, steps = whole(task, architecture)
     assert len(steps) > 1
     assert_same(steps_of(tiny, recipe, model, budget=1), steps)
-    if packing := choose_packing(recipe, task_class(recipe.task), model):
+    if packing := choose_packing(recipe, problem(recipe.task), model):
         assert_same(steps_of(tiny, recipe, model, budget=1, packing=packing), steps)
         assert_same(steps_of(tiny, recipe, model, budget=ALL_AT_ONCE, packing=packing), steps)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 from lmkit.train.checkpoint import MOMENTS, WEIGHTS, Stored, checkpoint_steps, name_of
 from lmkit.train.launch import ProcessFailed, launch
 
@@ -80,7 +80,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def write(recipe: Any) -> str:
         file = folder / f"{len(list(folder.iterdir()))}.yaml"
         file.write_text(dump_recipe(recipe), encoding="utf-8")
-        return f"{task_class(recipe.task).stage}={file}"
+        return f"{problem(recipe.task).stage}={file}"
 
     return write
 

@@ -376,6 +376,6 @@ def test_help_and_errors_import_little_beside_typer_yaml_and_msgspec(folder: Pat
         "models",
         "tasks",
     }
-    assert not {"data.rows", "data.labels"} & of_lmkit(
+    assert not {"data.rows", "data.check.labels"} & of_lmkit(
         "finetune", "good.yaml", "data.train=trian.jsonl"
     )

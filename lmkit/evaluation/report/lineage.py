@@ -31,7 +31,7 @@ class Parent:
 
     @property
     def result(self) -> Result | None:
-        """The headline metric on its best known split."""
+        """Return the headline metric on the test split, or else the validation split."""
         for split in ("test", "validation"):
             if split in self.metrics:
                 metrics = self.metrics[split].metrics

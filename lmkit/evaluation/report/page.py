@@ -74,7 +74,7 @@ def report(
 
 
 def _other_metrics(metrics: Metrics, metric: str) -> list[tuple[str, Interval]]:
-    """All metrics but the headline, and the loss where it is none of them."""
+    """Return all metrics but the headline, and the loss where it is none of them."""
     others = [(name, interval) for name, interval in metrics.metrics.items() if name != metric]
     if "loss" not in metrics.metrics:
         others.append(("loss", Interval(metrics.loss)))
@@ -82,7 +82,7 @@ def _other_metrics(metrics: Metrics, metric: str) -> list[tuple[str, Interval]]:
 
 
 def _beside(metrics: Metrics, metric: str, ancestors: Sequence[lineage.Parent]) -> list[Line]:
-    """The result on one scale with the baselines, and the parent where it was measured by the same metric and split."""
+    """Put the result on one scale with the baselines, and the parent where it was measured by the same metric and split."""
     results = [("this model", metrics.metrics[metric], "")]
     for name, score in (metrics.baselines or {}).items():
         if metric in score.metrics:
@@ -101,7 +101,7 @@ def _beside(metrics: Metrics, metric: str, ancestors: Sequence[lineage.Parent]) 
 
 
 def _learning(run: Run | None) -> list[Figure]:
-    """Loss in training and metrics on validation rows by step."""
+    """Draw loss in training and metrics on validation rows by step."""
     lines = run.log_lines() if run is not None else []
     losses = [
         (line["step"], line["loss"]) for line in lines if isinstance(line.get("loss"), (int, float))
@@ -135,7 +135,7 @@ def _validation_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[plo
 
 
 def _files(split: str, background: Background) -> list[Mapping[str, Any]]:
-    """The files that were evaluated, and those that the model was trained with."""
+    """Return the files that were evaluated, and those that the model was trained with."""
     files: list[Mapping[str, Any]] = [{"split": split, **entry} for entry in background.data]
     evaluated = {entry["sha256"] for entry in files}
     files += [
@@ -147,7 +147,7 @@ def _files(split: str, background: Background) -> list[Mapping[str, Any]]:
 
 
 def _made(metrics: Metrics, run: Run | None) -> dict[str, object]:
-    """The command that repeats the run, and how the numbers were made."""
+    """Return the command that repeats the run, and how the numbers were made."""
     manifest = lineage.manifest_of(run)
     versions = manifest.get("versions", {})
     facts = {

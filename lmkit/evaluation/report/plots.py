@@ -17,7 +17,7 @@ MOST_POINTS = 600
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``.
+    """Return round numbers from ``low`` to ``high``.
 
     >>> ticks(0, 0.9)
     [0.0, 0.2, 0.4, 0.6, 0.8]
@@ -131,7 +131,7 @@ def _tick(value: float) -> str:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Evenly chosen points where there are more than can be told apart, the first and the last among them."""
+    """Choose points evenly where there are more than can be told apart, the first and the last among them."""
     if len(points) <= most:
         return list(points)
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
@@ -211,7 +211,7 @@ class IntervalBar:
 
 def scale_of(intervals: Sequence[Interval]) -> tuple[float, float]:
     """Return the scale from the lowest to the highest end of some intervals, with a little room."""
-    ends = [end for each in intervals for end in (each.value, each.low, each.high)]
+    ends = [end for interval in intervals for end in (interval.value, interval.low, interval.high)]
     numbers = [end for end in ends if end is not None and math.isfinite(end)] or [0.0]
     low, high = min(numbers), max(numbers)
     room = 0.04 * (high - low) or 0.5

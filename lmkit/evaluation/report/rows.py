@@ -33,12 +33,12 @@ class ShownRow:
 
     @property
     def keys(self) -> str:
-        """The kinds as the page's script knows them."""
+        """Return the kinds as the page's script knows them."""
         return " ".join(kind.replace(" ", "-") for kind in self.kinds)
 
     @property
     def pairs(self) -> str:
-        """Gold and predicted labels for the page's script."""
+        """Return gold and predicted labels for the page's script."""
         return json.dumps(self.display.pairs)
 
 
@@ -90,8 +90,8 @@ def choose(
         badness = answer.badness(record)
         rank = -math.inf if math.isnan(badness) else badness
         bad.append((record["id"] in first, rank, -number))
-    kept = sorted(heapq.nlargest(MOST, bad), key=lambda entry: entry[1:], reverse=True)
-    return len(bad), [records[-number] for *_, number in kept]
+    worst = sorted(heapq.nlargest(MOST, bad), key=lambda entry: entry[1:], reverse=True)
+    return len(bad), [records[-number] for *_, number in worst]
 
 
 def hues_of(names: Sequence[str]) -> dict[str, int]:

@@ -158,11 +158,12 @@ def confusion_table(confusion: Confusion | None) -> ConfusionTable | None:
     labels, counts = confusion.labels, confusion.counts
     size = range(len(labels))
     wrong = {i: sum(counts[i][j] + counts[j][i] for j in size if i != j) for i in size}
-    kept = sorted(sorted(size, key=lambda i: -wrong[i])[:MOST_LABELS])
+    shown = sorted(sorted(size, key=lambda i: -wrong[i])[:MOST_LABELS])
     rows = [
-        ConfusionRow(labels[i], [_cell(confusion, gold=i, predicted=j) for j in kept]) for i in kept
+        ConfusionRow(labels[i], [_cell(confusion, gold=i, predicted=j) for j in shown])
+        for i in shown
     ]
-    return ConfusionTable([labels[i] for i in kept], rows, len(labels))
+    return ConfusionTable([labels[i] for i in shown], rows, len(labels))
 
 
 def _cell(confusion: Confusion, *, gold: int, predicted: int) -> Cell:

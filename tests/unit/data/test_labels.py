@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from lmkit.data.check.columns import Roles
-from lmkit.data.labels import check_labels, labels_of, prepare_tags, scheme_of, split_by_hash
+from lmkit.data.check.labels import check_labels, labels_of
+from lmkit.data.check.tags import prepare_tags, scheme_of
+from lmkit.data.folds import split_by_hash
 from lmkit.data.readers import ReadOptions
 from lmkit.data.reading import load_rows
 from lmkit.data.rows import Rows
@@ -29,7 +31,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(source: str, fields: tuple[Field, ...] = CLASSIFICATION) -> Rows:
-    named = Source(source, "data.train", "train", [Path()])
+    named = Source(source, "data.train", "train")
     return load_rows(named, Roles(fields), ReadOptions(), Path("cache"))
 
 

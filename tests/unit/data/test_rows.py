@@ -28,7 +28,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(source: str | list[str]) -> Rows:
-    named = sources.Source(source, "data.train", "train", [Path()])
+    named = sources.Source(source, "data.train", "train")
     return load_rows(named, Roles(FIELDS), ReadOptions(), Path("cache"))
 
 

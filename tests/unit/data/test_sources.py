@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lmkit.data import sources
-from lmkit.data.sources import HubId, find_files
+from lmkit.data.hub import HubId, download
+from lmkit.data.sources import find_files
 from lmkit.errors import DataError
 
 
@@ -29,9 +30,13 @@ def write(name: str, content: str | bytes) -> Path:
     return path
 
 
-def find(source: str | list[str], *folders: str) -> list[str] | HubId:
-    found = find_files(source, key="data.train", folders=[Path(f) for f in folders or (".",)])
-    return found if isinstance(found, HubId) else [str(path) for path in found]
+def find(source: str | list[str]) -> list[str] | HubId:
+    """Paths as from the current folder."""
+    found = find_files(source, key="data.train")
+    if isinstance(found, HubId):
+        return found
+    assert all(path.is_absolute() for path in found)
+    return [str(path.relative_to(Path.cwd())) for path in found]
 
 
 def test_paths_lists_globs_and_directories_are_found() -> None:
@@ -50,20 +55,13 @@ def test_paths_lists_globs_and_directories_are_found() -> None:
     assert find(".") == ["a.txt", "b.jsonl.gz", "sub/c.csv"]
     assert find("*.txt") == ["a.txt"]
     assert find("**/*.csv") == ["sub/c.csv"]
-    assert find(str(Path("a.txt").absolute())) == [str(Path("a.txt").absolute())]
-
-
-def test_the_first_folder_that_has_the_path_wins() -> None:
-    write("here/a.txt", "x"), write("there/a.txt", "x"), write("there/b.txt", "x")
-    assert find("a.txt", "here", "there") == ["here/a.txt"]
-    assert find("b.txt", "here", "there") == ["there/b.txt"]
-    assert find("b*", "here", "there") == ["there/b.txt"]
+    assert find(str(Path("a.txt").absolute())) == ["a.txt"]
 
 
 def test_samples_come_from_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sources, "SAMPLES", tmp_path / "samples")
     write("samples/tiny/train.txt", "x")
-    assert find("sample:tiny/train.txt") == [str(tmp_path / "samples/tiny/train.txt")]
+    assert find("sample:tiny/train.txt") == ["samples/tiny/train.txt"]
     with pytest.raises(
         DataError, match=r"no such file: sample:tiny/tran.txt; did you mean train.txt"
     ):
@@ -139,11 +137,11 @@ def test_the_hub_gives_files_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert sources.download(HubId("imdb"), split="train", key="data.train") == [
+    assert download(HubId("imdb"), split="train", key="data.train") == [
         Path("/cache/imdb-train.arrow")
     ]
     with pytest.raises(
         DataError,
         match=r"data.train: org/no cannot be loaded from the hub: no route to host\n.*offline",
     ):
-        sources.download(HubId("org/no"), split="train", key="data.train")
+        download(HubId("org/no"), split="train", key="data.train")

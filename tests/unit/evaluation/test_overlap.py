@@ -11,13 +11,13 @@ import pytest
 
 import lmkit
 from lmkit.evaluation import overlap
-from lmkit.evaluation.overlap import Overlap, only_letters, sketches
+from lmkit.evaluation.overlap import Twins, only_letters, sketches
 
 SAMPLES = Path(lmkit.__file__).parent / "samples"
 LONG = "it was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness"
 
 
-def found_in(texts: list[str], training: list[str]) -> Overlap:
+def found_in(texts: list[str], training: list[str]) -> Twins:
     return overlap.find_overlap(texts, lambda: training)
 
 

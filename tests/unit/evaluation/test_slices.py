@@ -124,7 +124,7 @@ def test_a_column_that_no_task_reads_can_be_sliced_by_and_changes_nothing_else(
 
     prepared = prepare(recipe, tiny.splits(recipe), None)
     evaluate_split(
-        Forward(prepared.task, tiny.model(plain), tiny.accelerator, 64),
+        Forward(prepared.task, tiny.model(plain), tiny.processes, 64),
         prepared.encoded["validation"],
         split="validation",
         options=recipe.eval,

@@ -10,7 +10,7 @@ import pytest
 
 from lmkit.errors import RecipeError
 from lmkit.metrics import classification_statistics, tagging_statistics, translation_statistics
-from lmkit.metrics.custom import SHIPPED, custom_metrics, find_module
+from lmkit.metrics.custom import SHIPPED, Examples, custom_metrics, find_module
 from lmkit.recipe import load_recipe
 
 # a user's module, as the evaluate library's documentation writes them: numbers in, one number out
@@ -64,7 +64,7 @@ def test_own_metrics_are_modules_of_the_evaluate_library(
     assert loaded.compute(predictions=predictions, references=references) == pytest.approx(
         expected.values()
     )
-    found = custom_metrics([name], predictions, references, resamples=0)
+    found = custom_metrics([name], Examples(predictions, references), resamples=0)
     assert {key: interval.value for key, (interval, _) in found.items()} == pytest.approx(
         expected.values()
     )
@@ -76,26 +76,15 @@ def test_labels_become_numbers_where_the_module_wants_numbers(tmp_path: Path) ->
         'return {"off_by": sum(abs(p - r) for p, r in zip(predictions, references)) / len(references)}',
     )
     stars = ["one", "two", "three"]
-    found = custom_metrics(
-        [place],
-        ["one", "three", "one"] * 9,
-        ["one", "two", "three"] * 9,
-        labels=stars,
-        resamples=100,
-    )
+    examples = Examples(["one", "three", "one"] * 9, stars * 9, labels=stars)
+    found = custom_metrics([place], examples, resamples=100)
     interval, source = found["off_by"]
     assert source.key == "off_by"
     assert interval.value == pytest.approx(1.0)
     assert interval.low is not None
     assert interval.high is not None
     assert 0.5 < interval.low < 1 < interval.high < 1.5
-    again = custom_metrics(
-        [place],
-        ["one", "three", "one"] * 9,
-        ["one", "two", "three"] * 9,
-        labels=stars,
-        resamples=100,
-    )
+    again = custom_metrics([place], examples, resamples=100)
     assert again == found
 
 
@@ -106,15 +95,15 @@ def test_reference_becomes_a_list_where_the_module_takes_several(tmp_path: Path)
         kind='datasets.Sequence(datasets.Value("string"))',
         predicted='datasets.Value("string")',
     )
-    found = custom_metrics([place], ["a", "b"], ["a", "c"], resamples=0)
+    found = custom_metrics([place], Examples(["a", "b"], ["a", "c"]), resamples=0)
     assert {key: interval.value for key, (interval, _) in found.items()} == {"exact": 0.5}
 
 
 def test_key_that_is_taken_gets_the_modules_name(tmp_path: Path) -> None:
     place = module(tmp_path, 'return {"accuracy": 1.0}')
-    assert custom_metrics([place], ["a"], ["a"], labels=["a"], taken=["accuracy"]).keys() == {
-        "mine.accuracy"
-    }
+    assert custom_metrics(
+        [place], Examples(["a"], ["a"], labels=["a"]), taken=["accuracy"]
+    ).keys() == {"mine.accuracy"}
 
 
 def test_slow_module_has_values_alone(
@@ -122,7 +111,7 @@ def test_slow_module_has_values_alone(
 ) -> None:
     monkeypatch.setattr("lmkit.metrics.custom.MOST_SECONDS", 0)
     found = custom_metrics(
-        [module(tmp_path, 'return {"x": 1.0}')], ["a"] * 3, ["a"] * 3, labels=["a"]
+        [module(tmp_path, 'return {"x": 1.0}')], Examples(["a"] * 3, ["a"] * 3, labels=["a"])
     )
     assert found["x"][0].to_json() == {"value": 1.0, "low": None, "high": None}
     assert "no intervals" in capsys.readouterr().out
@@ -133,7 +122,7 @@ def test_module_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"eval.metrics: .*mine: refuses these predictions: too few words"
     ):
-        custom_metrics([place], ["a"], ["a"], labels=["a"])
+        custom_metrics([place], Examples(["a"], ["a"], labels=["a"]))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,12 @@ from lmkit.train.checkpoint import (
     newest_whole,
     part_of,
 )
+from lmkit.train.parallelism.fsdp import FullySharded
+from lmkit.train.parallelism.replicated import Single
 from lmkit.train.writer import Writer
+
+CPU = torch.device("cpu")
+ALONE = Single(SimpleNamespace(num_processes=1, device=CPU))
 
 
 class Trained:
@@ -61,7 +66,7 @@ def trained() -> Trained:
 def run(tmp_path: Path, trained: Trained) -> Run:
     """Two checkpoints."""
     run = Run(tmp_path)
-    with Writer(run) as into:
+    with Writer(run, ALONE) as into:
         for step in (1, 2):
             trained.save(into, step)
             trained.train()
@@ -106,7 +111,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(
 def test_the_weights_of_the_best_checkpoint_are_verified_too(run: Run, trained: Trained) -> None:
     corrupted(run.checkpoints / name_of(1) / WEIGHTS)
     with pytest.raises(ModelError, match="not what was written"):
-        checkpoint.load_weights(run, 1, trained.model)
+        checkpoint.load_weights(run, 1, trained.model, ALONE)
 
 
 def test_what_was_not_finished_is_removed(run: Run) -> None:
@@ -185,7 +190,7 @@ def as_one_of_several() -> Iterator[Any]:
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
-    yield SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    yield FullySharded(SimpleNamespace(num_processes=1, device=CPU, is_main_process=True))
     torch.distributed.destroy_process_group()
 
 
@@ -193,7 +198,7 @@ def test_training_goes_on_while_the_weights_of_the_step_are_written(
     tmp_path: Path, trained: Trained, held: threading.Event
 ) -> None:
     run, at_the_step = Run(tmp_path), trained.model.weight.detach().clone()
-    with Writer(run) as into:
+    with Writer(run, ALONE) as into:
         trained.save(into, 1)  # returns though nothing can be written
         trained.train()
         assert checkpoint_steps(run) == []
@@ -209,7 +214,7 @@ def test_so_it_does_while_several_processes_write_their_rows(
     tmp_path: Path, trained: Trained, held: threading.Event, as_one_of_several: Any
 ) -> None:
     run = Run(tmp_path)
-    with Writer(run, together=as_one_of_several) as into:
+    with Writer(run, as_one_of_several) as into:
         trained.save(into, 1)
         assert checkpoint_steps(run) == []
         held.set()
@@ -223,7 +228,7 @@ def test_where_a_copy_would_fill_the_memory_it_is_written_at_once(
     tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "_free_memory", lambda: 1000)
-    into = Writer(Run(tmp_path))
+    into = Writer(Run(tmp_path), ALONE)
     trained.save(into, 1)
     assert checkpoint_steps(into.run) == [1]
 
@@ -232,7 +237,7 @@ def test_what_is_being_written_is_finished_after_an_error(
     tmp_path: Path, trained: Trained, held: threading.Event
 ) -> None:
     def train() -> None:
-        with Writer(run) as into:
+        with Writer(run, ALONE) as into:
             trained.save(into, 1)
             threading.Timer(0.1, held.set).start()
             raise TrainingStopped
@@ -246,7 +251,7 @@ def test_what_is_being_written_is_finished_after_an_error(
 def test_leaving_at_once_does_not_wait_for_what_is_being_written(
     tmp_path: Path, trained: Trained, held: threading.Event
 ) -> None:
-    into = Writer(Run(tmp_path))
+    into = Writer(Run(tmp_path), ALONE)
 
     def train() -> None:
         with into:
@@ -267,7 +272,7 @@ def test_an_error_of_the_thread_is_raised_at_the_next_checkpoint(
     def fail(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    into = Writer(Run(tmp_path))
+    into = Writer(Run(tmp_path), ALONE)
     with monkeypatch.context() as patch:
         patch.setattr(writer, "write_checkpoint", fail)
         trained.save(into, 1)
@@ -296,7 +301,7 @@ def room_for(size: int) -> Iterator[None]:
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
     run: Run, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Writer(run) as into:
+    with Writer(run, ALONE) as into:
         with room_for(500):
             trained.save(into, 3)
             into.wait()

@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lmkit.data.plan import Plan
 from lmkit.errors import RecipeError
 from lmkit.models.source import find_model
 from lmkit.run import Run
 from lmkit.train import compiled
 from lmkit.train.checkpoint import checkpoint_steps
-from lmkit.train.loop import StepBatches
+from lmkit.train.decisions import COMPILE, Decision
 from lmkit.train.measured import Bench
 
 
@@ -76,35 +75,16 @@ def choose(
     seconds: float | None = None,
     **wish: Any,
 ) -> Any:
-    """What is chosen for a tiny classifier, and its model after it."""
-    recipe = tiny.recipe("classification", hardware=wish)
-    prepared = tiny.prepared(recipe)
-    batches = StepBatches(
-        prepared.encoded["train"],
-        Plan(10, 4, 1),
-        prepared.task,
-        rank=0,
-        ranks=1,
-        budget=64,
-        packed=False,
-    )
-    model = tiny.model(recipe)
+    """What is chosen for a tiny classifier, what takes it back, and its model after it."""
+    setup = tiny.setup(tiny.recipe("classification", hardware=wish), total=total)
+    model = setup.model
     before = [parameter.clone() for parameter in model.parameters()]
-    found, layers = compiled.choose_compile(
-        recipe.hardware,
-        model,
-        batches,
-        prepared.task,
-        tiny.accelerator,
-        None,
-        known or {},
-        first=0,
-        total=total,
-        seconds=seconds,
-    )
+    kept = {} if known is None else {COMPILE: Decision(**known)}
+    found = compiled.choose_compile(setup, kept, first=0, seconds=seconds)
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
-    return found, layers, model
+    assert setup.computation.is_compiled == found.chosen
+    return found, setup.computation.undo, model
 
 
 def is_compiled(model: Any) -> bool:
@@ -120,7 +100,7 @@ def test_on_a_cpu_nothing_is_tried(tiny: Any, monkeypatch: pytest.MonkeyPatch) -
     pretended = Pretended(monkeypatch, eager_seconds=0.02)
     monkeypatch.setattr(compiled, "TRIED_ON", ("cuda",))
     found, _, model = choose(tiny)
-    assert (found["on"], pretended.made, is_compiled(model)) == (False, 0, False)
+    assert (found.chosen, pretended.made, is_compiled(model)) == (False, 0, False)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +116,8 @@ def test_nothing_is_compiled_for_a_short_run(
 ) -> None:
     pretended = Pretended(monkeypatch)
     found, _, model = choose(tiny, **options)
-    assert (found["on"], pretended.made, is_compiled(model)) == (False, 0, False)
-    assert why in found["why"]
+    assert (found.chosen, pretended.made, is_compiled(model)) == (False, 0, False)
+    assert why in found.why
 
 
 @pytest.mark.parametrize(
@@ -152,8 +132,8 @@ def test_a_long_run_keeps_what_is_faster(
 ) -> None:
     Pretended(monkeypatch, **faster)
     found, layers, model = choose(tiny)
-    assert (found["on"], is_compiled(model)) == (is_on, is_on)
-    assert "times the speed" in found["why"]
+    assert (found.chosen, is_compiled(model)) == (is_on, is_on)
+    assert "times the speed" in found.why
     assert f"compile: {'on' if is_on else 'off'}, " in capsys.readouterr().out
     layers.close()
     assert not is_compiled(model)
@@ -165,14 +145,14 @@ def test_a_decision_is_kept_for_the_same_wish_and_its_kernels_made_anew(
     pretended = Pretended(monkeypatch, eager_seconds=0.02)
     found, _, _ = choose(tiny)
     monkeypatch.setattr(compiled, "_try", lambda *_, **__: pytest.fail("tried again"))
-    known = json.loads(json.dumps(found))
+    known = json.loads(json.dumps(found.to_json()))
     before = pretended.made
     again, _, model = choose(tiny, known)
     assert again == found
     assert is_compiled(model)
     assert pretended.made == 2 * before
     again, _, model = choose(tiny, known, compile="off")
-    assert (again["on"], is_compiled(model)) == (False, False)
+    assert (again.chosen, is_compiled(model)) == (False, False)
 
 
 def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_why(
@@ -182,8 +162,8 @@ def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_why(
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     found, _, model = choose(tiny)
-    assert (found["on"], is_compiled(model)) == (False, False)
-    assert "no C++ compiler" in found["why"]
+    assert (found.chosen, is_compiled(model)) == (False, False)
+    assert "no C++ compiler" in found.why
     with pytest.raises(RecipeError, match=r"no C\+\+ compiler") as error:
         choose(tiny, compile="on")
     assert error.value.place == "hardware.compile"
@@ -201,8 +181,8 @@ def test_a_layer_that_fails_to_compile_is_left_as_it_was(
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(compiled, "TRIED_ON", ("cpu",))
     found, _, model = choose(tiny)
-    assert (found["on"], is_compiled(model)) == (False, False)
-    assert found["why"].endswith("no kernel for this")
+    assert (found.chosen, is_compiled(model)) == (False, False)
+    assert found.why.endswith("no kernel for this")
 
 
 # ---------------------------------------------------------------------------------- the kernels
@@ -237,12 +217,12 @@ def test_compiled_layers_have_the_losses_and_gradients_of_eager_ones(
     bench = bench_of(tiny, tiny.recipe(task, architecture, base=base, **options))
     cuts = [{"budget": budget, "packed": bench.packing is not None} for budget in (48, 200)]
     eager = [bench.steps(**cut) for cut in cuts]
-    with compiled.compile_layers(bench._model):
+    with compiled.compile_layers(bench.setup.model):
         fast = [bench.steps(**cut) for cut in cuts]
     for one, other in zip(eager, fast, strict=True):
         loss, gradients = one.differences(other)
         assert max(loss, gradients) <= 1e-5
-    assert not is_compiled(bench._model)
+    assert not is_compiled(bench.setup.model)
 
 
 def recipe_of(tiny: Any) -> Any:

@@ -17,9 +17,11 @@ from lmkit.data.plan import Plan
 from lmkit.errors import RecipeError, TrainingStopped
 from lmkit.run import Run
 from lmkit.tasks.classification.task import Classification
-from lmkit.train import session
+from lmkit.train import progress, session, step_log
+from lmkit.train.batches import Rank, StepBatches
 from lmkit.train.checkpoint import checkpoint_steps, name_of
-from lmkit.train.loop import Step, StepBatches
+from lmkit.train.guard import Guard
+from lmkit.train.loop import Step
 from lmkit.train.plans import UNLIMITED, checkpoint_interval, metric_of, total_steps
 
 
@@ -111,10 +113,10 @@ def test_a_line_of_the_log_tells_speed_padding_and_the_share_of_waiting() -> Non
         )
         for number, tokens, waited in ((1, 30, 1.0), (2, 34, 0.5))
     ]
-    tally = session.Tally()
+    tally = step_log.Tally()
     for step in steps:
         tally.add(step)
-    line = session._log_line(steps[-1], tally, Plan(4, 2, 13), seconds=2.0)
+    line = step_log.log_line(steps[-1], tally, Plan(4, 2, 13), seconds=2.0)
     assert (line["tokens"], line["tokens_per_second"], line["padding"], line["data_wait"]) == (
         64,
         32.0,
@@ -127,16 +129,17 @@ def test_the_clock_of_the_log_waits_for_the_losses(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU is told what to compute long before it has computed it: without waiting its steps would seem to take no time."""
-    check, waits = session._check_finite, []
+    check, waits = Guard.check, []
 
-    def waited(*given: Any) -> None:
-        check(*given)
+    def waited(guard: Guard) -> None:
+        check(guard)
         waits.append(1000.0)
 
     clock, plain = types.SimpleNamespace(), time.perf_counter
     clock.perf_counter = lambda: plain() + sum(waits)
-    monkeypatch.setattr(session, "_check_finite", waited)
-    monkeypatch.setattr(session, "time", clock)
+    monkeypatch.setattr(Guard, "check", waited)
+    for module in (progress, session, step_log):
+        monkeypatch.setattr(module, "time", clock)
     lines = [
         json.loads(line)
         for line in (tiny.fit(tiny.recipe("classification")).path / "log.jsonl")
@@ -162,9 +165,9 @@ def test_a_line_of_steps_in_which_no_label_counted_has_no_loss() -> None:
         share=None,
         interrupted=False,
     )
-    tally = session.Tally()
+    tally = step_log.Tally()
     tally.add(step)
-    assert session._log_line(step, tally, Plan(4, 2, 13), seconds=1.0)["loss"] is None
+    assert step_log.log_line(step, tally, Plan(4, 2, 13), seconds=1.0)["loss"] is None
 
 
 def test_the_manifest_says_what_the_run_was_made_of(run: Run) -> None:
@@ -358,7 +361,9 @@ def test_the_first_limit_ends_the_run(tiny: Any, train: dict[str, Any], steps: i
 def test_the_metric_that_chooses_is_checked(tiny: Any) -> None:
     def chosen(by: str | None, *, with_validation: bool = True) -> str | None:
         recipe = tiny.recipe("classification", train={"select_best": by})
-        return metric_of(recipe, tiny.prepared(tiny.recipe("classification")).task, with_validation)
+        return metric_of(
+            recipe, tiny.prepared(tiny.recipe("classification")).task.facts, with_validation
+        )
 
     assert chosen(None) == "f1_macro"
     assert chosen("loss") == "loss"
@@ -394,8 +399,7 @@ def test_a_rank_without_examples_takes_part_with_nothing_that_counts(tiny: Any) 
             prepared.encoded["train"],
             plan,
             prepared.task,
-            rank=rank,
-            ranks=2,
+            rank=Rank(rank, 2),
             budget=1,
             packed=False,
         )[3]

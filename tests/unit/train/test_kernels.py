@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +15,8 @@ from lmkit.fast import flash, liger
 from lmkit.fast.flash import Kernel
 from lmkit.fast.liger import Kernels
 from lmkit.fast.packing import Packing
-from lmkit.recipe.schema import Hardware
 from lmkit.train import kernels
+from lmkit.train.decisions import ATTENTION, Decision
 
 
 def by_text(
@@ -46,9 +44,6 @@ def by_text(
 
 KERNEL = Kernel("stand-in", by_text)
 PACKING = Packing(causal=False)
-AS_ON_A_GPU: Any = SimpleNamespace(
-    device=torch.device("cpu"), num_processes=1, autocast=nullcontext
-)
 
 
 @pytest.fixture
@@ -70,10 +65,15 @@ def choose(
     packing: Packing | None = PACKING,
     **wish: Any,
 ) -> Any:
-    model = tiny.model(tiny.recipe("mlm"))
-    return kernels.choose_attention(
-        Hardware(**wish), model, AS_ON_A_GPU, packing, known or {}, longest=32
-    )
+    setup = tiny.setup(tiny.recipe("mlm", hardware=wish), packing=packing)
+    kept = {} if known is None else {ATTENTION: Decision(**known)}
+    return kernels.choose_attention(setup, kept), setup.computation.packing
+
+
+def choose_kernels(tiny: Any, architecture: str | None = None, **wish: Any) -> Decision:
+    setup = tiny.setup(tiny.recipe("clm", architecture, hardware=wish))
+    with setup.computation.undo:
+        return kernels.choose_kernels(setup, {})
 
 
 # ---------------------------------------------------------------------------------- attention
@@ -83,7 +83,7 @@ def test_on_a_cpu_attention_is_sdpa_without_a_word(
     tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, packing = choose(tiny)
-    assert (found["on"], found["why"], packing) == ("SDPA", "it needs a GPU", PACKING)
+    assert (found.chosen, found.why, packing) == ("SDPA", "it needs a GPU", PACKING)
     assert "attention" not in capsys.readouterr().out
 
 
@@ -100,7 +100,7 @@ def test_a_kernel_that_is_proven_is_used_and_said(
     tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, packing = choose(tiny)
-    assert found["on"] == "FlashAttention, stand-in"
+    assert found.chosen == "FlashAttention, stand-in"
     assert packing == replace(PACKING, kernel=KERNEL)
     assert (
         "attention of shared rows: FlashAttention, stand-in; shown to compute"
@@ -119,7 +119,7 @@ def test_a_kernel_that_is_refuted_is_not_used_and_the_reason_said(
         flash, "kernels", lambda: {"missing": "is not installed", "stand-in": leaking}
     )
     found, packing = choose(tiny)
-    assert (found["on"], packing) == ("SDPA", PACKING)
+    assert (found.chosen, packing) == ("SDPA", PACKING)
     said = capsys.readouterr().out
     assert (
         "attention of shared rows: SDPA; missing is not installed; stand-in computes something else"
@@ -136,28 +136,28 @@ def test_nothing_is_tried_where_it_cannot_be_used(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flash, "kernels", lambda: pytest.fail("looked for"))
-    assert choose(tiny, packing=None)[0]["why"].startswith("texts share no rows")
-    assert choose(tiny, attention="sdpa")[0]["why"] == "the recipe says so"
+    assert choose(tiny, packing=None)[0].why.startswith("texts share no rows")
+    assert choose(tiny, attention="sdpa")[0].why == "the recipe says so"
     monkeypatch.setattr(kernels, "choose_precision", lambda _: "fp32")
-    assert "in fp32" in choose(tiny)[0]["why"]
+    assert "in fp32" in choose(tiny)[0].why
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_resumed_run_has_the_attention_that_it_had(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    had = json.loads(json.dumps(choose(tiny)[0]))
+    had = json.loads(json.dumps(choose(tiny)[0].to_json()))
     better = {"better": KERNEL, "stand-in": KERNEL}
     monkeypatch.setattr(flash, "kernels", lambda: better)
-    assert choose(tiny, had)[0] == had
+    assert choose(tiny, had)[0].to_json() == had
     del better["stand-in"]
     with pytest.raises(
         RecipeError, match="so far this run has computed with FlashAttention, stand-in"
     ):
         choose(tiny, had)
-    sdpa = had | {"on": "SDPA", "why": "nothing was installed"}
-    assert choose(tiny, sdpa) == (sdpa, PACKING)
-    assert choose(tiny, had, attention="sdpa")[0]["on"] == "SDPA"
+    sdpa = had | {"chosen": "SDPA", "why": "nothing was installed"}
+    assert choose(tiny, sdpa) == (Decision(**sdpa), PACKING)
+    assert choose(tiny, had, attention="sdpa")[0].chosen == "SDPA"
 
 
 @pytest.mark.usefixtures("gpu")
@@ -165,10 +165,10 @@ def test_what_trained_weights_round_more_does_not_end_a_resumed_run(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The proof holds for the device and the versions that it was made with."""
-    had = json.loads(json.dumps(choose(tiny)[0]))
+    had = json.loads(json.dumps(choose(tiny)[0].to_json()))
     rounding = Kernel("stand-in", lambda *given, **options: by_text(*given, **options) * 1.01)
     monkeypatch.setattr(flash, "kernels", lambda: {"stand-in": rounding})
-    assert choose(tiny, had)[0] == had
+    assert choose(tiny, had)[0].to_json() == had
     monkeypatch.setattr(kernels, "versions", lambda: {"torch": "1.0"})
     with pytest.raises(
         RecipeError, match="so far this run has computed with FlashAttention, stand-in"
@@ -187,16 +187,11 @@ def norm(
 
 
 def test_ligers_kernels_need_a_gpu(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    found, modules = kernels.choose_kernels(
-        Hardware(), tiny.model(tiny.recipe("clm")), AS_ON_A_GPU, {}
-    )
-    modules.close()
-    assert (found["on"], found["why"]) == ("PyTorch's", "they need a GPU")
+    found = choose_kernels(tiny)
+    assert (found.chosen, found.why) == ("PyTorch's", "they need a GPU")
     assert "kernels" not in capsys.readouterr().out
     with pytest.raises(RecipeError, match="they need a GPU"):
-        kernels.choose_kernels(
-            Hardware(kernels="liger"), tiny.model(tiny.recipe("clm")), AS_ON_A_GPU, {}
-        )
+        choose_kernels(tiny, kernels="liger")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -206,10 +201,9 @@ def test_what_is_not_installed_is_refused_where_it_was_asked_for(
     monkeypatch.setattr(
         liger, "liger_kernels", lambda: "liger-kernel is not installed (pip install 'lmkit[liger]')"
     )
-    model = tiny.model(tiny.recipe("clm", "llama"))
-    assert kernels.choose_kernels(Hardware(), model, AS_ON_A_GPU, {})[0]["on"] == "PyTorch's"
+    assert choose_kernels(tiny, "llama").chosen == "PyTorch's"
     with pytest.raises(RecipeError, match=r"lmkit\[liger\]"):
-        kernels.choose_kernels(Hardware(kernels="liger"), model, AS_ON_A_GPU, {})
+        choose_kernels(tiny, "llama", kernels="liger")
 
 
 # ---------------------------------------------------------------------------------- a whole run

@@ -14,8 +14,11 @@ import torch
 
 from lmkit.batch import Batch
 from lmkit.data.plan import Plan
-from lmkit.train import loop
-from lmkit.train.loop import Step, StepBatches, _agree, _read, train_steps, workers_for
+from lmkit.train import batches as reading
+from lmkit.train.batches import Rank, StepBatches, read_ahead, workers_for
+from lmkit.train.loop import Step, train_steps
+from lmkit.train.parallelism.replicated import Replicated
+from lmkit.train.setup import Counts
 
 
 class Listing:
@@ -54,7 +57,7 @@ class Data:
 def test_every_piece_is_read_once_an_epoch(ranks: int, budget: int, epoch: int) -> None:
     data, plan, task = Data(), Plan(9, 4, seed=13), Listing()
     for rank in range(ranks):
-        batches = StepBatches(data, plan, task, rank=rank, ranks=ranks, budget=budget, packed=False)  # type: ignore[arg-type]
+        batches = StepBatches(data, plan, task, rank=Rank(rank, ranks), budget=budget, packed=False)  # type: ignore[arg-type]
         for step in range(3 * epoch, 3 * epoch + 3):
             micro = [batch for batch in batches[step] if not batch.is_idle]
             assert {batch.extra["epoch"].item() for batch in micro} <= {epoch}
@@ -70,9 +73,7 @@ def test_a_step_is_the_same_wherever_it_is_read_from(tiny: Any) -> None:
     plan = Plan(len(prepared.encoded["train"]), 2, 13)
 
     def batches() -> StepBatches:
-        return StepBatches(
-            prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=40, packed=True
-        )
+        return StepBatches(prepared.encoded["train"], plan, prepared.task, budget=40, packed=True)
 
     straight = batches()
     in_order = [straight[step] for step in range(5)]
@@ -93,30 +94,15 @@ class Recorder(torch.optim.SGD):
 
 def steps_of(tiny: Any, recipe: Any, **options: Any) -> list[tuple[Step, float, float]]:
     """Steps with the norm of the gradients, and the rate, that the optimizer saw."""
-    prepared = tiny.prepared(recipe)
-    plan = Plan(len(prepared.encoded["train"]), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(
-        prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=64, packed=False
-    )
     model = tiny.model(recipe)
-    model, optimizer = tiny.accelerator.prepare(model, Recorder(model.parameters(), lr=0.0))
-    defaults: dict[str, Any] = {
-        "workers": 0,
-        "share_done": lambda: None,
-        "asked_to_stop": lambda: False,
-    }
-    steps = train_steps(
-        model,
-        optimizer,
-        batches,
-        prepared.task,
-        tiny.accelerator,
-        first=0,
-        total=3,
-        packing=None,
-        **(defaults | options),
-    )
-    return [(step, optimizer.optimizer.norm, optimizer.param_groups[0]["lr"]) for step in steps]
+    recorder = Recorder(model.parameters(), lr=0.0)
+    workers = {"workers": options.pop("workers", 0)}
+    recipe = tiny.merged(recipe, hardware=workers)
+    setup = tiny.setup(recipe, model, optimizer=recorder, total=3)
+    return [
+        (step, recorder.norm, recorder.param_groups[0]["lr"])
+        for step in train_steps(setup, **options)
+    ]
 
 
 def test_gradients_are_scaled_down_to_the_limit_and_their_norm_before_is_told(tiny: Any) -> None:
@@ -198,9 +184,9 @@ class Slow:
 
 def read(monkeypatch: pytest.MonkeyPatch, *, cores: int, work: float) -> list[tuple[int, bool]]:
     """Step and whether a worker prepared it, of 20 steps from the fifth on."""
-    monkeypatch.setattr(loop, "share_of_cores", lambda: cores)
+    monkeypatch.setattr(reading, "share_of_cores", lambda: cores)
     found = []
-    for step, micro, _ in loop._read(Slow(), 5, 25, workers="auto", pinned=False):  # type: ignore[arg-type]
+    for step, micro, _ in read_ahead(Slow(), 5, 25, workers="auto", pinned=False):  # type: ignore[arg-type]
         time.sleep(work)
         assert micro[0] == step
         found.append(micro)
@@ -210,7 +196,7 @@ def read(monkeypatch: pytest.MonkeyPatch, *, cores: int, work: float) -> list[tu
 def test_workers_come_once_the_first_steps_show_that_training_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    by_worker = [False] * (1 + loop.WATCHED_STEPS) + [True] * (19 - loop.WATCHED_STEPS)
+    by_worker = [False] * (1 + reading.WATCHED_STEPS) + [True] * (19 - reading.WATCHED_STEPS)
     assert read(monkeypatch, cores=8, work=0.0) == list(zip(range(5, 25), by_worker, strict=True))
     assert read(monkeypatch, cores=2, work=0.0) == [(step, False) for step in range(5, 25)]
 
@@ -220,7 +206,7 @@ def test_a_signal_and_the_share_of_time_travel_with_the_step(tiny: Any) -> None:
         tiny,
         tiny.recipe("classification", train={"schedule": "linear", "learning_rate": 0.3}),
         share_done=iter([0.0, 0.5, 1.0]).__next__,
-        asked_to_stop=iter([False, True, False]).__next__,
+        should_stop=iter([False, True, False]).__next__,
     )
     assert [step.share for step, _, _ in found] == [0.0, 0.5, 1.0]
     assert [step.interrupted for step, _, _ in found] == [False, True, False]
@@ -240,14 +226,27 @@ class OneOfTwo:
         return tensor + self.heard
 
 
-def test_a_signal_on_any_rank_is_every_ranks_and_the_time_is_the_first_ones() -> None:
+class Counted:
+    """A micro-batch with so many labels, tokens and places."""
+
+    def __init__(self, items: int, tokens: int, slots: int):
+        self.items, self.tokens, self.slots = items, tokens, slots
+
+
+def test_a_signal_on_any_rank_is_every_ranks_and_the_time_is_the_first_ones(tiny: Any) -> None:
     first, second = OneOfTwo(is_main_process=True), OneOfTwo(is_main_process=False)
-    said: list[Any] = [(first, [1, 10, 16], False, 0.25), (second, [2, 20, 32], True, 0.75)]
-    for process, *mine in said:
-        _agree(process, *mine)
+    said: list[Any] = [
+        (first, [Counted(1, 10, 16)], False, 0.25),
+        (second, [Counted(1, 20, 16), Counted(1, 0, 16)], True, 0.75),
+    ]
+    setup = tiny.setup(tiny.recipe("classification"))
+    for process, micro, stop, share in said:
+        setup.parallelism = Replicated(process)
+        setup.count(micro, stop=stop, share=share)
     first.heard, second.heard = second.sent, first.sent  # type: ignore[assignment]
-    for process, *mine in said:
-        assert _agree(process, *mine) == ([3, 30, 48], True, 0.25)
+    for process, micro, stop, share in said:
+        setup.parallelism = Replicated(process)
+        assert setup.count(micro, stop=stop, share=share) == Counts(3, 30, 48, True, 0.25)
 
 
 def test_dropout_is_drawn_anew_for_every_step_and_rank_and_alike_when_repeated(
@@ -294,9 +293,11 @@ def test_going_on_costs_the_same_at_step_100_and_100000(
     for first in (plan.steps_per_epoch * 100, plan.steps_per_epoch * 100_000):
         calls.clear()
         batches = StepBatches(
-            encoded, plan, prepared.task, rank=0, ranks=processes, budget=10**6, packed=False
+            encoded, plan, prepared.task, rank=Rank(0, processes), budget=10**6, packed=False
         )
-        assert [step for step, *_ in _read(batches, first, first + 2, workers=0, pinned=False)] == [
+        assert [
+            step for step, *_ in read_ahead(batches, first, first + 2, workers=0, pinned=False)
+        ] == [
             first,
             first + 1,
         ]
@@ -314,7 +315,7 @@ def test_other_processes_and_micro_batches_go_on_with_the_same_examples(tiny: An
     def examples(step: int, ranks: int, budget: int) -> list[list[int]]:
         parts = [
             StepBatches(
-                encoded, plan, prepared.task, rank=r, ranks=ranks, budget=budget, packed=False
+                encoded, plan, prepared.task, rank=Rank(r, ranks), budget=budget, packed=False
             )[step]
             for r in range(ranks)
         ]

@@ -17,7 +17,6 @@ from lmkit.errors import TrainingStopped
 from lmkit.models.memory import in_parts, is_out_of_memory
 from lmkit.tasks.classification.task import Classification as Task
 from lmkit.train import micro_batch
-from lmkit.train.loop import StepBatches
 
 STEPS = 4
 CPU_ERROR = "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
@@ -88,7 +87,12 @@ def test_a_run_that_runs_out_of_memory_ends_with_the_weights_of_one_that_does_no
         assert one.get("tokens", 0) == other.get("tokens", 0)
     assert tight.manifest["micro_batch_tokens"] < roomy.manifest["micro_batch_tokens"] == 4096
     state = json.loads((tight.checkpoints / f"step-{STEPS:08d}" / "state.json").read_text())
-    assert state["micro_batch"]["tokens"] == tight.manifest["micro_batch_tokens"]
+    (chosen,) = (
+        decision["chosen"]
+        for decision in state["decisions"]
+        if decision["key"] == "hardware.micro_batch_tokens"
+    )
+    assert chosen == tight.manifest["micro_batch_tokens"]
 
 
 def test_a_resumed_run_begins_with_the_size_that_was_found(
@@ -162,25 +166,14 @@ def test_evaluation_goes_on_in_halves() -> None:
 
 def test_sizes_are_tried_until_memory_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny.recipe("classification", data={"max_rows": 100}, train={"batch_size": 100})
-    prepared = tiny.prepared(recipe)
-    batches = StepBatches(
-        prepared.encoded["train"],
-        Plan(100, 100, 1),
-        prepared.task,
-        rank=0,
-        ranks=1,
-        budget=1,
-        packed=False,
-    )
-    longest = int(prepared.encoded["train"].slots(packed=False).max())
+    setup = tiny.setup(recipe)
+    longest = int(setup.encoded.slots(packed=False).max())
     monkeypatch.setattr(micro_batch, "SMALLEST", longest)
     monkeypatch.setattr(micro_batch, "GAIN", 0.0)
     Memory(monkeypatch, room=8)
-    model = tiny.model(recipe)
+    model = setup.model
     before = [parameter.clone() for parameter in model.parameters()]
-    found = micro_batch.try_sizes(
-        recipe.train, model, batches, prepared.task, tiny.accelerator, None
-    )
+    found = micro_batch.try_sizes(setup)
     assert found == 2 * longest == 8 * recipe.data.max_length
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())

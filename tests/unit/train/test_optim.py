@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmkit.data.plan import Plan
 from lmkit.recipe.schema import Train
-from lmkit.train.loop import StepBatches, train_steps
-from lmkit.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from lmkit.train.loop import train_steps
+from lmkit.train.optim import build_optimizer, set_learning_rate
+from lmkit.train.schedule import learning_rate
 
 
 def rates(schedule: str, warmup: float, *, total: int = 10) -> list[float]:
@@ -150,18 +150,9 @@ def test_every_group_follows_the_schedule_to_its_last_step(tiny: Any) -> None:
         lora={"rank": 2, "learning_rate_ratio": 4},
         train={"layer_decay": 0.5, "max_steps": 3},
     )
-    prepared = tiny.prepared(recipe)
     model = tiny.model(recipe)
     optimizer = build_optimizer(model, recipe.train, lora_ratio=4)
-    plan = Plan(len(prepared.encoded["train"]), recipe.train.batch_size, recipe.seed)
-    batches = StepBatches(
-        prepared.encoded["train"], plan, prepared.task, rank=0, ranks=1, budget=10**6, packed=False
-    )
-    model, optimizer = tiny.accelerator.prepare(model, optimizer)
-    steps = train_steps(
-        model, optimizer, batches, prepared.task, tiny.accelerator, first=0, total=3, packing=None, workers=0,
-        share_done=lambda: None, asked_to_stop=lambda: False,
-    )  # fmt: skip
+    steps = train_steps(tiny.setup(recipe, model, optimizer=optimizer, budget=10**6, total=3))
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     for number, step in enumerate(steps):
         planned = learning_rate(recipe.train, step=number, total=3)
@@ -195,7 +186,7 @@ def test_gradients_that_are_clipped_in_the_update_give_the_update_of_clipped_gra
             if clipped_apart:
                 norms.append(torch.nn.utils.clip_grad_norm_([weight], limit))
             else:
-                norms.append(clip_gradients(tiny.accelerator, optimizer, [weight], limit))
+                norms.append(tiny.processes.clip(optimizer, [weight], limit))
             optimizer.step()
         found.append((weight.detach(), optimizer.state[weight]["exp_avg_sq"], torch.stack(norms)))
     for apart, together in zip(*found, strict=True):
@@ -206,7 +197,7 @@ def test_an_update_that_knows_no_scale_gets_clipped_gradients(tiny: Any) -> None
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], fused=False))
     weight.grad = torch.full((4,), 3.0)
-    assert clip_gradients(tiny.accelerator, optimizer, [weight], 1.0) == 6
+    assert tiny.processes.clip(optimizer, [weight], 1.0) == 6
     torch.testing.assert_close(weight.grad, torch.full((4,), 0.5))
 
 
@@ -214,6 +205,6 @@ def test_gradients_in_half_precision_are_clipped_in_the_update_too(tiny: Any) ->
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], fused=True))
     weight.grad = torch.full((4,), 3.0, dtype=torch.bfloat16)
-    clip_gradients(tiny.accelerator, optimizer, [weight], 1.0)
+    tiny.processes.clip(optimizer, [weight], 1.0)
     assert optimizer.optimizer.grad_scale.dtype == torch.float32
     optimizer.step()

@@ -15,11 +15,12 @@ from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Hardware
 from lmkit.train import fit as fitting
 from lmkit.train import launch as launching
+from lmkit.train import parallelism
 from lmkit.train import prepare as preparing
 from lmkit.train.device import asks_to_shard, build_accelerator
 from lmkit.train.launch import ProcessFailed
-from lmkit.train.parallel import prepare_parallel
-from lmkit.train.sharding import _layers, check_sharding
+from lmkit.train.parallelism.fsdp import _layers, check_sharding
+from lmkit.train.parallelism.replicated import Replicated
 
 
 @pytest.mark.parametrize("name", ["DeepSpeed", "Megatron_LM", "Parallelism_Config"])
@@ -97,8 +98,8 @@ def test_data_are_prepared_before_the_process_group(
 ) -> None:
     """Elsewhere one process tokenises and the others' collectives time out (promise 20) [LLaMA-Factory#2424]."""
     order = []
-    for name in ("prepare", "build_accelerator"):
-        original = getattr(fitting, name)
+    for owner, name in ((fitting, "prepare"), (parallelism, "build_accelerator")):
+        original = getattr(owner, name)
 
         def noted(
             *arguments: Any, _name: str = name, _original: Any = original, **options: Any
@@ -106,20 +107,18 @@ def test_data_are_prepared_before_the_process_group(
             order.append(_name)
             return _original(*arguments, **options)
 
-        monkeypatch.setattr(fitting, name, noted)
+        monkeypatch.setattr(owner, name, noted)
     tiny.fit(tiny.recipe("classification"))
     assert order == ["prepare", "build_accelerator"]
 
 
 def test_every_process_starts_from_the_first_ones_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.BatchNorm1d(3)
-    several: Any = SimpleNamespace(
-        num_processes=2, device=torch.device("cpu"), prepare_model=lambda model, **_: model
-    )
+    several: Any = SimpleNamespace(num_processes=2, prepare_model=lambda model, **_: model)
     monkeypatch.setattr(
         torch.distributed, "broadcast", lambda tensor, source: tensor.fill_(7 + source)
     )
-    prepare_parallel(several, model)
+    Replicated(several).prepare(model)
     assert all((tensor == 7).all() for tensor in model.state_dict().values())
 
 

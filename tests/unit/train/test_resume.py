@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lmkit.errors import RunError
 from lmkit.run import Run
-from lmkit.train import checkpoint, fit, session
+from lmkit.train import checkpoint, fit, resume, session
 from lmkit.train.checkpoint import checkpoint_steps
 from lmkit.train.signals import Interrupted
 
@@ -352,16 +352,17 @@ def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tin
     recipes = state["fingerprint"]["recipe"]
     del recipes["train"]["label_smoothing"], recipes["lora"]["variant"], recipes["tagging"]
     assert (
-        fit._differences(
-            fit._with_newer_keys(state["fingerprint"]),
-            fit.fingerprint(recipe, tiny.prepared(recipe)),
+        resume._differences(
+            resume._with_newer_keys(state["fingerprint"]),
+            resume.fingerprint(recipe, tiny.prepared(recipe)),
         )
         == []
     )
     del recipes["lora"]["rank"]  # not the default
     recipes["of_old"] = 1
-    named = fit._differences(
-        fit._with_newer_keys(state["fingerprint"]), fit.fingerprint(recipe, tiny.prepared(recipe))
+    named = resume._differences(
+        resume._with_newer_keys(state["fingerprint"]),
+        resume.fingerprint(recipe, tiny.prepared(recipe)),
     )
     assert {"lora.rank", "of_old"} <= set(named)
 

@@ -44,7 +44,7 @@ def load(
     **roles: Any,
 ) -> Rows:
     options = ReadOptions(on_bad_row, max_rows=max_rows)
-    named = Source(source, "data.train", "train", [Path()])
+    named = Source(source, "data.train", "train")
     return load_rows(named, Roles(fields, **roles), options, Path("cache"))
 
 
