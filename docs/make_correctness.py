@@ -16,7 +16,7 @@ from typing import Any
 from lmkit.commands.proof import Verdict, prove_splits, shrunk
 from lmkit.models.presets import TINY
 from lmkit.recipe import load_recipe
-from lmkit.recipe.load import shipped_recipes
+from lmkit.recipe.shipped import shipped_recipes
 from lmkit.run import versions
 
 PAGE = Path(__file__).with_name("correctness.md")

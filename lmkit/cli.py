@@ -67,8 +67,9 @@ def _flag(names: str, about: str) -> Any:
     return typer.Option(*names.split(), help=about)
 
 
-def _text(names: str, metavar: str, about: str) -> Any:
-    return typer.Option(*names.split(), metavar=metavar, help=about)
+def _text(usage: str, about: str) -> Any:
+    *names, metavar = usage.split()
+    return typer.Option(*names, metavar=metavar, help=about)
 
 
 def _argument(metavar: str, about: str | None = None) -> Any:
@@ -84,7 +85,7 @@ Overrides = Annotated[
     list[str] | None,
     _argument("[KEY=VALUE]...", "Any recipe key by its dotted path; the value is YAML."),
 ]
-Output = Annotated[str | None, _text("-o --output", "DIR", "Run directory.")]
+Output = Annotated[str | None, _text("-o --output DIR", "Run directory.")]
 Overwrite = Annotated[
     bool, _flag("--overwrite", "Replace the run that is in the output directory.")
 ]
@@ -142,8 +143,7 @@ def train(
     overrides: Overrides = None,
     output: Output = None,
     resume: Annotated[
-        bool,
-        _flag("--resume", "Go on from the newest valid checkpoint; start if there is none."),
+        bool, _flag("--resume", "Go on from the newest valid checkpoint; start if there is none.")
     ] = False,
     overwrite: Overwrite = False,
     smoke: Annotated[
@@ -190,8 +190,7 @@ def evaluate(
     fail_under: Annotated[
         list[str] | None,
         _text(
-            "--fail-under",
-            "METRIC=NUMBER",
+            "--fail-under METRIC=NUMBER",
             "Exit status 1 where a metric is worse than this; repeatable.",
         ),
     ] = None,
@@ -207,12 +206,7 @@ def evaluate(
     from lmkit.commands.evaluate import evaluate as run_evaluation
     from lmkit.commands.evaluate import failures, thresholds
 
-    if strict and not fail_under:
-        raise LmkitError(
-            "--strict has no effect without --fail-under",
-            remedy="for example --fail-under f1=0.42 --strict",
-        )
-    limits = thresholds(fail_under or ())
+    limits = thresholds(fail_under or (), strict=strict)
     metrics = run_evaluation(source, overrides or (), output=output, limited=limits)
     if metrics is None:  # another rank has them
         return
@@ -229,12 +223,10 @@ def compare(
         _argument("RUN_A RUN_B [RUN]...", "Evaluated runs; several seeds of one: A1,A2,A3."),
     ],
     metric: Annotated[
-        str | None,
-        _text("--metric", "NAME", "Default: the task's headline metric."),
+        str | None, _text("--metric NAME", "Default: the task's headline metric.")
     ] = None,
     split: Annotated[
-        str | None,
-        _text("--split", "NAME", "Default: test where all have it, else validation."),
+        str | None, _text("--split NAME", "Default: test where all have it, else validation.")
     ] = None,
     method: Annotated[
         Method, _choice("--method", Method, "Where the p-value comes from.")
@@ -249,20 +241,13 @@ def compare(
 ) -> None:
     """Evaluated runs -> paired difference, interval, p-value, verdict."""
     _start(as_json, quiet, verbose)
+    from lmkit.commands.compare import Test
     from lmkit.commands.compare import compare as run_comparison
 
-    console.emit(
-        run_comparison(
-            runs,
-            metric=metric,
-            split=split,
-            method=method,
-            confidence=confidence,
-            resamples=resamples,
-            seed=seed,
-            style=style,
-        )
-    )
+    test = Test(method, confidence, resamples, seed)
+    comparison = run_comparison(runs, test, metric=metric, split=split)
+    console.say(comparison.to_text(style))
+    console.emit(comparison)
 
 
 @app.command()
@@ -272,40 +257,27 @@ def predict(
         list[str] | None, _argument("[TEXT]...", "Texts; without any, lines of stdin.")
     ] = None,
     file: Annotated[
-        str | None,
-        _text("-f --file", "FILE", "Rows of a data file, or lines of a text file."),
+        str | None, _text("-f --file FILE", "Rows of a data file, or lines of a text file.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        _text("--set", "KEY=VALUE", "A recipe key, for example generation.num_beams=1."),
+        _text("--set KEY=VALUE", "A recipe key, for example generation.num_beams=1."),
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Texts, a file or stdin -> JSON lines, in order."""
     _start(True, quiet, verbose)
-    if texts and file:
-        raise LmkitError("texts and --file were both given", remedy="give one of the two")
-    if not texts and not file and sys.stdin.isatty():
-        raise LmkitError(
-            "nothing to predict on",
-            remedy='give texts (lmkit predict RUN "a text"), --file FILE, or lines on stdin',
-        )
-    from lmkit.commands.predict import Predictor, text_lines
+    from lmkit.commands.predict import predict as answer
 
-    predictor = Predictor(run, settings or ())
-    if file:
-        answers = predictor.file(file)
-    else:
-        answers = predictor.answers(predictor.task.text_rows(texts or text_lines(sys.stdin)))
-    for answer in answers:
-        console.emit_line(answer)
+    for line in answer(run, settings or (), texts=texts or (), file=file, stdin=sys.stdin):
+        console.emit_line(line)
 
 
 @app.command()
 def merge(
     run: Annotated[str, _argument("RUN", "A run, its model directory, or a PEFT adapter.")],
-    output: Annotated[str, _text("-o --output", "DIR", "Where the model goes.")],
+    output: Annotated[str, _text("-o --output DIR", "Where the model goes.")],
     overwrite: Annotated[
         bool, _flag("--overwrite", "Replace the model of lmkit's that is in DIR.")
     ] = False,
@@ -343,8 +315,7 @@ def doctor(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool,
-        _flag("--resume", "Prove that a killed and resumed run equals one that was not."),
+        bool, _flag("--resume", "Prove that a killed and resumed run equals one that was not.")
     ] = False,
     kills: Annotated[
         int, _number("--kills", int, 1, 8, "With --resume: how often the run is killed.")
@@ -387,8 +358,7 @@ def bench(
     tried: Annotated[
         list[str] | None,
         _text(
-            "--try",
-            "KEY=VALUE",
+            "--try KEY=VALUE",
             "A hardware key to compare the recipe with; repeatable. Default: lmkit's choice.",
         ),
     ] = None,
@@ -405,7 +375,7 @@ def bench(
 
 @app.command()
 def demo(
-    output: Annotated[str, _text("-o --output", "DIR", "Where the runs go.")] = "runs/demo",
+    output: Annotated[str, _text("-o --output DIR", "Where the runs go.")] = "runs/demo",
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,

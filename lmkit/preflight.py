@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lmkit.errors import RecipeError
 from lmkit.models.source import ModelSource
 from lmkit.recipe import Recipe
-from lmkit.tasks.registry import TASKS, task_class
+from lmkit.tasks.registry import problem, problems
 
 if TYPE_CHECKING:
     from lmkit.data.splits import Splits
@@ -29,12 +29,13 @@ def check_recipe(recipe: Recipe, stage: str) -> None:
 
 def check_stage(recipe: Recipe, stage: str) -> None:
     """Refuse a recipe without a task, or with one of the other stage."""
-    if recipe.task and task_class(recipe.task).stage == stage:
+    if recipe.task and problem(recipe.task).stage == stage:
         return
-    tasks = f"one of: {', '.join(name for name in TASKS if task_class(name).stage == stage)}"
+    names = [solved.name for solved in problems() if solved.stage == stage]
+    tasks = f"one of: {', '.join(names)}"
     if not recipe.task:
         raise RecipeError("no task", place="task", remedy=tasks)
-    command = COMMAND_OF[task_class(recipe.task).stage]
+    command = COMMAND_OF[problem(recipe.task).stage]
     raise RecipeError(
         f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {command}, or {tasks}"
     )
@@ -55,11 +56,12 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
         )
     if model.preset:
         preset_config(model.preset, max_length=recipe.data.max_length)
-        if task_class(recipe.task).generates and not is_encoder_decoder(model.preset):
+        solved = problem(recipe.task)
+        if solved.architecture == "encoder-decoder" and not is_encoder_decoder(model.preset):
             raise RecipeError(
                 f"{model.preset} is no encoder-decoder, and {recipe.task} needs one",
                 place="model.preset",
-                remedy=f"for example {task_class(recipe.task).family}-mini",
+                remedy=f"for example {solved.smoke_preset}-mini",
             )
     if found is None and not model.preset and "model_type" not in model.config:
         raise RecipeError(
@@ -93,30 +95,30 @@ def _check_joint(recipe: Recipe) -> None:
     if recipe.tokenizer.train is None or recipe.tokenizer.train.joint:
         return
     family = recipe.model.config.get("model_type") or (recipe.model.preset or "").partition("-")[0]
-    problem, remedy = None, "leave it out"
-    if recipe.task != "translation":
-        problem = "has no effect: only translation has two languages"
+    fields = problem(recipe.task).fields(recipe)
+    reason, remedy = None, "leave it out"
+    if not any(field.gold and field.kind == "text" for field in fields):
+        reason = "has no effect: only translation has two languages"
     elif recipe.tokenizer.train.files is not None:
-        problem, remedy = (
+        reason, remedy = (
             "given beside tokenizer.train.files, which do not say what language they are",
             "learn from data.train",
         )
     elif family != "marian":
-        problem, remedy = (
+        reason, remedy = (
             f"{family} has one vocabulary for both languages",
             "leave it out, or take model.preset=marian-mini",
         )
-    if problem:
-        raise RecipeError(problem, place="tokenizer.train.joint", remedy=remedy)
+    if reason:
+        raise RecipeError(reason, place="tokenizer.train.joint", remedy=remedy)
 
 
 def check_choice(recipe: Recipe, splits: Splits) -> None:
     """Refuse a ``train.select_best`` that the task, which may depend on the labels, does not know."""
     from lmkit.train.plans import metric_of
 
-    metric_of(
-        recipe, task_class(recipe.task)(recipe, splits.facts, None), "validation" in splits.rows
-    )
+    problem(recipe.task).check(recipe, splits.facts)
+    metric_of(recipe, splits.facts, "validation" in splits.rows)
 
 
 def check_metrics(recipe: Recipe) -> None:
@@ -125,7 +127,8 @@ def check_metrics(recipe: Recipe) -> None:
         return
     from lmkit.metrics.custom import find_module
 
-    if recipe.task and task_class(recipe.task).stage == "pretrain":
+    fields = problem(recipe.task).fields(recipe) if recipe.task else ()
+    if recipe.task and not any(field.gold for field in fields):
         raise RecipeError(
             "a language model has no predictions to hand on",
             place="eval.metrics",

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.recipe.load import SUFFIXES, shipped_recipes
+from lmkit.recipe.shipped import SUFFIXES, shipped_recipes
 from lmkit.run import Run, is_run
-from lmkit.tasks.registry import TASKS, task_class
+from lmkit.tasks.registry import names, problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,7 +132,7 @@ def _with_task(recipe: Recipe, model: ModelSource) -> Recipe:
     raise RecipeError(
         "which task? lmkit did not make this model, so it does not say",
         place="task",
-        remedy=f"add task=NAME: {', '.join(TASKS)}",
+        remedy=f"add task=NAME: {', '.join(names())}",
     )
 
 
@@ -143,11 +143,10 @@ def tokenizer_of(recipe: Recipe, model: ModelSource) -> PreTrainedTokenizerBase:
     is_own = bool(model.description) or not recipe.tokenizer.base
     place = model.location if is_own else str(recipe.tokenizer.base)
     revision = recipe.model.revision if place == model.location else None  # that of the model alone
-    task, trust = task_class(recipe.task), recipe.model.trust_remote_code
-    tokenizer = load_tokenizer(
-        place, revision=revision, trust_remote_code=trust, slow=task.generates
-    )
-    if any(field.kind == "words" for field in task.fields):
+    solved, trust = problem(recipe.task), recipe.model.trust_remote_code
+    slow = solved.architecture == "encoder-decoder"
+    tokenizer = load_tokenizer(place, revision=revision, trust_remote_code=trust, slow=slow)
+    if any(field.kind == "words" for field in solved.fields(recipe)):
         return for_words(tokenizer, place, revision=revision, trust_remote_code=trust)
     return tokenizer
 
@@ -160,33 +159,11 @@ def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> di
     """
     if "facts" in model.description:
         return dict(model.description["facts"])
-    if not any(field.kind in ("label", "tags") for field in task_class(recipe.task).fields):
+    solved = problem(recipe.task)
+    if not any(field.kind in ("label", "tags") for field in solved.fields(recipe)):
         return {}
+    from lmkit.data.splits import peek_split
     from lmkit.models.load import load_config
 
-    config = load_config(model, recipe)
-    names = config.id2label or {}
-    facts: dict[str, Any] = {
-        "labels": recipe.data.labels or [str(names[number]) for number in sorted(names)]
-    }
-    if recipe.task != "classification":
-        return facts
-    if recipe.classification.kind != "auto":
-        facts["kind"] = recipe.classification.kind
-    elif config.problem_type:
-        facts["kind"] = config.problem_type.removesuffix("_classification")
-    elif len(names) == 1:
-        facts["kind"] = "regression"  # as Hugging Face's models decide
-    facts["is_pair"] = "text_pair" in recipe.data.columns
-    if split is not None and not facts["is_pair"]:
-        facts["is_pair"] = _has_pairs(recipe, split)
-    return facts
-
-
-def _has_pairs(recipe: Recipe, split: str) -> bool:
-    """Look at the first rows of a split for a column of second texts."""
-    from lmkit.data.splits import peek_split
-
-    first_rows = peek_split(recipe, split)
-    fields = task_class(recipe.task).fields_of(recipe, None, first_rows)
-    return any(field.name == "text_pair" for field in fields)
+    first_rows = None if split is None else peek_split(recipe, split)
+    return solved.read_config(load_config(model, recipe), recipe, first_rows)

@@ -19,7 +19,7 @@ from lmkit.flow.singles import check_repeat, is_repeated, single_runs
 from lmkit.models.source import ModelSource, find_model
 from lmkit.preflight import check_model_keys, check_stage
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.data.splits import Splits
@@ -220,7 +220,7 @@ def _checked(source: str, overrides: Sequence[str]) -> tuple[Recipe, Splits, Mod
             "lmkit bench measures one process, and was started as one of several",
             remedy="leave the launcher out",
         )
-    check_stage(recipe, task_class(recipe.task).stage if recipe.task else "finetune")
+    check_stage(recipe, problem(recipe.task).stage if recipe.task else "finetune")
     if recipe.lora is not None and recipe.lora.quantize is not None:
         from lmkit.models.quantized import check_quantization
 
@@ -232,7 +232,7 @@ def _checked(source: str, overrides: Sequence[str]) -> tuple[Recipe, Splits, Mod
     check_model_keys(recipe, found)
     from lmkit.data.splits import Splits, load_splits
 
-    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+    splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
     return recipe, Splits({"train": splits.rows["train"]}, splits.facts), found
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lmkit import console
 from lmkit.errors import RunError, nearest
+from lmkit.evaluation.compare import Pair, compare_all, score_by_module, score_together
+from lmkit.evaluation.compare import Test as Test
+from lmkit.metrics.custom import MOST_RESAMPLES, Module
 from lmkit.models.source import find_model, is_model_directory
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.records import Record
 from lmkit.run import Run, is_run
-from lmkit.tasks.registry import headline, task_class
-
-if TYPE_CHECKING:
-    from lmkit.evaluation.compare import Method, Pair
-    from lmkit.tasks.base import Task
+from lmkit.tasks.base import Scored
+from lmkit.tasks.registry import problem
 
 Format = Literal["table", "markdown", "latex"]
 SPLITS = ("test", "validation")
@@ -38,39 +38,100 @@ class System:
     runs: list[list[Path]]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Systems beside each other, pair by pair.
+
+    Args:
+        names: the systems as they were given.
+    """
+
+    names: tuple[str, ...]
+    metric: str
+    task: str
+    split: str
+    examples: int
+    test: Test
+    pairs: tuple[Pair, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        about = {
+            "task": self.task,
+            "split": self.split,
+            "examples": self.examples,
+            "method": self.test.method,
+            "confidence": self.test.confidence,
+            "resamples": self.test.resamples,
+        }
+        if len(self.pairs) == 1:
+            return self.pairs[0].verdict.to_json() | {"runs": list(self.names)} | about
+        pairs = []
+        for pair in self.pairs:
+            runs = [self.names[pair.first], self.names[pair.second]]
+            pairs.append({"runs": runs} | pair.verdict.to_json())
+        return {"metric": self.metric, "runs": list(self.names), "pairs": pairs} | about
+
+    def to_text(self, style: Format = "table") -> str:
+        lines = [_grid(self, style)]
+        for pair in self.pairs:
+            exact = pair.verdict.mcnemar_p_value
+            if exact is not None:
+                first, second = self.names[pair.first], self.names[pair.second]
+                lines.append(f"McNemar, exact: {first} and {second}: p = {exact:.4g}")
+        return "\n".join(lines)
+
+
 def compare(
     names: Sequence[str],
+    test: Test | None = None,
     *,
     metric: str | None = None,
     split: str | None = None,
-    method: Method = "bootstrap",
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 13,
-    style: Format = "table",
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare two or more evaluated systems.
 
     Args:
         names: run directories, or directories with metrics.json and predictions.jsonl; several seeds of one recipe as a
             list with commas, or as the directory that ``seeds:`` or ``data.folds:`` made.
+        test: default: the paired bootstrap.
         metric: default: the task's first that is not a loss.
         split: default: test where all have it, else validation.
-
-    Returns:
-        What ``--json`` prints (contract).
 
     Raises:
         RunError: not evaluated, another task, or other examples.
     """
-    from lmkit.evaluation.compare import (
-        Test,
-        compare_all,
-        score_by_module,
-        score_together,
+    test = test or Test()
+    systems = _find_systems(names, test)
+    places = [[evaluations(run, split, systems) for run in system.runs] for system in systems]
+    every_place = [place for side in places for run in side for place in run]
+    described = [(place, _read_json(place / "metrics.json")) for place in every_place]
+    name = _one_task(described)
+    records = [[_read_all(run) for run in side] for side in places]
+    task = _task(places[0][0][0], name, records)
+    chosen = metric or task.problem.headline(task.facts)
+    runs = zip(chain(*places), chain(*records), strict=True)
+    check_examples(task, [(str(run[0]), lines) for run, lines in runs])
+    _check_tokens(task, chosen, places, records)
+    modules = [metrics.get("modules", {}).get(chosen) for _, metrics in described]
+    module = next((module for module in modules if module), None)
+    if module is None:
+        scored = score_together(task, records, chosen)
+    else:
+        test = _test_by_module(test)
+        scored = score_by_module(task, records, chosen, Module(**module))
+    return Comparison(
+        names=tuple(names),
+        metric=chosen,
+        task=name,
+        split=described[0][1]["split"],
+        examples=len(records[0][0]),
+        test=test,
+        pairs=tuple(compare_all(scored, chosen, test)),
     )
-    from lmkit.metrics.custom import MOST_RESAMPLES, Module
 
+
+def _find_systems(names: Sequence[str], test: Test) -> list[System]:
+    """Find two systems or more, which the test can compare."""
     if len(names) < 2:
         raise RunError(
             "nothing to compare with",
@@ -78,78 +139,27 @@ def compare(
             remedy="name two runs or more: lmkit compare RUN_A RUN_B",
         )
     systems = [find_system(name) for name in names]
-    if method == "permutation" and any(len(system.runs) > 1 for system in systems):
+    if test.method == "permutation" and any(len(system.runs) > 1 for system in systems):
         raise RunError(
             "exchanges outputs of one run with those of one other, and here are several seeds",
             place="--method permutation",
             remedy="use --method bootstrap, which knows both sources of variance",
         )
-    places = [[evaluations(run, split, systems) for run in system.runs] for system in systems]
-    described = [
-        (place, _read_json(place / "metrics.json"))
-        for side in places
-        for run in side
-        for place in run
-    ]
-    name = _one_task(described)
-    records = [
-        [[record for place in run for record in read_records(place)] for run in side]
-        for side in places
-    ]
-    task = _task(places[0][0][0], name, records)
-    chosen = metric or headline(task.name, task.metrics)
-    check_examples(
-        task,
-        [
-            (str(run[0]), found)
-            for side, runs in zip(places, records, strict=True)
-            for run, found in zip(side, runs, strict=True)
-        ],
-    )
-    _check_tokens(task, chosen, places, records)
-    module = next(
-        (found for _, about in described if (found := about.get("modules", {}).get(chosen))), None
-    )
-    if module is None:
-        scored = score_together(task, records, chosen)
-    elif method == "permutation":
+    return systems
+
+
+def _test_by_module(test: Test) -> Test:
+    """Limit the test to what a metric of ``eval.metrics`` allows."""
+    if test.method == "permutation":
         raise RunError(
             "not for metrics of eval.metrics",
             place="--method permutation",
             remedy="use --method bootstrap",
         )
-    else:
-        scored = score_by_module(task, records, chosen, Module(**module))
-        if resamples > MOST_RESAMPLES:
-            console.say(
-                f"{MOST_RESAMPLES} resamples, for each computes the metric of a module anew"
-            )
-            resamples = MOST_RESAMPLES
-    pairs = compare_all(scored, chosen, Test(method, confidence, resamples, seed))
-    about = {
-        "task": name,
-        "split": described[0][1]["split"],
-        "examples": len(records[0][0]),
-        "method": method,
-        "confidence": confidence,
-        "resamples": resamples,
-    }
-    console.say(_grid(pairs, names, chosen, confidence, style))
-    for pair in pairs:
-        if (exact := pair.verdict.mcnemar_p_value) is not None:
-            console.say(
-                f"McNemar, exact: {names[pair.first]} and {names[pair.second]}: p = {exact:.4g}"
-            )
-    if len(pairs) == 1:
-        return pairs[0].verdict.to_json() | {"runs": list(names)} | about
-    return {
-        "metric": chosen,
-        "runs": list(names),
-        "pairs": [
-            {"runs": [names[pair.first], names[pair.second]]} | pair.verdict.to_json()
-            for pair in pairs
-        ],
-    } | about
+    if test.resamples <= MOST_RESAMPLES:
+        return test
+    console.say(f"{MOST_RESAMPLES} resamples, for each computes the metric of a module anew")
+    return replace(test, resamples=MOST_RESAMPLES)
 
 
 # ---------------------------------------------------------------------------------- finding
@@ -242,6 +252,10 @@ def read_records(folder: Path) -> Iterator[Record]:
                 ) from None
 
 
+def _read_all(run: Sequence[Path]) -> list[Record]:
+    return [record for place in run for record in read_records(place)]
+
+
 # ---------------------------------------------------------------------------------- checking
 
 
@@ -257,7 +271,7 @@ def _one_task(described: Sequence[tuple[Path, dict[str, Any]]]) -> str:
     return str(about["task"])
 
 
-def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]]) -> Task:
+def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]]) -> Scored:
     """The task with what its model learned; where the model is not beside the predictions, the labels that occur."""
     run = place.absolute().parents[1]
     recipe, facts = Recipe(task=name), {}
@@ -266,9 +280,10 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]])
             load_recipe(Run(run).recipe_file),
             dict(find_model(str(run)).description.get("facts", {})),
         )
-    cls = task_class(name)
-    facts = cls.recover(records[0][0]) | facts
-    if "labels" not in facts and any(field.kind in ("label", "tags") for field in cls.fields):
+    solved = problem(name)
+    facts = solved.recover(records[0][0]) | facts
+    has_labels = any(field.kind in ("label", "tags") for field in solved.fields(recipe))
+    if "labels" not in facts and has_labels:
         values = [
             record[key]
             for side in records
@@ -279,28 +294,28 @@ def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]])
         facts["labels"] = sorted(
             {label for value in values for label in (value if isinstance(value, list) else [value])}
         )
-    task = cls(recipe, facts, None)  # scoring reads no tokens
-    return task.as_measured([record for side in records for run in side for record in run])
+    return Scored(solved, recipe, facts)
 
 
-def check_examples(task: Task, runs: Sequence[tuple[str, Sequence[Record]]]) -> None:
+def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[Record]]]) -> None:
     """Refuse runs over different examples, naming the first line that differs from the first run's.
 
     Raises:
         RunError: another number of lines, another id, input or gold.
     """
-    keys = ["id", "gold", "text_pair", *(field.name for field in task.fields if not field.gold)]
+    fields = task.problem.fields(task.recipe)
+    keys = ["id", "gold", "text_pair", *(field.name for field in fields if not field.gold)]
     (first, reference), *others = runs
     for place, records in others:
         for number, (mine, its) in enumerate(zip_longest(reference, records), 1):
             if mine is None or its is None:
-                problem = f"{len(records)} examples, and {first} has {len(reference)}"
+                difference = f"{len(records)} examples, and {first} has {len(reference)}"
             elif key := next((key for key in keys if mine.get(key) != its.get(key)), None):
-                problem = f"line {number} is another example than in {first}: {key} is {_short(its.get(key))}, there {_short(mine.get(key))}"
+                difference = f"line {number} is another example than in {first}: {key} is {_short(its.get(key))}, there {_short(mine.get(key))}"
             else:
                 continue
             raise RunError(
-                problem,
+                difference,
                 place=f"{place}/predictions.jsonl",
                 remedy="evaluate both on the same file: lmkit eval RUN data.test=FILE",
             )
@@ -312,16 +327,17 @@ def _short(value: Any, most: int = 60) -> str:
 
 
 def _check_tokens(
-    task: Task,
+    task: Scored,
     metric: str,
     places: list[list[list[Path]]],
     records: list[list[list[Record]]],
 ) -> None:
     """Refuse losses that are of other tokens: a loss a token says nothing across tokenizers."""
-    if metric == "bits_per_byte" or (task.stage != "pretrain" and metric != "loss"):
+    is_pretrained = task.problem.stage == "pretrain"
+    if metric == "bits_per_byte" or (not is_pretrained and metric != "loss"):
         return
     manifests = [run[0].absolute().parents[1] / "manifest.json" for side in places for run in side]
-    if task.stage == "pretrain" and all(path.is_file() for path in manifests):
+    if is_pretrained and all(path.is_file() for path in manifests):
         differ = (
             len({_read_json(path)["tokenizer"]["sha256"] for path in manifests}) > 1
         )  # masks may, with the seed
@@ -331,7 +347,7 @@ def _check_tokens(
     if differ:
         remedy = (
             "--metric bits_per_byte does not depend on tokens"
-            if "bits_per_byte" in task.metrics
+            if any(each.name == "bits_per_byte" for each in task.problem.metrics(task.facts))
             else "compare runs with one tokenizer"
         )
         raise RunError(
@@ -344,25 +360,13 @@ def _check_tokens(
 # ---------------------------------------------------------------------------------- showing
 
 
-def _grid(
-    pairs: Sequence[Pair],
-    names: Sequence[str],
-    metric: str,
-    confidence: float,
-    style: Format,
-) -> str:
-    header = [
-        "a",
-        "b",
-        f"{metric} of a",
-        "of b",
-        "difference",
-        f"{confidence * 100:g} % interval",
-        "p",
-        "verdict",
-    ]
+def _grid(comparison: Comparison, style: Format) -> str:
+    pairs, names = comparison.pairs, comparison.names
+    interval = f"{comparison.test.confidence * 100:g} % interval"
+    header = ["a", "b", f"{comparison.metric} of a", "of b", "difference", interval, "p"]
     if len(pairs) > 1:
-        header.insert(7, "p (Holm)")
+        header.append("p (Holm)")
+    header.append("verdict")
     rows = []
     for pair in pairs:
         verdict = pair.verdict

@@ -14,11 +14,13 @@ from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.flow.singles import check_repeat, is_repeated, single_runs
 from lmkit.recipe import load_recipe
-from lmkit.tasks.registry import TASKS, task_class
+from lmkit.tasks.registry import names, problem
 
 if TYPE_CHECKING:
     from lmkit.data.row import DataFile, Row
     from lmkit.data.rows import Rows
+    from lmkit.tasks.answers import Answer
+    from lmkit.tasks.fields import Field
 
 SHOWN_LABELS, SHOWN_LETTERS = 30, 200
 
@@ -115,7 +117,7 @@ def look(source: str | Mapping[str, object], overrides: Sequence[str] = ()) -> D
     """
     recipe = load_recipe(source, overrides)
     if not recipe.task:
-        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
+        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(names())}")
     if is_repeated(recipe):
         check_repeat(recipe)
         runs = single_runs(recipe)
@@ -124,21 +126,25 @@ def look(source: str | Mapping[str, object], overrides: Sequence[str] = ()) -> D
     # after the recipe is known to be right: mistakes in it answer at once
     from lmkit.data.splits import load_splits
 
-    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
-    texts = {hash(text) for text in _texts(splits.rows["train"])}
+    solved = problem(recipe.task)
+    splits = load_splits(recipe, solved, wanted=("train", "validation", "test"))
+    fields, answer = solved.fields(recipe, splits.facts), solved.answer(splits.facts)
+    texts = {hash(text) for text in _texts(splits.rows["train"], fields)}
     summaries = {
-        split: _summarise(rows, None if split == "train" else texts)
+        split: _summarise(rows, fields, answer, None if split == "train" else texts)
         for split, rows in splits.rows.items()
     }
     return DataSummary(recipe.name, recipe.task, summaries)
 
 
-def _summarise(rows: Rows, train: set[int] | None) -> SplitSummary:
+def _summarise(
+    rows: Rows, fields: Sequence[Field], answer: Answer, train: set[int] | None
+) -> SplitSummary:
     """Summarise one split; ``train``: hashes of the training texts."""
     lengths: list[int] = []
     repeated = in_train = 0
     earlier: set[int] = set()
-    for text in _texts(rows):
+    for text in _texts(rows, fields):
         lengths.append(len(text))
         key = hash(text)
         repeated += key in earlier
@@ -151,17 +157,16 @@ def _summarise(rows: Rows, train: set[int] | None) -> SplitSummary:
         characters=Lengths(min(lengths), round(median(lengths)), max(lengths), sum(lengths)),
         repeated=repeated,
         in_train=None if train is None else in_train,
-        labels=_labels(rows),
+        labels=_labels(rows, fields, answer),
         first=rows[0],
     )
 
 
-def _texts(rows: Rows) -> Iterator[str]:
-    """What is read of each row as one text, as overlap with training is judged: case and white space aside."""
+def _texts(rows: Rows, fields: Sequence[Field]) -> Iterator[str]:
+    """Yield what is read of each row as one text, as overlap with training is judged: case and white space aside."""
     from lmkit.evaluation.overlap import normalised
 
-    names = [name for name in ("text", "text_pair", "source", "tokens") if name in rows.names]
-    names = ["tokens"] if "tokens" in names else names  # beside which a text is the same once more
+    names = [field.name for field in fields if not field.gold]
     for row in rows:
         values = [
             " ".join(row[name]) if isinstance(row[name], list) else str(row[name]) for name in names
@@ -169,25 +174,12 @@ def _texts(rows: Rows) -> Iterator[str]:
         yield normalised("\n".join(values))
 
 
-def _labels(rows: Rows) -> dict[str, int]:
-    """How often each label occurs, of tagged words each entity by its first tag; the commonest first. Not of numbers."""
-    from lmkit.metrics.tagging import type_of
-    from lmkit.tasks.ner.task import marks_entities
-
-    name = next((name for name in ("label", "tags") if name in rows.names), None)
-    if name is None or isinstance(rows[0][name], float):
-        return {}
-    values = (row[name] for row in rows)
-    flat: Iterator[str] = chain.from_iterable(
-        value if isinstance(value, list) else [value] for value in values
-    )
-    counts = Counter(flat)
-    if name == "tags" and marks_entities(counts):
-        kinds: Counter[str] = Counter()
-        for tag, count in counts.items():
-            if tag[0] != "I":
-                kinds[tag if tag == "O" else type_of(tag)] += count
-        counts = kinds
+def _labels(rows: Rows, fields: Sequence[Field], answer: Answer) -> dict[str, int]:
+    """Count how often each label occurs; the commonest first."""
+    counts: Counter[str] = Counter()
+    for name in (field.name for field in fields if field.gold):
+        for row in rows:
+            counts.update(answer.occurrences(row[name]))
     return dict(counts.most_common())
 
 

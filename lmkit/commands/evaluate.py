@@ -36,12 +36,17 @@ def evaluate(
     return evaluate_subject(find_subject(source, overrides, output=output), limited=limited)
 
 
-def thresholds(given: Sequence[str]) -> dict[str, float]:
+def thresholds(given: Sequence[str], *, strict: bool = False) -> dict[str, float]:
     """Read the ``METRIC=NUMBER`` arguments of ``--fail-under``.
 
     Raises:
-        LmkitError: one is not of that form.
+        LmkitError: one is not of that form; or there is none to be strict about.
     """
+    if strict and not given:
+        raise LmkitError(
+            "--strict has no effect without --fail-under",
+            remedy="for example --fail-under f1=0.42 --strict",
+        )
     limits = {}
     for entry in given:
         name, _, number = entry.partition("=")

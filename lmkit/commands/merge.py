@@ -13,7 +13,7 @@ from lmkit.models.adapters import TASK_TYPES, adapter_config, base_of
 from lmkit.models.source import DESCRIPTION, ModelSource, find_model, is_model_directory
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import Run, atomic_directory, is_run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem, problems
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ def merge(source: str, output: str, *, overwrite: bool = False) -> MergedModel:
         values = {key: value for key, value in described.items() if key != "quantize"}
         values["merged"] = made
         _write(folder / DESCRIPTION, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
-        card = merged_card(target.name, task, model.config, tokenizer, made, difference)
+        card = merged_card(target.name, problem(task), model.config, tokenizer, made, difference)
         _write(folder / "README.md", card)
     parameters = count_parameters(model)[1]
     return MergedModel(str(target), task, made["adapter"], base, parameters, difference)
@@ -113,7 +113,7 @@ def _tokenizer(
     return load_tokenizer(
         adapter.location if is_own else base,
         trust_remote_code=recipe.model.trust_remote_code,
-        slow=task_class(task).generates,
+        slow=problem(task).architecture == "encoder-decoder",
     )
 
 
@@ -122,7 +122,7 @@ def _save_merged(adapter: ModelSource, task: str, recipe: Recipe, folder: Path) 
     from lmkit.models.adapters import load_adapter, merged, probe_logits
     from lmkit.models.crf import FILE as CRF_FILE
 
-    adapted = load_adapter(adapter, task_class(task).model_class, recipe, quantized=False)
+    adapted = load_adapter(adapter, problem(task).auto_class, recipe, quantized=False)
     expected: Tensor = probe_logits(adapted)
     merged(adapted).save_pretrained(folder)
     # the adapter's: transitions, the first token of an output
@@ -141,7 +141,7 @@ def _prove_same(
     from lmkit.recipe.schema import Model
 
     section = Model(trust_remote_code=recipe.model.trust_remote_code)
-    model, _ = from_pretrained(task_class(task).model_class, str(folder), section, {})
+    model, _ = from_pretrained(problem(task).auto_class, str(folder), section, {})
     difference = (probe_logits(model) - expected).abs().max().item()
     largest = expected.abs().max().item()
     if not difference <= TOLERANCE * max(1.0, largest):  # which nan is not, either
@@ -157,9 +157,9 @@ def _task_of(found: ModelSource) -> str:
     if "task" in found.description:
         return str(found.description["task"])
     named = adapter_config(found).get("task_type")
-    for task, task_type in TASK_TYPES.items():
-        if task_type == named:
-            return task
+    for solved in sorted(problems(), key=lambda solved: solved.stage != "finetune"):
+        if named is not None and TASK_TYPES.get(solved.auto_class) == named:
+            return solved.name
     raise ModelError(
         f"an adapter of task_type {named!r}",
         place=found.location,

@@ -26,7 +26,7 @@ from lmkit.models.source import ModelSource, find_model
 from lmkit.preflight import check_model_keys, check_stage
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import TIMES, Run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.train.measured import Measured
@@ -124,10 +124,10 @@ def prove(
 
 def shrunk(recipe: Recipe, folder: Path, *, dropout: float) -> Case:
     """The same task, architecture and options with a tiny model, a few rows and short steps, in fp32 on one process."""
-    check_stage(recipe, task_class(recipe.task).stage if recipe.task else "finetune")
+    check_stage(recipe, problem(recipe.task).stage if recipe.task else "finetune")
     if recipe.model.base is None or recipe.model.preset:
         check_model_keys(recipe, None)
-    splits = few_rows(load_splits(recipe, task_class(recipe.task), wanted=("train", "validation")))
+    splits = few_rows(load_splits(recipe, problem(recipe.task), wanted=("train", "validation")))
     values = tiny_recipe(recipe, splits, folder).model_dump()
     values["train"] |= {
         "batch_size": BATCH,
@@ -359,7 +359,7 @@ def run_part(what: str, folder: Path) -> None:
     measured = bench.steps(budget=bench.budget)
     if console.is_first_process():
         measured.save(folder / MEASURED)
-    bench.setup.parallelism.accelerator.end_training()
+    bench.setup.parallelism.end()
 
 
 if __name__ == "__main__":

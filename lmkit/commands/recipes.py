@@ -12,7 +12,8 @@ from typing import Any
 from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe, shipped_recipes
-from lmkit.recipe.load import dump_recipe, find_recipe
+from lmkit.recipe.load import dump_recipe
+from lmkit.recipe.shipped import find_recipe
 
 
 @dataclass(frozen=True)
@@ -161,18 +162,18 @@ def check_recipe(source: str, overrides: Sequence[str] = ()) -> CheckedRecipe:
     """Check keys, values, model and data files of a recipe, without torch."""
     from lmkit.models.source import find_model
     from lmkit.preflight import check_choice, check_metrics, check_model_keys
-    from lmkit.tasks.registry import TASKS, task_class
+    from lmkit.tasks.registry import names, problem
 
     recipe = load_recipe(source, overrides)
     if not recipe.task:
-        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(TASKS)}")
+        raise RecipeError("no task", place="task", remedy=f"one of: {', '.join(names())}")
     check_metrics(recipe)
     check_model_keys(recipe, find_model(recipe.model.base) if recipe.model.base else None)
     from lmkit.data.splits import (
         load_splits,  # after the recipe is known to be right: mistakes in it answer at once
     )
 
-    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation", "test"))
+    splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation", "test"))
     check_choice(recipe, splits)
     rows = {split: len(rows) for split, rows in splits.rows.items()}
     labels = splits.facts.get("labels")

@@ -10,7 +10,7 @@ from lmkit import console
 from lmkit.models.source import find_model
 from lmkit.preflight import check_choice, check_model_keys, check_recipe
 from lmkit.recipe import Recipe, load_recipe
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.flow.dry_run import DryRunPlan
@@ -68,7 +68,7 @@ def dry_run(
     from lmkit.data.splits import load_splits
     from lmkit.flow.dry_run import dry_run_plan
 
-    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+    splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
     check_choice(recipe, splits)
     return dry_run_plan(recipe, splits, model)
 

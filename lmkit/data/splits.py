@@ -14,7 +14,7 @@ from lmkit.data.reading import Peek, find_rows, load_rows, peek
 from lmkit.data.sources import Source
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Data, Recipe
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Problem
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Splits:
 
 
 def load_splits(
-    recipe: Recipe, task: type[Task], *, wanted: Sequence[str], facts: dict[str, Any] | None = None
+    recipe: Recipe, problem: Problem, *, wanted: Sequence[str], facts: dict[str, Any] | None = None
 ) -> Splits:
     """Read and check the splits a command needs.
 
@@ -59,16 +59,15 @@ def load_splits(
     """
     data = recipe.data
     _refuse_contradictions(recipe, wanted, is_learning=facts is None)
-    fields = task.fields_of(
-        recipe, facts, None if facts is not None else peek_split(recipe, "train")
-    )
+    first_rows = None if facts is not None else peek_split(recipe, "train")
+    fields = problem.fields(recipe, facts, first_rows)
     read = _splits_to_read(data, wanted)
     for split in read:  # a file that is not there is said before another is read
         find_rows(_source(recipe, split), Roles(fields))
     from lmkit.data.check.labels import check_labels, labels_of
     from lmkit.data.check.tags import prepare_tags
 
-    rows = {split: _load(recipe, task, fields, split) for split in read}
+    rows = {split: _load(recipe, problem, fields, split) for split in read}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
         tags = data.labels if facts is None else facts["labels"]
@@ -81,7 +80,7 @@ def load_splits(
         labels = data.labels or []
         if gold and not labels:
             labels = labels_of(all_training_rows or rows["train"], gold[0].name)
-        facts = task.learn(rows["train"], labels)
+        facts = problem.learn(rows["train"], labels)
     for field in gold:
         for split, checked in rows.items():
             rows[split] = check_labels(
@@ -169,19 +168,19 @@ def _source(recipe: Recipe, split: str) -> Source:
     return Source(getattr(recipe.data, split), f"data.{split}", split)
 
 
-def _load(recipe: Recipe, task: type[Task], fields: Sequence[Field], split: str) -> Rows:
+def _load(recipe: Recipe, problem: Problem, fields: Sequence[Field], split: str) -> Rows:
     data = recipe.data
-    slices = slices_of(recipe, task, split)
-    roles = Roles(fields, forms=task.forms, columns=data.columns, slices=slices)
+    slices = slices_of(recipe, problem, split)
+    roles = Roles(fields, forms=problem.forms, columns=data.columns, slices=slices)
     options = ReadOptions(data.on_bad_row, data.document, data.max_rows)
     return load_rows(_source(recipe, split), roles, options, cache_folder())
 
 
-def slices_of(recipe: Recipe, task: type[Task], split: str) -> list[str]:
+def slices_of(recipe: Recipe, problem: Problem, split: str) -> list[str]:
     """Return the columns that ``eval.slices`` names and the task does not read, of a split that is evaluated."""
     if split == "train" and recipe.data.validation_fraction is None and recipe.data.fold is None:
         return []
-    no_columns = {*SLICES, *(field.name for field in task.fields)}
+    no_columns = {*SLICES, *(field.name for field in problem.fields(recipe))}
     return [name for name in dict.fromkeys(recipe.eval.slices) if name not in no_columns]
 
 

@@ -16,7 +16,7 @@ from lmkit.metrics.custom import Examples, Module, custom_statistics
 from lmkit.metrics.direction import is_better
 from lmkit.metrics.statistics import Statistics, ratio
 from lmkit.records import Record, Verdict, finite
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Scored, Task
 
 Method = Literal["bootstrap", "permutation"]
 Records = Sequence[Record]
@@ -35,7 +35,7 @@ class Test:
 
 
 def score_together(
-    task: Task, systems: Sequence[Sequence[Records]], metric: str
+    task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str
 ) -> list[list[Statistics]]:
     """The statistics of each run of each system, with the same columns for all.
 
@@ -48,12 +48,12 @@ def score_together(
     runs = [run for system in systems for run in system]
     examples = len(runs[0])
     records = [record for run in runs for record in run]
-    together = task.score(records)
+    together = task.problem.score(task.facts, records)
     known = list(together.values())
     if metric not in known:
         if metric != "loss" or not all("nll" in record and "items" in record for record in records):
             raise LmkitError(
-                f"{task.name} has no metric {metric!r}",
+                f"{task.problem.name} has no metric {metric!r}",
                 place="--metric",
                 remedy=suggest(metric, known),
             )
@@ -68,7 +68,7 @@ def score_together(
 
 
 def score_by_module(
-    task: Task, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
+    task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
 ) -> list[list[Statistics]]:
     """The same of a metric that ``eval.metrics`` brought along."""
 
@@ -78,7 +78,7 @@ def score_by_module(
     ]
 
 
-def examples_of(records: Records, task: Task) -> Examples:
+def examples_of(records: Records, task: Task | Scored) -> Examples:
     """Return what a module of the evaluate library is handed."""
     return Examples(
         [record["prediction"] for record in records],

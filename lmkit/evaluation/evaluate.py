@@ -59,17 +59,12 @@ def measure(records: Sequence[Record], task: Task, *, seconds: float) -> Evaluat
     for record in records:
         nll, items = nll + record["nll"], items + record["items"]
     loss = nll / items if items else math.nan
-    return Evaluated(records, task.score(records), loss, seconds)
+    return Evaluated(records, task.problem.score(task.facts, records), loss, seconds)
 
 
 def validate(forward: Forward, encoded: Encoded, *, metric: str) -> float:
     """Return one metric of a split, the same on every rank: what chooses the best checkpoint."""
-    value = [_validate(forward, encoded, metric)]
-    if forward.ranks > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(value)
-    return float(value[0])
+    return forward.processes.first_rank_says(_validate(forward, encoded, metric))
 
 
 def _validate(forward: Forward, encoded: Encoded, metric: str) -> float:
@@ -80,7 +75,9 @@ def _validate(forward: Forward, encoded: Encoded, metric: str) -> float:
         records = store(forward.predictions(encoded), Path(folder) / "predictions.jsonl")
         if forward.rank:
             return 0.0
-        if not task.tunes:  # else answers are not yet those the model will give
+        if not task.problem.tunes(
+            task.recipe, task.facts
+        ):  # else answers are not yet those the model will give
             decision = answer_of(task).only_decision(records)
             suspicions.warn_of_one_decision(decision, split="validation", training=True)
         return measure(records, task, seconds=0).value(metric)
@@ -105,7 +102,7 @@ def metrics_of(
             seed=seed,
             kind=options.interval,
         ),
-        signature=" ".join(filter(None, [statistics.signature, made])),
+        signature=" ".join(filter(None, [task.signature or statistics.signature, made])),
         seconds=round(evaluated.seconds, 3),
         by_label={
             label: row | {"support": int(row["support"])}

@@ -114,7 +114,7 @@ def overlap_with_training(
         return Overlap(checked=False, reason=train)
     kinds = {
         field.name: field.kind
-        for field in task.fields_of(task.recipe, task.facts, None)
+        for field in task.problem.fields(task.recipe, task.facts)
         if not field.gold
     }
     names = list(kinds)

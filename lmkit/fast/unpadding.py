@@ -18,15 +18,15 @@ from lmkit.heads import unwrap
 from lmkit.models.padding import warn_of_padding
 from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
 from lmkit.recipe.schema import Recipe
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Problem
 
 if TYPE_CHECKING:
     import torch
 
 
-def choose_packing(recipe: Recipe, task: Task | type[Task], model: Any) -> Packing | None:
+def choose_packing(recipe: Recipe, problem: Problem, model: Any) -> Packing | None:
     """How this model takes several texts in a row, as ``hardware.packing`` says; None: it has one text a row, and padding."""
-    find = find_packing if task.packs else find_unpadding
+    find = find_packing if problem.packs else find_unpadding
     is_off = "off" in (recipe.hardware.packing, recipe.hardware.fast)
     packing = None if is_off else find(model, longest=recipe.data.max_length)
     if packing is None:

@@ -90,7 +90,7 @@ def dry_run_plan(recipe: Recipe, splits: Splits, source: ModelSource | None) -> 
     prepared = prepare(recipe, splits, source)
     setup = set_up(recipe.model_copy(update={"hardware": hardware}), prepared)
     checkpoint_interval(recipe)
-    metric = metric_of(recipe, setup.task, "validation" in prepared.encoded)
+    metric = metric_of(recipe, setup.task.facts, "validation" in prepared.encoded)
     decide(setup)
     if hardware.compile == "on":
         decide_compile(setup)

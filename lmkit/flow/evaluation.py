@@ -15,11 +15,12 @@ from lmkit.recipe.schema import Eval
 from lmkit.run import Run
 from lmkit.subject import Subject, facts_of, tokenizer_of
 from lmkit.tasks.answers import answer_of
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from lmkit.data.rows import Rows
     from lmkit.data.splits import Splits
+    from lmkit.evaluation.forward import Forward
     from lmkit.records import Metrics, Record
     from lmkit.tasks.base import Task
 
@@ -62,9 +63,10 @@ def evaluate_subject(
     elif split not in splits.rows:
         split = next(iter(splits.rows))
     if not recipe.eval.metrics:  # whose names nobody knows before
-        # metrics need no tokens
-        task = task_class(recipe.task)(recipe, splits.facts, None).for_evaluation()
-        check_limited(limited, {"loss", *task.metrics, *task.further})
+        solved = problem(recipe.task)
+        solved.check(recipe, splits.facts)
+        measures = solved.measured(recipe, splits.facts)
+        check_limited(limited, {"loss", *(metric.name for metric in measures)})
     return _evaluate_rows(subject, splits, split, _other_rows(recipe, splits, split))
 
 
@@ -92,7 +94,7 @@ def _load_split(subject: Subject, split: str) -> Splits:
         # a missing file is said before a config is loaded
         find_files(files, key=f"data.{split}")
     facts = facts_of(subject.source, recipe, split)
-    return load_splits(recipe, task_class(recipe.task), wanted=(split,), facts=facts)
+    return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=facts)
 
 
 def _other_rows(recipe: Recipe, splits: Splits, split: str) -> OtherRows:
@@ -112,7 +114,7 @@ def _baseline_rows(recipe: Recipe, splits: Splits) -> Rows:
     """Return the training rows that baselines are learned from."""
     from lmkit.evaluation.baselines import check_baselines
 
-    check_baselines(recipe.task, recipe.data.train is not None)
+    check_baselines(recipe, splits.facts)
     if "train" in splits.rows:
         return splits.rows["train"]
     return _load(recipe, splits, "train")
@@ -149,8 +151,8 @@ def _training_rows(recipe: Recipe, splits: Splits) -> Rows | str:
 def _load(recipe: Recipe, splits: Splits, split: str) -> Rows:
     from lmkit.data.splits import load_splits
 
-    cls = task_class(recipe.task)
-    return load_splits(recipe, cls, wanted=(split,), facts=splits.facts).rows[split]
+    solved = problem(recipe.task)
+    return load_splits(recipe, solved, wanted=(split,), facts=splits.facts).rows[split]
 
 
 def _evaluate_rows(
@@ -162,25 +164,21 @@ def _evaluate_rows(
     from lmkit.evaluation.analysis import Background
     from lmkit.evaluation.baselines import baselines_table
     from lmkit.evaluation.evaluate import evaluate_split, metrics_table
-    from lmkit.evaluation.forward import Forward
-    from lmkit.models.build import load_trained
     from lmkit.models.tokenizer import tokenizer_hash
-    from lmkit.train.device import build_accelerator, micro_batch_tokens
 
     recipe, source = subject.recipe, subject.source
     tokenizer = tokenizer_of(recipe, source)
-    task = task_class(recipe.task)(recipe, splits.facts, tokenizer).for_evaluation()
-    encoded = encode(splits.rows[split], task, tokenizer_hash(task.tokenizer))
+    solved = problem(recipe.task)
+    task = solved.scorer(solved.task(recipe, splits.facts, tokenizer))
+    tokens_hash = tokenizer_hash(tokenizer)
+    encoded = encode(splits.rows[split], task, tokens_hash)
     say_left_out(encoded, recipe.data, split=split)
     console.say(f"evaluating on data.{split}: {len(encoded.rows)} rows")
-    accelerator = build_accelerator(recipe.hardware.model_copy(update={"processes": "auto"}))
-    model = load_trained(source, task).to(accelerator.device)
-    budget = 2 * micro_batch_tokens(recipe.hardware, accelerator.device)
-    forward = Forward(task, model, accelerator, budget)
+    forward = load_forward(subject, task)
     fitted_on: list[Record] | None = None
     if others.validation is not None:
         _check_temperature(task)
-        aside = encode(others.validation, task, tokenizer_hash(task.tokenizer))
+        aside = encode(others.validation, task, tokens_hash)
         say_left_out(aside, recipe.data, split="validation")
         fitted_on = list(forward.predictions(aside))
     background = Background(
@@ -201,6 +199,20 @@ def _evaluate_rows(
         console.say(f"\n{baselines_table(metrics)}")
     console.say(f"written to {folder}")
     return metrics
+
+
+def load_forward(subject: Subject, task: Task) -> Forward:
+    """Load the model of a subject, ready to predict."""
+    from lmkit.evaluation.forward import Forward
+    from lmkit.models.build import load_trained
+    from lmkit.train.device import micro_batch_tokens
+    from lmkit.train.parallelism import start_processes
+
+    hardware = subject.recipe.hardware
+    processes = start_processes(hardware.model_copy(update={"processes": "auto"}))
+    model = load_trained(subject.source, task).to(processes.device)
+    budget = 2 * micro_batch_tokens(hardware, processes.device)
+    return Forward(task, model, processes, budget)
 
 
 def _check_temperature(task: Task) -> None:

@@ -20,7 +20,7 @@ from lmkit.recipe.schema import TokenizerTraining
 from lmkit.records import Metrics
 from lmkit.run import Run
 from lmkit.subject import find_subject
-from lmkit.tasks.registry import keys_read_by, task_class
+from lmkit.tasks.registry import problem
 
 ROWS, STEPS = 32, 4
 
@@ -60,12 +60,11 @@ def smoke_run(recipe: Recipe) -> SmokeSummary:
             place="--smoke",
             remedy="the same command without the launcher",
         )
-    cls = task_class(recipe.task)
     if recipe.model.base is None or recipe.model.preset:
         check_model_keys(
             recipe, None
         )  # a base that is not there yet is no mistake here; keys that contradict each other are
-    splits = load_splits(recipe, cls, wanted=("train", "validation", "test"))
+    splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation", "test"))
     check_choice(recipe, splits)
     from lmkit.train.fit import fit
 
@@ -107,7 +106,7 @@ def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
     }
     values["train"]["freeze_layers"] = min(1, recipe.train.freeze_layers)
     values["hardware"] |= {"processes": "auto", "checkpoint_every": None}
-    if "generation" in keys_read_by(recipe.task):
+    if "generation" in problem(recipe.task).keys:
         values["generation"] |= {
             "max_new_tokens": 8,
             "num_beams": min(2, recipe.generation.num_beams),
@@ -152,7 +151,7 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
             recipe.model.base or ""
         ):
             raise
-        family = task_class(recipe.task).family
+        family = problem(recipe.task).smoke_preset
         console.warn(f"{str(error).splitlines()[0]}; a tiny random {family} stands in for it")
         stand_in = recipe.model_copy(
             update={

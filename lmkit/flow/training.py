@@ -11,11 +11,12 @@ from lmkit.errors import RecipeError
 from lmkit.models.source import find_model
 from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe
-from lmkit.recipe.load import dump_recipe, local_paths
+from lmkit.recipe.load import dump_recipe
+from lmkit.recipe.paths import local_paths
 from lmkit.records import Metrics
 from lmkit.run import Run, command_line, write_text
 from lmkit.startup import importing
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 from lmkit.train.summary import TrainingSummary
 
 
@@ -33,7 +34,7 @@ def train_one(
     # after the recipe is known to be right: mistakes in it answer at once
     from lmkit.data.splits import load_splits
 
-    splits = load_splits(recipe, task_class(recipe.task), wanted=("train", "validation"))
+    splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
     check_choice(recipe, splits)
     processes = 1 if launched else number_of_processes(recipe)
     if owns_run and overwrite:

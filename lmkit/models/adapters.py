@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+# of PEFT, by the Auto class of transformers; it has none for masked models
 TASK_TYPES = {
-    "classification": "SEQ_CLS",
-    "ner": "TOKEN_CLS",
-    "translation": "SEQ_2_SEQ_LM",
-    "clm": "CAUSAL_LM",
-    "denoise": "SEQ_2_SEQ_LM",
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModelForCausalLM": "CAUSAL_LM",
 }
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -62,7 +62,7 @@ def add_lora(
     recipe: Recipe,
     source: ModelSource,
     *,
-    task: str,
+    auto_class: str,
     new: list[str],
     added: list[int],
 ) -> Any:
@@ -82,7 +82,7 @@ def add_lora(
     assert options is not None
     targets = _targets(model, options)
     config = LoraConfig(
-        task_type=TASK_TYPES.get(task),
+        task_type=TASK_TYPES.get(auto_class),
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,

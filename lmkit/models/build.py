@@ -23,8 +23,9 @@ from lmkit.models.load import from_pretrained, load_config, new_modules
 from lmkit.models.presets import preset_config
 from lmkit.models.quantized import quantization
 from lmkit.models.source import DESCRIPTION, ModelSource
-from lmkit.models.tokenizer import num_tokens, pieces_of, save_tokenizer, target_of
+from lmkit.models.tokenizer import num_tokens, pieces_of, save_tokenizer
 from lmkit.recipe.schema import Recipe
+from lmkit.tasks.languages import target_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -92,7 +93,7 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
         origin = source.location
     _check_length(model, recipe, task)
     _read_further(model, task)
-    if task.causal:
+    if task.problem.architecture == "decoder":
         check_causal(model)
     task.configure(model)
     added = grow_embeddings(model, task.tokenizer, recipe.tokenizer.add_tokens)
@@ -106,7 +107,9 @@ def build_model(recipe: Recipe, task: Task, source: ModelSource | None) -> Built
                 place="lora",
                 remedy="give model.base, or lora: null",
             )
-        model = add_lora(model, recipe, source, task=task.name, new=new, added=added)
+        model = add_lora(
+            model, recipe, source, auto_class=task.problem.auto_class, new=new, added=added
+        )
     if recipe.tagging.crf:
         knows = (
             source is not None
@@ -157,19 +160,14 @@ def _check_fields(changes: Mapping[str, Any], config: PretrainedConfig) -> None:
 
 
 def _reads(config: PretrainedConfig, name: str) -> bool:
-    """Whether the architecture's code asks for a field that its config class does not declare (DeBERTa's position_buckets)."""
-    module = importlib.util.find_spec(
-        type(config).__module__.replace(".configuration_", ".modeling_")
-    )
-    code = (
-        Path(module.origin).read_text(encoding="utf-8")
-        if module is not None and module.origin
-        else ""
-    )
-    return (
-        re.search(rf"\bconfig\.{re.escape(name)}\b|config, [\"']{re.escape(name)}[\"']", code)
-        is not None
-    )
+    """Tell if the architecture's code asks for a field that its config class does not declare (DeBERTa's position_buckets)."""
+    name_of_code = type(config).__module__.replace(".configuration_", ".modeling_")
+    module = importlib.util.find_spec(name_of_code)
+    if module is None or not module.origin:
+        return False
+    code = Path(module.origin).read_text(encoding="utf-8")
+    pattern = rf"\bconfig\.{re.escape(name)}\b|config, [\"']{re.escape(name)}[\"']"
+    return re.search(pattern, code) is not None
 
 
 def _decided(recipe: Recipe, decided: dict[str, Any]) -> dict[str, Any]:
@@ -235,11 +233,12 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
     values = dict(values)
     cls = _config_class(values.pop("model_type"))
     _check_fields(recipe.model.config, cls())
-    values |= decoder_fields(cls()) if task.causal else {}
+    if task.problem.architecture == "decoder":
+        values |= decoder_fields(cls())
     try:
         config = cls(**_with_dropout(values, cls().to_dict() | values, recipe.train.dropout))
         _check_kind(config, task)
-        model = getattr(transformers, task.model_class).from_config(config, dtype="float32")
+        model = getattr(transformers, task.problem.auto_class).from_config(config, dtype="float32")
     except (
         ValueError,
         TypeError,
@@ -253,7 +252,7 @@ def _from_config(values: dict[str, Any], recipe: Recipe, task: Task) -> PreTrain
         if recipe.model.config or "Unrecognized configuration class" in str(error):
             message = " ".join(str(error).split())[:300]
             raise RecipeError(
-                f"no {task.model_class} can be made of this: {message}",
+                f"no {task.problem.auto_class} can be made of this: {message}",
                 place="model.config" if recipe.model.config else "model",
                 remedy="the fields must fit together; lmkit's own presets: model.preset=bert-mini, ...",
             ) from None
@@ -288,13 +287,14 @@ def _from_source(
             place="model.config.vocab_size",
             remedy="leave it out; with tokenizer.add_tokens the embeddings of a base grow",
         )
-    decided = _decided(recipe, task.model_config() | (decoder_fields(base) if task.causal else {}))
+    is_decoder = task.problem.architecture == "decoder"
+    decided = _decided(recipe, task.model_config() | (decoder_fields(base) if is_decoder else {}))
     changes = _with_dropout(recipe.model.config | decided, base.to_dict(), recipe.train.dropout)
     if recipe.lora is not None and recipe.lora.quantize is not None:
         changes |= quantization(
-            recipe.lora.quantize, task.model_class, base, recipe.hardware.precision
+            recipe.lora.quantize, task.problem.auto_class, base, recipe.hardware.precision
         )
-    model, info = from_pretrained(task.model_class, source.location, recipe.model, changes)
+    model, info = from_pretrained(task.problem.auto_class, source.location, recipe.model, changes)
     missing = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
     return model, new_modules(model, missing)
 
@@ -357,11 +357,11 @@ def _checkpoint_gradients(model: Any) -> None:
 
 
 def _check_kind(config: PretrainedConfig, task: Task) -> None:
-    if task.generates and not config.is_encoder_decoder:
+    if task.problem.architecture == "encoder-decoder" and not config.is_encoder_decoder:
         raise ModelError(
             f"{config.model_type} is no encoder-decoder, and {task.name} needs one",
             place="model",
-            remedy=f"take a marian, t5, bart, mbart or m2m_100 model, or the preset {task.family}-mini",
+            remedy=f"take a marian, t5, bart, mbart or m2m_100 model, or the preset {task.problem.smoke_preset}-mini",
         )
 
 
@@ -369,10 +369,12 @@ def _check_length(model: PreTrainedModel, recipe: Recipe, task: Task) -> None:
     """Refuse more tokens than there are positions for."""
     limit = num_positions(model)
     if limit is not None and recipe.data.max_length > limit:
+        is_cut = task.problem.architecture == "encoder-decoder"
+        windows = "" if is_cut else "; longer texts are read in windows"
         raise RecipeError(
             f"{recipe.data.max_length} tokens, but this model reads {limit}",
             place="data.max_length",
-            remedy=f"data.max_length={limit} or less{'' if task.generates else '; longer texts are read in windows'}",
+            remedy=f"data.max_length={limit} or less{windows}",
         )
 
 
@@ -388,9 +390,7 @@ def _read_further(model: PreTrainedModel, task: Task) -> None:
             f"data.max_length={task.max_length}: by its tokenizer this model was trained on {before} tokens, and it learns each "
             "position by itself: those behind may be random until it has learned them here"
         )
-    for tokenizer in {
-        id(each): each for each in (task.tokenizer, target_of(task.tokenizer))
-    }.values():
+    for tokenizer in (task.tokenizer, target_of(task.tokenizer)):
         tokenizer.model_max_length = max(tokenizer.model_max_length, task.max_length)
 
 
@@ -421,7 +421,7 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
         config = copy(inner.config)  # an adapter alone does not know its labels
         config.__dict__.pop("quantization_config", None)  # nor is its base stored in few bits
         config.save_pretrained(folder)
-        if task.generates:
+        if task.problem.architecture == "encoder-decoder":
             inner.generation_config.save_pretrained(folder)  # nor what its output starts with
         (folder / "README.md").unlink(
             missing_ok=True
@@ -435,6 +435,7 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
 def describe(task: Task) -> dict[str, Any]:
     """What is needed to read text with this model: the task, what it learned of the data, the options of reading."""
     kept = {"seed", "data", "masking", "classification", "tagging", "translation", "generation"}
+    kept |= {task.problem.section or "data"}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
     recipe["data"] = {
         key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")
@@ -455,7 +456,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
     location, recipe = source.location, task.recipe
     if source.is_adapter:
         _check_kind(load_config(source, recipe), task)
-        model = load_adapter(source, task.model_class, recipe)
+        model = load_adapter(source, task.problem.auto_class, recipe)
     else:
         model = _load_whole(source, task)
     _check_length(unwrap(model), recipe, task)
@@ -467,7 +468,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
             place="data.max_length",
             remedy=f"data.max_length={known} or less, or train it further at this length",
         )
-    if task.causal:
+    if task.problem.architecture == "decoder":
         check_causal(model)
     task.configure(unwrap(model))
     if recipe.tagging.crf:
@@ -485,7 +486,7 @@ def load_trained(source: ModelSource, task: Task) -> Any:
 def _load_whole(source: ModelSource, task: Task) -> Any:
     location, recipe = source.location, task.recipe
     _check_kind(load_config(source, recipe), task)
-    model, info = from_pretrained(task.model_class, location, recipe.model, {})
+    model, info = from_pretrained(task.problem.auto_class, location, recipe.model, {})
     if missing := new_modules(
         model, set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
     ):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.recipe.schema import TokenizerTraining
+from lmkit.tasks.languages import TARGET, target_of
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -241,15 +242,6 @@ def _settled(tokenizer: Any, marks: Sequence[str | AddedToken]) -> Any:
     )
     settled.add_special_tokens(list(marks))
     return settled
-
-
-TARGET = "target_tokenizer"  # the folder, beside the source's files, of a tokenizer of its own for the target
-
-
-def target_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """What the target of a translation is written with: a tokenizer of its own, or the same."""
-    found: PreTrainedTokenizerBase = getattr(tokenizer, TARGET, tokenizer)
-    return found
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What to do: the recipe's schema, and how a recipe is read, overridden and checked."""
 
-from lmkit.recipe.load import dump_recipe, load_recipe, shipped_recipes
+from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe
+from lmkit.recipe.shipped import shipped_recipes
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe", "shipped_recipes"]

@@ -8,7 +8,7 @@ import msgspec
 
 from lmkit.errors import RecipeError
 from lmkit.recipe.convert import describe
-from lmkit.recipe.load import explain_unknown
+from lmkit.recipe.keys import explain_unknown
 from lmkit.recipe.schema import Recipe
 from lmkit.recipe.section import Key, Section, bare, keys_of, members_of, metas_of
 

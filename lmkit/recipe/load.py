@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import reduce
@@ -11,70 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lmkit import console
-from lmkit.errors import RecipeError, nearest, suggest
+from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.convert import Mistake, convert_section
-from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
+from lmkit.recipe.foreign import FOREIGN_TASKS
+from lmkit.recipe.keys import explain_unknown, known_keys
+from lmkit.recipe.paths import anchor_paths, make_absolute
 from lmkit.recipe.schema import Recipe
-from lmkit.recipe.section import Section, keys_of
+from lmkit.recipe.shipped import find_recipe
 from lmkit.recipe.yaml_text import dump_yaml, parse_yaml
 
-SUFFIXES = (".yaml", ".yml")
 # keys that older recipes give to tasks that do not read them: a warning, not an error
 TOLERATED = ("data.labels", "data.long_text", "data.overlap")
-
-
-def recipe_folder() -> Path:
-    """Where the shipped recipes lie: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of every recipe that ships with lmkit; ``finetune/ner`` for finetune/ner.yaml."""
-    root = recipe_folder()
-    found = {
-        str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))
-    }
-    return {
-        name.replace("\\", "/"): path
-        for name, path in found.items()
-        if not name.startswith("accelerate")
-    }
-
-
-def find_recipe(name: str) -> Path:
-    """The file behind a path or a shipped name (``finetune/ner``, or ``ner`` where only one ends so).
-
-    Raises:
-        RecipeError: neither a file nor a shipped recipe; suggests the nearest of either.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if path.suffix in SUFFIXES:
-        here = (
-            [str(found) for found in path.parent.glob("*") if found.suffix in SUFFIXES]
-            if path.parent.is_dir()
-            else []
-        )
-        raise RecipeError(
-            f"no such file: {name}",
-            remedy=suggest(name, here) if here else "lmkit recipe list shows the recipes that ship",
-        )
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    ending = [found for found in shipped if found.split("/")[-1] == name]
-    if len(ending) == 1:
-        return shipped[ending[0]]
-    if ending:
-        raise RecipeError(
-            f"{name!r} is the end of several recipes", remedy=f"say which: {', '.join(ending)}"
-        )
-    raise RecipeError(
-        f"no recipe {name!r}: neither a file nor one that ships with lmkit",
-        remedy=suggest(name, shipped),
-    )
 
 
 def load_recipe(
@@ -111,11 +56,10 @@ def load_recipe(
                 f"a recipe is a mapping of keys to values, this is {found}", place=str(path)
             )
         values, place, stem = loaded, str(path), path.stem
-        _anchor(values, path.parent)
+        anchor_paths(values, path.parent)
     given = [_apply(values, override) for override in overrides]
     recipe = _validate(values, place, given)
-    if recipe.task:
-        _check_task(recipe, place)
+    task = _check_task(recipe, place) if recipe.task else ""
     _check_fast(recipe)
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
@@ -131,22 +75,23 @@ def load_recipe(
             remedy="only {name} stands for something here",
         )
     output = str(Path(recipe.output.replace("{name}", name)).expanduser())
-    return recipe.model_copy(update={"name": name, "output": output})
+    return recipe.model_copy(update={"name": name, "task": task, "output": output})
 
 
-def _check_task(recipe: Recipe, place: str) -> None:
-    """Refuse an unknown task, and keys that the task does not read."""
-    from lmkit.tasks.registry import TASKS, keys_read_by
+def _check_task(recipe: Recipe, place: str) -> str:
+    """Refuse an unknown task, and keys that the task does not read; return its real name."""
+    from lmkit.tasks.registry import names, problem, readers_of, real_name
 
-    task = recipe.task
-    if task not in TASKS:
+    if real_name(recipe.task) is None:
+        task = recipe.task
         name_here = FOREIGN_TASKS.get(task.lower().replace("_", "-"))
-        remedy = f"here it is {name_here}" if name_here else suggest(task, TASKS)
+        remedy = f"here it is {name_here}" if name_here else suggest(task, names())
         raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
-    read = keys_read_by(task)
+    solved = problem(recipe.task)
+    task = solved.name
     for key in known_keys():
-        readers = [name for name in TASKS if key in keys_read_by(name)]
-        if not readers or key in read or _value(recipe, key) == _value(Recipe(), key):
+        readers = readers_of(key)
+        if not readers or task in readers or _value(recipe, key) == _value(Recipe(), key):
             continue
         if key not in TOLERATED:
             raise RecipeError(
@@ -155,6 +100,7 @@ def _check_task(recipe: Recipe, place: str) -> None:
                 remedy=f"leave it out: it is for {', '.join(readers)}",
             )
         console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
+    return task
 
 
 def _check_fast(recipe: Recipe) -> None:
@@ -179,77 +125,10 @@ def _value(recipe: Recipe, dotted: str) -> Any:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML with every value, defaults included, and local paths made absolute."""
+    """Write a recipe as YAML with every value, defaults included, and local paths made absolute."""
     values = recipe.model_dump()
-    for section, key in PATH_KEYS:
-        if holder := _holder(values, section):
-            holder[key] = _each(
-                holder.get(key),
-                lambda entry: os.path.realpath(_home(entry)) if _is_local(entry) else entry,
-            )
+    make_absolute(values)
     return dump_yaml(values)
-
-
-# where a recipe names things on disk
-PATH_KEYS = [(("data",), key) for key in ("train", "validation", "test")] + [
-    (("tokenizer", "train"), "files"),
-    (("tokenizer",), "base"),
-    (("model",), "base"),
-    (("eval",), "metrics"),
-]
-
-
-def local_paths(recipe: Recipe) -> list[tuple[str, str]]:
-    """The files and folders that a recipe names and that are there, each with its dotted key."""
-    found: list[tuple[str, str]] = []
-    values = recipe.model_dump()
-    for section, key in PATH_KEYS:
-        dotted = ".".join([*section, key])
-        _each(
-            (_holder(values, section) or {}).get(key),
-            lambda entry, at=dotted: found.append((at, entry)),
-        )
-    return [(key, _home(entry)) for key, entry in found if _is_local(entry)]
-
-
-def _holder(values: Mapping[str, Any], section: tuple[str, ...]) -> dict[str, Any] | None:
-    found: Any = values
-    for key in section:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else None
-
-
-def _each(value: Any, change: Any) -> Any:
-    if isinstance(value, list):
-        return [_each(entry, change) for entry in value]
-    if isinstance(value, dict):
-        return {role: _each(entry, change) for role, entry in value.items()}
-    return change(value) if isinstance(value, str) else value
-
-
-def _is_local(entry: str) -> bool:
-    return bool(entry) and (os.path.exists(_home(entry)) or bool(glob.glob(entry, recursive=True)))
-
-
-def _home(entry: str) -> str:
-    """With ``~`` replaced; of an unknown user it stays, where ``Path.expanduser`` would raise."""
-    return os.path.expanduser(entry)
-
-
-def _anchor(values: dict[str, Any], folder: Path) -> None:
-    def from_folder(entry: str) -> str:
-        beside = str(folder / entry)
-        return (
-            beside
-            if not Path(entry).is_absolute() and not _is_local(entry) and _is_local(beside)
-            else entry
-        )
-
-    for section, key in PATH_KEYS:
-        if holder := _holder(values, section):
-            holder[key] = _each(holder.get(key), from_folder)
-            if holder[key] is None:
-                del holder[key]
 
 
 def _plain(value: Any) -> Any:
@@ -294,27 +173,6 @@ def _validate(values: Mapping[str, Any], place: str, given: Sequence[str] = ()) 
     raise RecipeError("\n  ".join(lines), place=place if from_file else None)
 
 
-def _section(path: Sequence[str]) -> type[Section]:
-    """The innermost section of the schema on a path."""
-    section: type[Section] = Recipe
-    for name in path:
-        key = keys_of(section).get(name)
-        if key is None or key.section is None:
-            break
-        section = key.section
-    return section
-
-
-def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted key a recipe may have."""
-    keys = []
-    for name, key in keys_of(section).items():
-        keys.append(prefix + name)
-        if key.section is not None:
-            keys += known_keys(key.section, f"{prefix}{name}.")
-    return keys
-
-
 EXAMPLES = {
     "model": " such as {base: runs/mlm}",
     "data": " such as {train: train.jsonl}",
@@ -329,23 +187,3 @@ def _explain(mistake: Mistake) -> str:
     if mistake.expected is None:
         return f"{key}: {explain_unknown(mistake.path)}"
     return f"{key}: expected {mistake.expected}{EXAMPLES.get(key, '')}, found {mistake.value!r}"
-
-
-def explain_unknown(path: Sequence[str]) -> str:
-    """What to say of a key that is not known: its name here, or the nearest ones."""
-    name, dotted, siblings = path[-1], ".".join(path), keys_of(_section(path[:-1]))
-    if name in FOREIGN and dotted != FOREIGN[name]:
-        return f"unknown key; here it is {FOREIGN[name]}"
-    everywhere = known_keys()
-    same_name = [key for key in everywhere if key.split(".")[-1] == name]
-    if same_name:
-        return f"unknown key; did you mean {' or '.join(same_name)}?"
-    if close := nearest(name, siblings):
-        alike = [
-            key for key in siblings if key.rstrip("s") == close.rstrip("s")
-        ]  # seed and seeds, fold and folds
-        return f"unknown key; did you mean {' or '.join('.'.join([*path[:-1], key]) for key in alike)}?"
-    if elsewhere := nearest(name, [key.split(".")[-1] for key in everywhere]):
-        places = [key for key in everywhere if key.split(".")[-1] == elsewhere]
-        return f"unknown key; did you mean {' or '.join(places)}?"
-    return f"unknown key; known here: {', '.join(siblings)}"

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -140,6 +140,10 @@ class Answer:
         """Return the single decisions in a gold or a prediction, as JSON values."""
         return (value,)
 
+    def occurrences(self, value: Any) -> Iterable[str]:
+        """Return the labels of a gold as they are counted in the data; none where it has no labels."""
+        return ()
+
     def only_decision(self, records: Sequence[Record]) -> str | None:
         """Return the one decision that the model takes everywhere though the gold differs, as JSON.
 
@@ -203,6 +207,9 @@ class Label(Answer):
 
     def label_names(self, value: Any) -> Set[str]:
         return {value}
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return (value,)
 
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         return [(record["gold"], record["prediction"])]
@@ -278,6 +285,9 @@ class LabelSet(Answer):
 
     def label_names(self, value: Any) -> Set[str]:
         return set(value)
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return value  # type: ignore[no-any-return]
 
     def decisions(self, value: Any) -> Iterable[Any]:
         return (sorted(value),)
@@ -372,6 +382,9 @@ class Tags(Answer):
     def decisions(self, value: Any) -> Iterable[Any]:
         return value  # type: ignore[no-any-return]
 
+    def occurrences(self, value: Any) -> Iterable[str]:
+        return value  # type: ignore[no-any-return]
+
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         return zip(record["gold"], record["prediction"], strict=True)
 
@@ -439,6 +452,12 @@ class Entities(Tags):
         from lmkit.metrics.tagging import type_of
 
         return {type_of(tag) for tag in value if tag != "O"}
+
+    def occurrences(self, value: Any) -> Iterable[str]:
+        """Return the type of each entity, and an ``O`` for each word outside of them."""
+        from lmkit.metrics.tagging import type_of
+
+        return [tag if tag == "O" else type_of(tag) for tag in value if tag[0] != "I"]
 
     def pairs(self, record: Record) -> Iterable[tuple[str, str]]:
         """Return the types of entities that are matched; ``(none)`` stands for missed and spurious ones."""
@@ -519,25 +538,10 @@ class Tokens(Answer):
         return Display([Line([Part(excerpt(self.text(record), 400))])])
 
 
-ANSWERS: Mapping[str, Callable[[], Answer]] = {
-    "single_label": Label,
-    "multi_label": LabelSet,
-    "regression": Number,
-}
-
-
 def answer_of(task: Any) -> Answer:
-    """Return the kind of a task's answers.
-
-    The one place that knows, until a problem says it (``Problem.answer``).
-    """
-    if task.stage == "pretrain":
-        return Tokens()
-    if task.name == "classification":
-        return ANSWERS[task.facts.get("kind", "single_label")]()
-    if task.name == "ner":
-        return Entities() if task.is_entities else Tags()
-    return Text()
+    """Return the kind of a task's answers."""
+    answer: Answer = task.problem.answer(task.facts)
+    return answer
 
 
 def excerpt(text: str, letters: int = LETTERS) -> str:

@@ -1,26 +1,33 @@
-"""What a task is: six questions, answered in one file per task. Nothing here imports torch at module level.
+"""What a problem is, and the task that solves it: a folder each. Nothing here imports torch when it is imported.
 
 Words used throughout: a *row* is one example of the data. A *piece* is what the model reads as one
 text: a whole row, or one window or block of it. An *example* is what ``train.batch_size`` counts:
 all windows of a row, or (pretraining) the pieces that together fill ``data.max_length`` tokens.
+A *record* is a line of predictions.jsonl. *Facts* are what the training rows taught, as JSON.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row
 from lmkit.errors import DataError, RecipeError
-from lmkit.recipe.schema import Recipe
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer
 from lmkit.tasks.fields import Field, Form
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from lmkit.metrics.statistics import Statistics
+    from lmkit.recipe.schema import Recipe
+
+Facts = Mapping[str, Any]
+Peek = Callable[[Field], list[Any] | None]
 
 
 class TooLong(DataError):
@@ -39,102 +46,233 @@ class TooLong(DataError):
         )
 
 
-class Task(ABC):
-    """One kind of problem.
+@dataclass(frozen=True)
+class Metric:
+    """A number that a problem is measured by.
 
     Args:
-        recipe: the options; only ``data``, ``masking``, ``generation``, ``train.label_smoothing`` and ``seed`` are read.
-        facts: what the training rows taught (``learn``), stored beside the model.
-        tokenizer: the one the model was or will be trained with.
+        name: as metrics.json has it.
+        less_is_better: as of a loss.
+        selects: ``train.select_best`` may name it; some are measured in an evaluation alone.
     """
 
-    name: ClassVar[str]
-    stage: ClassVar[Literal["pretrain", "finetune"]]
-    model_class: ClassVar[str]  # the Auto class of transformers
-    family: ClassVar[str]  # the preset that stands in where a smoke run has no model
-    fields: ClassVar[tuple[Field, ...]]
-    forms: ClassVar[tuple[Form, ...]] = ()  # other forms in which rows may come
-    further: ClassVar[tuple[str, ...]] = ()  # what an evaluation measures besides ``metrics``
-    packs: ClassVar[bool] = False  # several pieces may share a row of the batch
-    cuts_the_middle: ClassVar[bool] = False  # data.long_text: head_tail makes sense
-    generates: ClassVar[bool] = False  # needs an encoder-decoder
-    causal: ClassVar[bool] = False  # a token is predicted from those before it
-    predicts_tokens: ClassVar[bool] = (
-        False  # the classes are the vocabulary, too many for logits that nobody reads
-    )
-    headlines: ClassVar[tuple[str, ...]]  # the first that an evaluation has stands for all metrics
-    reading: tuple[
-        Any, ...
-    ] = ()  # options besides the data's that decide ``encode``; part of the cache key
+    name: str
+    less_is_better: bool = False
+    selects: bool = True
 
-    def __init__(
-        self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-    ):
-        self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
-        self.max_length = recipe.data.max_length
-        if recipe.data.long_text == "head_tail" and not self.cuts_the_middle:
+
+@dataclass(frozen=True)
+class Baseline:
+    """A simple way to predict, learned from rows alone.
+
+    Args:
+        predict: learns from training rows, and returns the predictions for other rows; None where there is nothing
+            to learn.
+    """
+
+    name: str
+    predict: Callable[[Sequence[Row], Sequence[Row]], Sequence[Any] | None]
+
+
+@dataclass(frozen=True)
+class Card:
+    """How a model is used, as its README says; DIR stands for the place of the model.
+
+    Args:
+        command: asks the model from a terminal.
+        python: opens it in plain transformers and gets the same answer.
+    """
+
+    command: str
+    python: str
+
+
+class Problem(ABC):
+    """All that can be said of one kind of problem without a model: no torch, no tokenizer.
+
+    ``docs/new-task.md`` shows how to add one.
+    """
+
+    name: ClassVar[str]  # as ``task:`` of a recipe has it
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names that a recipe may have
+    stage: ClassVar[Literal["pretrain", "finetune"]]
+    section: ClassVar[str | None] = None  # its own part of the recipe
+    section_type: ClassVar[Any] = None  # a Section, where that part is not in recipe/schema.py
+    keys: ClassVar[tuple[str, ...]] = ()  # of a recipe, that it reads and some other does not
+    eval_keys: ClassVar[frozenset[str]] = frozenset()  # of ``eval``, likewise
+    auto_class: ClassVar[str]  # of transformers
+    smoke_preset: ClassVar[str]  # the family that stands in where a smoke run has no model
+    architecture: ClassVar[Literal["any", "decoder", "encoder-decoder"]] = "any"
+    packs: ClassVar[bool] = False  # an example is the pieces that fill ``data.max_length``
+    writes: ClassVar[bool] = False  # predicting is a search for a text, a token at a time
+    forms: ClassVar[tuple[Form, ...]] = ()  # other forms in which rows may come
+    long_text: ClassVar[tuple[str, ...]] = ("windows", "head", "error")  # values it knows
+    measures: ClassVar[tuple[Metric, ...]]  # all metrics it has; the first is the headline
+    select_by: ClassVar[str | None] = None  # chooses the checkpoint; None: the headline
+
+    @abstractmethod
+    def fields(
+        self, recipe: Recipe, facts: Facts | None = None, peek: Peek | None = None
+    ) -> tuple[Field, ...]:
+        """Return the columns of a row.
+
+        Args:
+            facts: what a trained model knows; None before it is learned.
+            peek: gives the first values of a field's column, None where the data has no such column. Without facts and
+                without ``peek`` the columns are those of the most usual rows.
+        """
+
+    def check(self, recipe: Recipe, facts: Facts | None = None) -> None:
+        """Refuse keys that contradict each other, or the facts.
+
+        Raises:
+            RecipeError: names the key.
+        """
+        if recipe.data.long_text == "head_tail" and "head_tail" not in self.long_text:
             raise RecipeError(
                 f"{self.name} cannot do without the middle of a text",
                 place="data.long_text",
                 remedy="head, or error",
             )
 
-    @classmethod
-    def fields_of(
-        cls,
-        recipe: Recipe,
-        facts: Mapping[str, Any] | None,
-        peek: Callable[[Field], list[Any] | None] | None,
-    ) -> tuple[Field, ...]:
-        """The columns of this recipe's rows, where they depend on the data.
-
-        Args:
-            facts: what a trained model knows; None before it is learned.
-            peek: without facts, gives the first values of a field's column, None where the data has no such column.
-        """
-        return cls.fields
-
-    @property
-    @abstractmethod
-    def metrics(self) -> tuple[str, ...]:
-        """What ``train.select_best`` may name; the first is the default."""
-
-    def for_evaluation(self) -> Task:
-        """The task as the ``eval`` section says it is measured, where that is not how it learns."""
-        return self
-
-    def as_measured(self, records: Sequence[Mapping[str, Any]]) -> Task:
-        """The task as these lines of predictions.jsonl were measured, whatever the recipe says now."""
-        return self
-
-    @classmethod
-    def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-        """What has to be known of the training rows, and of their labels, before a model is built: JSON-ready."""
+    def learn(self, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
+        """Return what has to be known of the training rows, and of their labels, before a model is built."""
         return {}
 
-    @classmethod
-    def recover(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def recover(self, records: Sequence[Record]) -> dict[str, Any]:
         """Return what stored predictions tell of the facts, where their model is not beside them."""
         return {}
 
-    def model_config(self) -> dict[str, Any]:
-        """Fields of the Hugging Face config that this task decides."""
+    def read_config(
+        self, config: PretrainedConfig, recipe: Recipe, peek: Peek | None = None
+    ) -> dict[str, Any]:
+        """Return what the config of a model that lmkit did not make tells of the facts.
+
+        Only asked where a field of the rows has labels. ``peek`` is as of ``fields``.
+        """
+        names = config.id2label or {}
+        return {"labels": recipe.data.labels or [str(names[number]) for number in sorted(names)]}
+
+    @abstractmethod
+    def answer(self, facts: Facts) -> Answer:
+        """Return the kind of answer that is given to a row."""
+
+    def metrics(self, facts: Facts) -> tuple[Metric, ...]:
+        """Return the metrics; the first is the headline: in reports, comparisons, baselines, seeds and folds."""
+        return self.measures
+
+    def headline(self, facts: Facts) -> str:
+        """Return the name of the metric that stands for all."""
+        return self.metrics(facts)[0].name
+
+    def measured(self, recipe: Recipe, facts: Facts) -> tuple[Metric, ...]:
+        """Return the metrics that an evaluation has as this recipe says it is made."""
+        return self.metrics(facts)
+
+    def selecting(self, facts: Facts) -> tuple[str, ...]:
+        """Return what ``train.select_best`` may name, the default first."""
+        names = [metric.name for metric in self.metrics(facts) if metric.selects]
+        return tuple(sorted(names, key=lambda name: name != (self.select_by or names[0])))
+
+    @abstractmethod
+    def score(self, facts: Facts, records: Sequence[Record]) -> Statistics:
+        """Return the sums by record that metrics and their intervals are functions of."""
+
+    def tunes(self, recipe: Recipe, facts: Facts) -> bool:
+        """Tell if ``tune`` has something to learn."""
+        return False
+
+    def tune(self, facts: Facts, records: Sequence[Record]) -> dict[str, Any]:
+        """Return facts that the records of the validation rows teach once the model is chosen."""
         return {}
 
-    def encoding_options(self) -> Any:
-        """What decides the encoding besides ``data``, the labels and the tokenizer: JSON-ready, for the cache's key."""
-        return self.reading
+    def baselines(self, facts: Facts) -> tuple[Baseline, ...]:
+        """Return simple ways to predict that an evaluation sets beside the model."""
+        return ()
 
-    def configure(self, model: Any) -> None:  # noqa: B027  # most tasks have nothing to say
-        """Tell a model that was built or loaded what its config does not say; called before it is adapted or used."""
+    @abstractmethod
+    def card(self, facts: Facts, tokenizer: Any) -> Card:
+        """Return how the model is used."""
 
-    def cost(self, piece: Piece) -> int:
-        """Tokens that predicting a piece takes: what the batches of evaluation are made by."""
-        return int(piece["length"])
+    def rows(self, texts: Sequence[str], facts: Facts) -> list[Row]:
+        """Make rows without gold of raw texts, for ``lmkit predict``."""
+        return [{"id": number, "text": text} for number, text in enumerate(texts)]
+
+    def show(self, record: Record, facts: Facts) -> dict[str, Any]:
+        """Make a line of ``lmkit predict`` of a record without gold."""
+        return {key: value for key, value in record.items() if key not in ("gold", "nll", "items")}
+
+    def tokenizer_role(self, model_type: str, role: str) -> str:
+        """Return which marks a new tokenizer needs for this architecture; ``role`` is the usual answer."""
+        return role
+
+    @abstractmethod
+    def task(self, recipe: Recipe, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> Task:
+        """Return the task: the problem with its facts, recipe and tokenizer."""
+
+    def scorer(self, task: Task) -> Task:
+        """Return the task as the ``eval`` section of its recipe says it is measured."""
+        return task
+
+    def responder(self, task: Task) -> Responder | None:
+        """Return what answers ``lmkit predict``, where that is not what an evaluation measures."""
+        return None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A problem with its recipe and facts: enough to score records, for which no tokenizer is needed."""
+
+    problem: Problem
+    recipe: Recipe
+    facts: Facts
+
+    @property
+    def name(self) -> str:
+        """Return the name of the problem."""
+        return self.problem.name
+
+
+class Task(ABC):
+    """A problem with its facts, recipe and tokenizer. It answers six questions, and is complete once constructed.
+
+    They are ``model_config``, ``encode``, ``collate``, ``loss``, ``predict`` and ``combine``. The other methods have
+    defaults that most tasks keep.
+
+    Args:
+        facts: what the training rows taught (``Problem.learn``), stored beside the model.
+        tokenizer: the one the model was or will be trained with.
+    """
+
+    predicts_tokens: ClassVar[bool] = False  # its classes are the vocabulary
+    signature: str | None = None  # how it is measured, where that is not the usual way
+
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        problem.check(recipe, facts)
+        self.problem = problem
+        self.recipe, self.facts, self.tokenizer = recipe, dict(facts), tokenizer
+        self.max_length = recipe.data.max_length
+
+    @property
+    def name(self) -> str:
+        """Return the name of the problem."""
+        return self.problem.name
+
+    # ------------------------------------------------------------------ the six questions
+
+    def model_config(self) -> dict[str, Any]:
+        """Return the fields of the Hugging Face config that this task decides."""
+        return {}
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> Columns:
-        """Rows -> pieces, as columns of equal length; works on rows without gold too.
+        """Make pieces of rows, as columns of equal length; rows without gold do, too.
 
         ``row`` is the position in ``rows`` that a piece belongs to, ``length`` its tokens.
         """
@@ -143,21 +281,13 @@ class Task(ABC):
     def collate(
         self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False
     ) -> Batch:
-        """Examples -> padded tensors, ``labels`` aligned with the logits and -100 where nothing counts.
+        """Make padded tensors of examples, ``labels`` aligned with the logits and -100 where nothing counts.
 
         A pure function of the pieces, the seed and the epoch: randomness is keyed, never drawn.
         """
 
-    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
-        """What of a batch the model's forward pass takes."""
-        return dict(batch.inputs)
-
-    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``(..., classes)`` and the labels ``(...)`` aligned with them."""
-        return model(**self.inputs(model, batch)).logits, batch.labels
-
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        """The *sum* of the cross-entropies of the labels that count, in nats; its weight is ``batch.items``."""
+        """Return the *sum* of the cross-entropies of the labels that count, in nats; its weight is ``batch.items``."""
         from torch.nn.functional import cross_entropy
 
         from lmkit.heads import unwrap
@@ -183,33 +313,81 @@ class Task(ABC):
     def predict(
         self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]
     ) -> list[dict[str, Any]]:
-        """One JSON-ready part per piece; with gold also ``nll`` (summed) and ``items``."""
+        """Return a JSON-ready part a piece; with gold it has ``nll`` (summed) and ``items``, too."""
 
     @abstractmethod
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The parts of one row, in order -> its line of predictions.jsonl."""
+        """Make a record of a row and the parts of its pieces, in order. No tensors."""
+
+    # ------------------------------------------------------------------ what most tasks leave as it is
+
+    def configure(self, model: Any) -> None:  # noqa: B027  # most tasks have nothing to say
+        """Tell a model that was built or loaded what its config does not say; called before it is adapted or used."""
+
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+        """Return what the model's forward pass takes of a batch."""
+        return dict(batch.inputs)
+
+    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits ``(..., classes)`` and the labels ``(...)`` aligned with them."""
+        return model(**self.inputs(model, batch)).logits, batch.labels
+
+    def cost(self, piece: Piece) -> int:
+        """Return the tokens that predicting a piece takes: what the batches of evaluation are made by."""
+        return int(piece["length"])
+
+    def encoding_options(self) -> Any:
+        """Return what decides ``encode`` besides ``data``, the labels and the tokenizer: JSON-ready, for the cache's key."""
+        return ()
+
+
+class Scorer(Task):
+    """A task as an evaluation measures it, where that is not how it learns; what a subclass leaves is the task's."""
+
+    def __init__(self, task: Task):
+        self.task, self.problem = task, task.problem
+        self.recipe, self.facts, self.tokenizer = task.recipe, task.facts, task.tokenizer
+        self.max_length = task.max_length
+
+    def encode(self, rows: Sequence[Row]) -> Columns:
+        return self.task.encode(rows)
+
+    def collate(
+        self, examples: Sequence[Sequence[Piece]], *, epoch: int = 0, packed: bool = False
+    ) -> Batch:
+        return self.task.collate(examples, epoch=epoch, packed=packed)
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        return self.task.loss(model, batch)
+
+    def predict(self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]) -> list[Any]:
+        return self.task.predict(model, batch, pieces)
+
+    def combine(self, row: Row, parts: Sequence[Any]) -> dict[str, Any]:
+        return self.task.combine(row, parts)
+
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+        return self.task.inputs(model, batch)
+
+    def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.task.logits(model, batch)
+
+    def configure(self, model: Any) -> None:
+        self.task.configure(model)
+
+    def model_config(self) -> dict[str, Any]:
+        return self.task.model_config()
+
+    def cost(self, piece: Piece) -> int:
+        return self.task.cost(piece)
+
+    def encoding_options(self) -> Any:
+        return self.task.encoding_options()
+
+
+class Responder(ABC):
+    """What answers ``lmkit predict`` in place of ``predict`` and ``combine``."""
 
     @abstractmethod
-    def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
-        """Lines of predictions.jsonl -> the statistics that metrics and intervals are made of. No tensors."""
-
-    def tune(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What is learned of the validation rows' records once the model is chosen: facts that are stored with it."""
-        return {}
-
-    @property
-    def tunes(self) -> bool:
-        """Whether ``tune`` has something to learn."""
-        return False
-
-    def show(self, record: dict[str, Any]) -> dict[str, Any]:
-        """A line of predictions.jsonl without gold -> a line of ``lmkit predict``."""
-        return {key: value for key, value in record.items() if key not in ("gold", "nll", "items")}
-
-    def text_rows(self, texts: Sequence[str]) -> list[Row]:
-        """Raw texts -> rows without gold (``lmkit predict``)."""
-        return [{"id": number, "text": text} for number, text in enumerate(texts)]
-
-    def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]] | None:
-        """What ``lmkit predict`` says, where that is not what evaluation measures; None: the same."""
-        return None
+    def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return a line of ``lmkit predict`` a row."""

@@ -30,6 +30,14 @@ def check_beams(options: Generation) -> None:
         )
 
 
+def write_in_transformers() -> str:
+    """Return Python that opens an encoder-decoder without lmkit and has it write; DIR stands for its place."""
+    return """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("DIR"), AutoModelForSeq2SeqLM.from_pretrained("DIR")
+tokenizer.batch_decode(model.generate(**tokenizer("a sentence", return_tensors="pt")), skip_special_tokens=True)"""
+
+
 def set_generation(model: Any, options: Generation) -> None:
     """The options become the model's generation config; of its own only what is in ``KEPT`` stays.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmkit.batch import IGNORE, Batch, Piece, Row
-from lmkit.tasks.base import Task
+from lmkit.records import Record
+from lmkit.tasks.answers import Answer, Tokens
+from lmkit.tasks.base import Facts, Metric, Peek, Problem, Task
 from lmkit.tasks.fields import Field
 
 if TYPE_CHECKING:
@@ -15,32 +16,50 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lmkit.metrics.statistics import Statistics
+    from lmkit.recipe.schema import Recipe
 
-EVALUATION_EPOCH = (
-    1_000_000_007  # what is hidden is the same at every evaluation, and unlike any training epoch's
+# what is hidden is the same at every evaluation, and unlike any training epoch's
+EVALUATION_EPOCH = 1_000_000_007
+MEASURES: tuple[Metric, ...] = (
+    Metric("loss", less_is_better=True),
+    Metric("perplexity", less_is_better=True),
+    Metric("accuracy"),
 )
+
+
+class LanguageProblem(Problem):
+    """Predict tokens of the text itself; the unit of the statistics is the document."""
+
+    stage = "pretrain"
+    measures = MEASURES
+    select_by = "loss"
+    packs = True
+    # every token is predicted once, so bits per byte of the text mean something
+    counts_bytes: ClassVar[bool] = False
+
+    def fields(
+        self, recipe: Recipe, facts: Facts | None = None, peek: Peek | None = None
+    ) -> tuple[Field, ...]:
+        return (Field("text", "text", aliases=("content", "document", "sentence")),)
+
+    def answer(self, facts: Facts) -> Answer:
+        return Tokens()
+
+    def score(self, facts: Facts, records: Sequence[Record]) -> Statistics:
+        from lmkit.metrics.language_model import language_model_statistics
+
+        nll, items, num_bytes, correct = (
+            [record[key] for record in records] for key in ("nll", "items", "bytes", "correct")
+        )
+        return language_model_statistics(
+            nll, items, num_bytes if self.counts_bytes else None, correct
+        )
 
 
 class LanguageModeling(Task):
     """Predict tokens of the text itself; the unit of the statistics is the document."""
 
-    stage = "pretrain"
-    fields = (Field("text", "text", aliases=("content", "document", "sentence")),)
-    packs = True
-    headlines = ("bits_per_byte", "loss")
     predicts_tokens = True
-    counts_bytes: ClassVar[
-        bool
-    ]  # every token is predicted once, so bits per byte of the text mean something
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return (
-            "loss",
-            "perplexity",
-            "accuracy",
-            *(("bits_per_byte",) if self.counts_bytes else ()),
-        )
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the tokens to predict alone: ``(1, tokens, vocabulary)`` and ``(1, tokens)``."""
@@ -79,14 +98,3 @@ class LanguageModeling(Task):
             "bytes": len(row["text"].encode()),
             **sums,
         }
-
-    def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
-        from lmkit.metrics.language_model import language_model_statistics
-
-        nll, items, num_bytes, correct = (
-            [record[key] for record in records] for key in ("nll", "items", "bytes", "correct")
-        )
-        found = language_model_statistics(
-            nll, items, num_bytes if self.counts_bytes else None, correct
-        )
-        return replace(found, signature=":".join(map(str, self.reading)) or None)

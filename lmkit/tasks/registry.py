@@ -1,58 +1,63 @@
-"""The tasks by name. One line here, one file beside it, one recipe and one test make a new task."""
+"""The problems by name, from the entry points ``lmkit.tasks`` of lmkit and of any other package that is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from importlib import import_module
+from functools import cache
 from typing import TYPE_CHECKING
 
+from lmkit import console
+from lmkit.errors import RecipeError, suggest
+
 if TYPE_CHECKING:
-    from lmkit.tasks.base import Task
+    from importlib.metadata import EntryPoint
 
-TASKS = {
-    "mlm": "lmkit.tasks.mlm.task:MaskedLanguageModeling",
-    "clm": "lmkit.tasks.clm.task:CausalLanguageModeling",
-    "denoise": "lmkit.tasks.denoise.task:Denoising",
-    "classification": "lmkit.tasks.classification.task:Classification",
-    "ner": "lmkit.tasks.ner.task:WordTagging",
-    "translation": "lmkit.tasks.translation.task:Translation",
-}
+    from lmkit.tasks.base import Problem
+
+GROUP = "lmkit.tasks"
 
 
-# task -> the keys that it reads and some other task does not
-KEYS = {
-    "mlm": ("masking", "masking.whole_words"),
-    "clm": ("generation",),
-    "denoise": ("masking", "masking.span", "translation", "generation"),
-    "classification": (
-        "data.labels",
-        "data.long_text",
-        "data.overlap",
-        "train.group_by_length",
-        "classification",
-    ),
-    "ner": ("data.labels", "data.long_text", "data.overlap", "train.group_by_length", "tagging"),
-    "translation": (
-        "data.long_text",
-        "train.group_by_length",
-        "translation",
-        "translation.target_language",
-        "translation.prefix",
-        "generation",
-    ),
-}
+def names() -> tuple[str, ...]:
+    """Return the names of all problems; nothing is imported for it."""
+    return tuple(sorted(_entries()))
 
 
-def keys_read_by(task: str) -> tuple[str, ...]:
-    """Return the keys of a recipe that a task reads and some other task does not."""
-    return KEYS[task]
+def problem(name: str) -> Problem:
+    """Return the problem that a name or an alias stands for; loading it imports no torch.
+
+    Raises:
+        RecipeError: no package has such a task, or the one that has it is broken.
+    """
+    if name in _entries():
+        return _load(name)
+    for other in problems():
+        if name in other.aliases:
+            return other
+    raise RecipeError(f"unknown task {name!r}", place="task", remedy=suggest(name, names()))
 
 
-def task_class(name: str) -> type[Task]:
-    """The class behind a task's name; importing it loads no torch."""
-    module, _, attribute = TASKS[name].partition(":")
-    found: type[Task] = getattr(import_module(module), attribute)
-    return found
+@cache
+def problems() -> tuple[Problem, ...]:
+    """Return all problems; of a broken package only a warning."""
+    found = []
+    for name in names():
+        try:
+            found.append(_load(name))
+        except RecipeError as error:
+            console.warn(str(error))
+    return tuple(found)
+
+
+def real_name(name: str) -> str | None:
+    """Return the name of the problem that a name or an alias stands for; None: there is none."""
+    if name in _entries():
+        return name
+    return next((other.name for other in problems() if name in other.aliases), None)
+
+
+def readers_of(key: str) -> tuple[str, ...]:
+    """Return the names of the problems that read a key of the recipe which others do not; none: all read it."""
+    return tuple(other.name for other in problems() if key in other.keys)
 
 
 def headline(task: str, metrics: Collection[str]) -> str:
@@ -61,5 +66,49 @@ def headline(task: str, metrics: Collection[str]) -> str:
     Args:
         metrics: those that there are, in order.
     """
-    names = task_class(task).headlines if task in TASKS else ()
+    measures = problem(task).measures if real_name(task) is not None else ()
+    names = (measure.name for measure in measures)
     return next((name for name in names if name in metrics), next(iter(metrics)))
+
+
+@cache
+def _entries() -> dict[str, list[EntryPoint]]:
+    """Return the entry points by name."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+@cache
+def _load(name: str) -> Problem:
+    from lmkit.tasks.base import Problem
+
+    entry, *others = _entries()[name]
+    if others:
+        places = " and ".join(str(each.value) for each in (entry, *others))
+        raise RecipeError(
+            f"several packages have a task {name!r}: {places}",
+            place="task",
+            remedy="uninstall all but one of them",
+        )
+    try:
+        loaded = entry.load()
+    except Exception as error:  # whatever code of somebody else raises
+        raise _broken(entry, f"{type(error).__name__}: {error}") from error
+    if not isinstance(loaded, Problem):
+        raise _broken(entry, f"{entry.value} is no lmkit.tasks.base.Problem")
+    if loaded.name != name:
+        raise _broken(entry, f"its problem has the name {loaded.name!r}")
+    return loaded
+
+
+def _broken(entry: EntryPoint, reason: str) -> RecipeError:
+    package = entry.dist.name if entry.dist is not None else entry.module.partition(".")[0]
+    return RecipeError(
+        f"the task {entry.name!r} of the package {package} cannot be loaded: {reason}",
+        place="task",
+        remedy=f"update {package}, or uninstall it",
+    )

@@ -10,6 +10,7 @@ from functools import cache
 Offsets = list[tuple[int, int]]  # (start, end) of each word, in characters
 
 # Scripts that put no spaces between words: Han and kana; Thai, Lao, Burmese, Khmer.
+HAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # and kana and Hangul
 SOUTHEAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
 UNSPACED = (
     "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3041-\u309f\u30a1-\u30ff\u31f0-\u31ff\uff66-\uff9f"

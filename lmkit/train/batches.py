@@ -52,7 +52,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     ):
         self.encoded, self.plan, self.task = encoded, plan, task
         self.rank, self.budget, self.packed = rank, budget, packed
-        self.slots = encoded.slots(packed=packed and task.packs)
+        self.slots = encoded.slots(packed=packed and task.problem.packs)
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[Batch]:
@@ -106,7 +106,7 @@ class StepBatches(torch.utils.data.Dataset[list[Batch]]):
     def _collate(self, examples: np.ndarray, epoch: int) -> Batch:
         pieces = self.encoded.examples(examples.tolist())
         batch = self.task.collate(pieces, epoch=epoch, packed=self.packed)
-        if self.packed and not self.task.packs:
+        if self.packed and not self.task.problem.packs:
             places = rows_to_share([piece["length"] for piece in flat(pieces)])
             if places is not None:
                 batch.shared = torch.from_numpy(places)

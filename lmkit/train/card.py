@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lmkit.evaluation.evaluate import metrics_table
+from lmkit.models.adapters import TASK_TYPES
 from lmkit.recipe.schema import Recipe
 from lmkit.records import Metrics
-from lmkit.tasks.base import Task
-from lmkit.tasks.denoise.task import gap_token
-
-USE = {
-    "mlm": 'lmkit predict RUN "a text with one {mask}"',
-    "clm": 'lmkit predict RUN "the beginning of a text"',
-    "denoise": 'lmkit predict RUN "a text with one {mask}"',
-    "classification": 'lmkit predict RUN "a text"',
-    "ner": 'lmkit predict RUN "a text"',
-    "translation": 'lmkit predict RUN "a sentence"',
-}
+from lmkit.tasks.base import Card, Problem, Task
 
 
 def model_card(
@@ -43,18 +35,20 @@ def model_card(
         lines.append(
             f"## Validation\n{validation.examples} examples:\n\n```\n{metrics_table(validation)}\n```"
         )
-    where = "RUN/model"
-    opened = (
-        opened_with_peft(task, where)
-        if recipe.lora is not None
-        else opened_with_transformers(task.name, where)
-    )
-    lines.append(_use(task.name, task.tokenizer, "RUN", opened))
+    card = task.problem.card(task.facts, task.tokenizer)
+    if recipe.lora is not None:
+        card = replace(card, python=opened_with_peft(task))
+    lines.append(_use(card, "RUN", "RUN/model"))
     return "\n\n".join(lines) + "\n"
 
 
 def merged_card(
-    name: str, task: str, config: Any, tokenizer: Any, made: Mapping[str, str], difference: float
+    name: str,
+    problem: Problem,
+    config: Any,
+    tokenizer: Any,
+    made: Mapping[str, str],
+    difference: float,
 ) -> str:
     """README.md of a merged model's directory.
 
@@ -64,14 +58,12 @@ def merged_card(
     """
     lines = [
         f"# {name}",
-        f"Task: {task}. A plain Hugging Face {config.model_type} model: the adapter `{_short(made['adapter'])}` merged into its base `{_short(made['base'])}`; logits differ from the adapter's by at most {difference:.1e} (fp32).",
+        f"Task: {problem.name}. A plain Hugging Face {config.model_type} model: the adapter `{_short(made['adapter'])}` merged into its base `{_short(made['base'])}`; logits differ from the adapter's by at most {difference:.1e} (fp32).",
     ]
-    if task in ("classification", "ner"):
-        lines.append(
-            "## Labels\n"
-            + ", ".join(f"`{config.id2label[number]}`" for number in sorted(config.id2label))
-        )
-    lines.append(_use(task, tokenizer, "DIR", opened_with_transformers(task, "DIR")))
+    if TASK_TYPES.get(problem.auto_class) in ("SEQ_CLS", "TOKEN_CLS"):
+        labels = [f"`{config.id2label[number]}`" for number in sorted(config.id2label)]
+        lines.append("## Labels\n" + ", ".join(labels))
+    lines.append(_use(problem.card({}, tokenizer), "DIR", "DIR"))
     return "\n\n".join(lines) + "\n"
 
 
@@ -81,32 +73,15 @@ def _short(place: str) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
-def _use(task: str, tokenizer: Any, where: str, opened: str) -> str:
-    mask = gap_token(tokenizer) if task == "denoise" else getattr(tokenizer, "mask_token", "")
-    command = USE.get(task, "lmkit predict RUN").replace("RUN", where).format(mask=mask)
-    return f"## Use\n```\n{command}\n```\n```python\n{opened}\n```"
+def _use(card: Card, command_place: str, model_place: str) -> str:
+    command = card.command.replace("DIR", command_place)
+    python = card.python.replace("DIR", model_place)
+    return f"## Use\n```\n{command}\n```\n```python\n{python}\n```"
 
 
-PIPELINES = {
-    "mlm": '"fill-mask", model="DIR"',
-    "clm": '"text-generation", model="DIR"',
-    "classification": '"text-classification", model="DIR"',
-    "ner": '"token-classification", model="DIR", aggregation_strategy="first"',
-}
-
-
-def opened_with_transformers(task: str, where: str) -> str:
-    """Python that opens a whole model without lmkit."""
-    if task in PIPELINES:
-        return f"from transformers import pipeline\n\nmodel = pipeline({PIPELINES[task].replace('DIR', where)})"
-    return f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("{where}"), AutoModelForSeq2SeqLM.from_pretrained("{where}")
-tokenizer.batch_decode(model.generate(**tokenizer("a sentence", return_tensors="pt")), skip_special_tokens=True)"""
-
-
-def opened_with_peft(task: Task, where: str) -> str:
-    """Python that opens an adapter without lmkit: the base's config does not know the number of labels."""
-    name = task.model_class.removeprefix("AutoModel") if task.name != "mlm" else ""
+def opened_with_peft(task: Task) -> str:
+    """Return Python that opens an adapter without lmkit: the base's config does not know the number of labels."""
+    auto_class = task.problem.auto_class
+    name = auto_class.removeprefix("AutoModel") if auto_class in TASK_TYPES else ""
     labels = f", num_labels={count}" if (count := task.model_config().get("num_labels")) else ""
-    return f'from peft import AutoPeftModel{name}\n\nmodel = AutoPeftModel{name}.from_pretrained("{where}"{labels})'
+    return f'from peft import AutoPeftModel{name}\n\nmodel = AutoPeftModel{name}.from_pretrained("DIR"{labels})'

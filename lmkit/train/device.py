@@ -99,6 +99,27 @@ def _limit_threads() -> None:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def left_as_it_is() -> Iterator[None]:
+    """Give the process its environment and its threads back, unless it is the command's own.
+
+    Accelerate and ``build_accelerator`` set both for what is computed by this process.
+    """
+    if console.owns_process():
+        yield
+        return
+    import torch
+
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
 def build_accelerator(
     hardware: Hardware, *, trackers: list[str] | None = None, folder: str | None = None
 ) -> Accelerator:

@@ -105,7 +105,7 @@ def _fit(
     prepared = prepare(recipe, splits, source)
     progress = find_progress(run, recipe, prepared, resume=resume)
     setup = set_up(recipe, prepared, folder=str(run.path))
-    metric = metric_of(recipe, setup.task, "validation" in prepared.encoded)
+    metric = metric_of(recipe, setup.task.facts, "validation" in prepared.encoded)
     manifest = start_manifest(setup)
     if setup.parallelism.is_first:
         run.start(resume=resume, overwrite=overwrite)
@@ -127,7 +127,7 @@ def _fit(
     save(setup, run)
     metrics = evaluate(setup, run)
     setup.parallelism.wait()
-    setup.parallelism.accelerator.end_training()
+    setup.parallelism.end()
 
     seconds = time.perf_counter() - started
     manifest |= end_manifest(setup, progress, averaged_steps, seconds)
@@ -176,18 +176,18 @@ def choose_weights(setup: Setup, run: Run, progress: Progress) -> list[int]:
 def tune_on_validation(setup: Setup) -> None:
     """Let the task learn from the validation rows once the model is chosen, such as thresholds."""
     task, encoded = setup.task, setup.prepared.encoded
-    if not task.tunes or "validation" not in encoded:
+    if not task.problem.tunes(task.recipe, task.facts) or "validation" not in encoded:
         return
     forward = _forward(setup, task)
     records = list(forward.predictions(encoded["validation"]))
-    learned = task.tune(records) if setup.parallelism.is_first else {}
+    learned = task.problem.tune(task.facts, records) if setup.parallelism.is_first else {}
     task.facts |= setup.parallelism.first_rank_says(learned)
 
 
 def save(setup: Setup, run: Run) -> None:
     """Save the model, and prove that a fresh load computes the same."""
     if setup.parallelism.is_first:
-        model = setup.parallelism.accelerator.unwrap_model(setup.model)
+        model = setup.model
         with atomic_directory(run.model) as folder:
             save_model(model, setup.task, folder)
         prove_reload(model, setup, run)
@@ -251,7 +251,7 @@ def evaluate(setup: Setup, run: Run) -> Metrics | None:
     prepared = setup.prepared
     if "validation" not in prepared.encoded:
         return None
-    task, rows = setup.task.for_evaluation(), prepared.splits.rows
+    task, rows = setup.task.problem.scorer(setup.task), prepared.splits.rows
     encoded = prepared.encoded["validation"]
     if task is not setup.task:
         encoded = encode(rows["validation"], task, tokenizer_hash(task.tokenizer))
@@ -270,4 +270,4 @@ def evaluate(setup: Setup, run: Run) -> Metrics | None:
 
 def _forward(setup: Setup, task: Task) -> Forward:
     budget = 2 * micro_batch_tokens(setup.recipe.hardware, setup.parallelism.device)
-    return Forward(task, setup.model, setup.parallelism.accelerator, budget)
+    return Forward(task, setup.model, setup.parallelism, budget)

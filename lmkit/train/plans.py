@@ -8,7 +8,8 @@ from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan
 from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.schema import Recipe
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Facts
+from lmkit.tasks.registry import problem
 
 UNLIMITED = 10**8  # steps, where only the time ends a run
 
@@ -35,8 +36,8 @@ def total_steps(recipe: Recipe, plan: Plan) -> int:
     return min(given) if given else UNLIMITED
 
 
-def metric_of(recipe: Recipe, task: Task, with_validation: bool) -> str | None:
-    """The metric that chooses the checkpoint; None: the last one is kept."""
+def metric_of(recipe: Recipe, facts: Facts, with_validation: bool) -> str | None:
+    """Return the metric that chooses the checkpoint; None: the last one is kept."""
     chosen = recipe.train.select_best
     if recipe.train.early_stopping is not None and (chosen == "last" or not with_validation):
         raise RecipeError(
@@ -52,13 +53,14 @@ def metric_of(recipe: Recipe, task: Task, with_validation: bool) -> str | None:
             place="train.select_best",
             remedy="give data.validation or data.validation_fraction, or select_best: last",
         )
-    if chosen is not None and chosen not in task.metrics:
+    metrics = problem(recipe.task).selecting(facts)
+    if chosen is not None and chosen not in metrics:
         raise RecipeError(
-            f"{task.name} has no metric {chosen!r}",
+            f"{recipe.task} has no metric {chosen!r}",
             place="train.select_best",
-            remedy=suggest(chosen, task.metrics),
+            remedy=suggest(chosen, metrics),
         )
-    return chosen or task.metrics[0]
+    return chosen or metrics[0]
 
 
 def evaluation_interval(recipe: Recipe, plan: Plan) -> int:

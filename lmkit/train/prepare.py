@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock
 
@@ -22,7 +22,6 @@ from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import (
-    TARGET,
     Role,
     add_tokens,
     for_words,
@@ -33,9 +32,10 @@ from lmkit.models.tokenizer import (
 )
 from lmkit.recipe.schema import Recipe, TokenizerTraining
 from lmkit.run import atomic_directory
-from lmkit.tasks.base import Task
+from lmkit.tasks.base import Problem, Task
 from lmkit.tasks.fields import Field
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.languages import TARGET
+from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,12 +71,11 @@ def prepare(
     Raises:
         RecipeError, ModelError, DataError: whatever can be known before a model is built.
     """
-    cls = task_class(recipe.task)
     tokenizer = build_tokenizer(recipe, splits, source)
-    task = cls(recipe, splits.facts, tokenizer)
+    task = problem(recipe.task).task(recipe, splits.facts, tokenizer)
     key = tokenizer_hash(tokenizer)
     encoded = {
-        split: encode(rows, task, key, pack=pack and task.packs and split == "train")
+        split: encode(rows, task, key, pack=pack and task.problem.packs and split == "train")
         for split, rows in splits.rows.items()
     }
     rows = {split: found.rows for split, found in encoded.items()}
@@ -97,15 +96,16 @@ def build_tokenizer(
 def _tokenizer(
     recipe: Recipe, splits: Splits, source: ModelSource | None
 ) -> PreTrainedTokenizerBase:
-    options, task = recipe.tokenizer, task_class(recipe.task)
+    options, solved = recipe.tokenizer, problem(recipe.task)
     if options.train is not None and options.base is not None:
         raise RecipeError(
             "given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two"
         )
     kind, is_encoder_decoder = architecture(recipe, source)
-    role: Role = "decoder" if _is_decoder(recipe, kind) else "encoder"
+    usual = "decoder" if _is_decoder(solved, kind) else "encoder"
     if is_encoder_decoder:
-        role = _with_gaps(kind) if recipe.task == "denoise" else "encoder-decoder"
+        usual = "encoder-decoder"
+    role = cast("Role", solved.tokenizer_role(kind, usual))
     if options.train is not None:
         if source is not None:
             raise RecipeError(
@@ -130,10 +130,9 @@ def _tokenizer(
         )
     revision = recipe.model.revision if options.base is None else None  # that of model.base alone
     trust = recipe.model.trust_remote_code
-    tokenizer = load_tokenizer(
-        location, revision=revision, trust_remote_code=trust, slow=task.generates
-    )
-    words = any(field.kind == "words" for field in task.fields)
+    slow = solved.architecture == "encoder-decoder"
+    tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust, slow=slow)
+    words = any(field.kind == "words" for field in solved.fields(recipe))
     return (
         for_words(tokenizer, location, revision=revision, trust_remote_code=trust)
         if words
@@ -146,7 +145,7 @@ def _learned_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Learned once and kept in the cache: every process, and a run that is resumed, has the same."""
     rows = _tokenizer_rows(recipe, options) if options.files is not None else splits.rows["train"]
-    fields = task_class(recipe.task).fields_of(recipe, splits.facts, None)
+    fields = problem(recipe.task).fields(recipe, splits.facts)
     names = [(field.name, field.kind) for field in fields if field.kind in ("text", "words")]
     names = [("text", "text")] if options.files is not None else names
 
@@ -182,24 +181,15 @@ def _has_tokenizer(place: str) -> bool:
     )
 
 
-def _is_decoder(recipe: Recipe, kind: str) -> bool:
+def _is_decoder(solved: Problem, kind: str) -> bool:
     """Whether texts of this architecture are read from left to right, without marks around them."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    return recipe.task == "clm" or (
+    return solved.architecture == "decoder" or (
         kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
-
-
-def _with_gaps(kind: str) -> Role:
-    """Which marks of gaps an architecture is known by: T5 and its descendants have sentinels."""
-    return (
-        "encoder-decoder with sentinels"
-        if "t5" in kind or kind == "switch_transformers"
-        else "encoder-decoder with a mask"
     )
 
 

@@ -116,13 +116,13 @@ def prepare(recipe: str, out: str) -> None:
     from lmkit.data.splits import load_splits
     from lmkit.models.source import find_model
     from lmkit.recipe import load_recipe
-    from lmkit.tasks.registry import task_class
+    from lmkit.tasks.registry import problem
     from lmkit.train import prepare as preparing
 
     loaded = load_recipe(recipe)
     source = find_model(str(loaded.model.base))
     begun = time.perf_counter()
-    splits = load_splits(loaded, task_class(loaded.task), wanted=("train",))
+    splits = load_splits(loaded, problem(loaded.task), wanted=("train",))
     read = time.perf_counter()
     preparing.prepare(loaded, splits, source)
     found = {"reading": read - begun, "tokenising": time.perf_counter() - read}

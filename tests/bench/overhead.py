@@ -27,7 +27,7 @@ import torch
 from lmkit.data.splits import load_splits
 from lmkit.recipe import load_recipe
 from lmkit.run import Run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 from lmkit.train import session
 from lmkit.train.checkpoint import snapshot, write_checkpoint
 from lmkit.train.prepare import prepare
@@ -49,7 +49,7 @@ class Subject:
     def __init__(self, steps: int):
         self.recipe = load_recipe(RECIPE)
         self.prepared = prepare(
-            self.recipe, load_splits(self.recipe, task_class("mlm"), wanted=("train",)), None
+            self.recipe, load_splits(self.recipe, problem("mlm"), wanted=("train",)), None
         )
         self.setup = set_up(self.recipe, self.prepared)
         decide(self.setup)

@@ -69,12 +69,12 @@ def tokenize(spec: dict[str, Any]) -> dict[str, Any]:
         from lmkit.data.splits import load_splits
         from lmkit.models.tokenizer import load_tokenizer, tokenizer_hash
         from lmkit.recipe import load_recipe
-        from lmkit.tasks.registry import task_class
+        from lmkit.tasks.registry import problem
 
         recipe = load_recipe(spec["recipe"])
-        cls = task_class("classification")
-        splits = load_splits(recipe, cls, wanted=("train",))
-        task = cls(recipe, splits.facts, load_tokenizer(f"{spec['inputs']}/bert"))
+        solved = problem("classification")
+        splits = load_splits(recipe, solved, wanted=("train",))
+        task = solved.task(recipe, splits.facts, load_tokenizer(f"{spec['inputs']}/bert"))
         begun = time.perf_counter()
         rows = len(encode(splits.rows["train"], task, tokenizer_hash(task.tokenizer)))
         return {"seconds": time.perf_counter() - begun, "rows": rows}

@@ -89,7 +89,7 @@ def test_an_adapter_with_added_tokens_is_the_same_loaded_merged_and_in_peft(
     )
 
     found = merge(str(folder), str(tmp_path / "merged"))
-    whole = getattr(transformers, its_task.model_class).from_pretrained(tmp_path / "merged")
+    whole = getattr(transformers, its_task.problem.auto_class).from_pretrained(tmp_path / "merged")
     assert type(whole).__module__.startswith("transformers.")
     bound = 1e-5 * max(1.0, float(expected.abs().max()))
     assert (probe_logits(whole) - expected).abs().max() <= bound
@@ -98,9 +98,9 @@ def test_an_adapter_with_added_tokens_is_the_same_loaded_merged_and_in_peft(
         assert (probe_logits(built.model) - expected).abs().max() > 1e-3
 
     labels = {"num_labels": len(its_task.labels)} if hasattr(its_task, "labels") else {}
-    opened = getattr(peft, "AutoPeft" + its_task.model_class.removeprefix("Auto")).from_pretrained(
-        folder, **labels
-    )
+    opened = getattr(
+        peft, "AutoPeft" + its_task.problem.auto_class.removeprefix("Auto")
+    ).from_pretrained(folder, **labels)
     assert (probe_logits(opened) - expected).abs().max() <= 1e-6
 
 
@@ -289,7 +289,7 @@ def test_added_tokens_start_as_the_mean_of_their_pieces_and_survive_saving(
     prepared = tiny.prepared(recipe)
     built = build_model(recipe, prepared.task, prepared.source)
     before = transformers.AutoTokenizer.from_pretrained(base)
-    plain, _ = from_pretrained(prepared.task.model_class, base, Model(), {})
+    plain, _ = from_pretrained(prepared.task.problem.auto_class, base, Model(), {})
     for get in ("get_input_embeddings", "get_output_embeddings"):
         if (table := getattr(built.model, get)()) is not None:
             old = getattr(plain, get)().weight

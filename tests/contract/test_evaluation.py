@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from lmkit.batch import IGNORE, Batch
 from lmkit.evaluation.evaluate import evaluate_split, measure
 from lmkit.evaluation.forward import Forward
-from lmkit.tasks.registry import TASKS
+from lmkit.tasks.registry import names
 
 ROWS = 16
 # the contract's headline metrics, and what a line of predictions.jsonl has besides id and score
@@ -43,7 +43,7 @@ RECORDS = {
     "ner": {"tokens", "gold", "prediction"},
     "translation": {"source", "gold", "prediction"},
 }
-KINDS = [*TASKS, "multi_label", "pairs", "regression"]
+KINDS = [*names(), "multi_label", "pairs", "regression"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def subject(tiny: Any) -> Any:
             budgets = {rows: rows * max(encoded.pieces.column("length")) for rows in (1, 4, 16)}
             records = {
                 rows: list(
-                    Forward(prepared.task, model, tiny.accelerator, budget).predictions(encoded)
+                    Forward(prepared.task, model, tiny.processes, budget).predictions(encoded)
                 )
                 for rows, budget in budgets.items()
             }
@@ -88,7 +88,7 @@ def test_records_come_once_in_file_order_whatever_the_batches(subject: Any, task
     found = subject(task)
     inputs = [
         field.name
-        for field in found.task.fields_of(found.task.recipe, found.task.facts, None)
+        for field in found.task.problem.fields(found.task.recipe, found.task.facts)
         if not field.gold
     ]
     for records in found.records.values():
@@ -112,7 +112,7 @@ def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str
     found = subject(task)
     expected = one_by_one(found.model, found.task, found.encoded)
     for rows, budget in found.budgets.items():
-        forward = Forward(found.task, found.model, tiny.accelerator, budget)
+        forward = Forward(found.task, found.model, tiny.processes, budget)
         assert forward.mean_loss(found.encoded) == pytest.approx(expected, rel=1e-6)
         assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(
             expected, rel=1e-6
@@ -126,7 +126,7 @@ def one_by_one(model: Any, task: Any, encoded: Any) -> float:
         for piece in encoded.example(number):
             batch, weight = task.collate([[piece]]), piece.get("weight", 1.0)
             inputs = dict(batch.inputs)
-            if task.model_class == "AutoModelForSeq2SeqLM":
+            if task.problem.auto_class == "AutoModelForSeq2SeqLM":
                 start = torch.tensor([[model.config.decoder_start_token_id]])
                 inputs["decoder_input_ids"] = torch.cat([start, batch.labels[:, :-1]], dim=1)
             with torch.inference_mode():
@@ -175,7 +175,7 @@ def test_what_is_written_is_what_the_contract_says(
     of = subject(task)
     its_task, options = of.task, of.task.recipe.eval
     found = evaluate_split(
-        Forward(its_task, of.model, tiny.accelerator, 999),
+        Forward(its_task, of.model, tiny.processes, 999),
         of.encoded,
         split="validation",
         options=options,
@@ -195,8 +195,8 @@ def test_what_is_written_is_what_the_contract_says(
         ROWS,
         0.95,
     )
-    assert METRICS.get(task, set(its_task.metrics) - {"loss"}) <= written["metrics"].keys()
-    assert set(its_task.metrics) - {"loss"} <= written["metrics"].keys()
+    assert METRICS.get(task, names_of(its_task) - {"loss"}) <= written["metrics"].keys()
+    assert names_of(its_task) - {"loss"} <= written["metrics"].keys()
     for interval in written["metrics"].values():
         assert interval.keys() == {"value", "low", "high"}
         assert interval["low"] <= interval["high"]
@@ -209,7 +209,11 @@ def test_what_is_written_is_what_the_contract_says(
 def test_rows_without_gold_are_read_and_answered(subject: Any, task: str) -> None:
     """The same encoding and prediction in evaluation and in ``lmkit predict``."""
     found = subject(task)
-    gold = {field.name for field in found.task.fields if field.gold}
+    gold = {
+        field.name
+        for field in found.task.problem.fields(found.task.recipe, found.task.facts)
+        if field.gold
+    }
     rows = [
         {name: value for name, value in row.items() if name not in gold}
         for row in found.encoded.rows[:3]
@@ -229,10 +233,15 @@ def test_rows_without_gold_are_read_and_answered(subject: Any, task: str) -> Non
         by_row[piece["row"]].append(part)
     for row, its_parts, record in zip(rows, by_row, found.records[1][:3], strict=True):
         answer = found.task.combine(row, its_parts)
-        shown = found.task.show(answer)
+        shown = found.task.problem.show(answer, found.task.facts)
         json.dumps(shown)
         assert not {"gold", "nll", "items"} & shown.keys()
         assert_alike(answer.get("prediction"), record.get("prediction"))
+
+
+def names_of(task: Any) -> set[str]:
+    """The names of a task's metrics."""
+    return {metric.name for metric in task.problem.metrics(task.facts)}
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:

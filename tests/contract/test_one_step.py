@@ -15,7 +15,7 @@ import torch
 from lmkit.batch import IGNORE, Batch
 from lmkit.data.plan import Plan
 from lmkit.fast.unpadding import choose_packing
-from lmkit.tasks.registry import TASKS, task_class
+from lmkit.tasks.registry import names, problem
 from lmkit.train.loop import Step, train_steps
 
 # the rows of the table in docs/correctness.md
@@ -24,8 +24,8 @@ FAMILIES: dict[str, tuple[str, ...]] = run_path(
 )["FAMILIES"]
 CASES = [
     (task, architecture)
-    for task in TASKS
-    for architecture in FAMILIES.get(task, (task_class(task).family,))
+    for task in names()
+    for architecture in FAMILIES.get(task, (problem(task).smoke_preset,))
 ]
 CASES += [(kind, "bert") for kind in ("multi_label", "pairs", "regression")]
 BATCH = 3  # the last step of the epoch takes what is left
@@ -89,7 +89,7 @@ def hugging_face_loss(model: Any, batch: Batch, task: str) -> torch.Tensor:
 
 
 def test_every_task_has_rows_to_be_tested_with(tiny: Any) -> None:
-    for task in TASKS:
+    for task in names():
         assert len(tiny.prepared(tiny.recipe(task)).encoded["train"]) > 1
 
 
@@ -123,7 +123,7 @@ def test_a_step_is_the_same_one_example_at_a_time_and_all_at_once(
     recipe, model, steps = whole(task, architecture)
     assert len(steps) > 1
     assert_same(steps_of(tiny, recipe, model, budget=1), steps)
-    if packing := choose_packing(recipe, task_class(recipe.task), model):
+    if packing := choose_packing(recipe, problem(recipe.task), model):
         assert_same(steps_of(tiny, recipe, model, budget=1, packing=packing), steps)
         assert_same(steps_of(tiny, recipe, model, budget=ALL_AT_ONCE, packing=packing), steps)
 

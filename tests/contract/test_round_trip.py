@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.source import find_model
-from lmkit.tasks.registry import TASKS
+from lmkit.tasks.registry import names
 
 BASES = {
     "mlm": "mlm",
@@ -36,7 +36,7 @@ ADAPTED = [
     ("clm", "gpt2"),
     ("mlm", "bert"),
 ]
-KINDS = [*TASKS, "multi_label", "pairs", "regression"]
+KINDS = [*names(), "multi_label", "pairs", "regression"]
 
 
 def trained(tiny: Any, recipe: Any) -> tuple[Any, Any, dict[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 from lmkit.train.checkpoint import MOMENTS, WEIGHTS, Stored, checkpoint_steps, name_of
 from lmkit.train.launch import ProcessFailed, launch
 
@@ -80,7 +80,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def write(recipe: Any) -> str:
         file = folder / f"{len(list(folder.iterdir()))}.yaml"
         file.write_text(dump_recipe(recipe), encoding="utf-8")
-        return f"{task_class(recipe.task).stage}={file}"
+        return f"{problem(recipe.task).stage}={file}"
 
     return write
 
@@ -280,6 +280,6 @@ def test_memory_that_ends_on_one_sharded_process_ends_the_run_with_a_message(
     begun = time.monotonic()
     with pytest.raises(ProcessFailed) as failed:
         launch_sharded([str(TROUBLE), "memory", written(recipe)])
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 600  # who is missed by the other one waits for half an hour
     assert failed.value.status == 1
     assert "hardware.micro_batch_tokens=32" in capfd.readouterr().err

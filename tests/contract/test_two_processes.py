@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lmkit.recipe.load import dump_recipe
 from lmkit.run import Run
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 from lmkit.train.launch import ProcessFailed, _failed, launch
 
 SCRIPT = Path(__file__).with_name("as_one_of_several.py")
@@ -55,7 +55,7 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
         recipe = recipe_of(tiny, kind, processes=2)
         file = folder / f"{number}.yaml"
         file.write_text(dump_recipe(recipe), encoding="utf-8")
-        arguments.append(f"{task_class(recipe.task).stage}={file}")
+        arguments.append(f"{problem(recipe.task).stage}={file}")
         together[kind] = Run(recipe.output)
     launch([str(SCRIPT), *arguments], processes=2)
     return {kind: (alone[kind], together[kind]) for kind in KINDS}

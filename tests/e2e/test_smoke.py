@@ -8,7 +8,7 @@ import pytest
 
 from lmkit.errors import RunError
 from lmkit.recipe import load_recipe, shipped_recipes
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -18,7 +18,7 @@ def test_shipped_recipe_passes_smoke(
     from lmkit.commands.train import smoke
 
     monkeypatch.chdir(tmp_path)  # a user's folder: nothing but what ships is there
-    found = smoke(task_class(load_recipe(name).task).stage, name).to_json()
+    found = smoke(problem(load_recipe(name).task).stage, name).to_json()
     assert found["smoke"]
     assert found["steps"] == 4
     assert found["evaluation"]["examples"] > 0
@@ -38,7 +38,7 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shipped_pretraining() -> str:
     return next(
-        name for name in shipped_recipes() if task_class(load_recipe(name).task).stage == "pretrain"
+        name for name in shipped_recipes() if problem(load_recipe(name).task).stage == "pretrain"
     )
 
 

@@ -96,7 +96,9 @@ def test_the_answer_of_a_classifier_is_not_rounded_under_autocast(
 
 
 def check_that_the_head_is_not_rounded(model: Any, task: Any) -> None:
-    columns = task.encode(task.text_rows(["1 Main St", "22 Elm Street, Springfield"]))
+    columns = task.encode(
+        task.problem.rows(["1 Main St", "22 Elm Street, Springfield"], task.facts)
+    )
     batch = task.collate(
         [[dict(zip(columns, piece, strict=True))] for piece in zip(*columns.values(), strict=True)]
     )

@@ -19,39 +19,19 @@ import style
 SOURCES = style.read_sources()
 
 LONG_FUNCTIONS = {
-    "commands/compare.py:compare",
     "models/tokenizer.py:train_tokenizer",
 }
 MANY_ARGUMENTS = {
-    "commands/compare.py:compare",
     "fast/flash.py:_attend",
     "fast/flash.py:_flash_attns.attend",
     "fast/flash.py:_torchs.attend",
     "fast/linear_cross_entropy.py:linear_cross_entropy",
 }
 LONG_FILES = {
-    "cli.py",
     "fast/flash.py",
-    "tasks/classification/task.py",
 }
-IN_CIRCLES = {
-    "lmkit.tasks.mlm.pseudo",
-    "lmkit.tasks.mlm.task",
-}
-SWITCHES = {
-    "evaluation/baselines.py:",
-    "evaluation/baselines.py:_language_model.asked",
-    "evaluation/options.py:check_eval_keys",
-    "models/adapters.py:",
-    "preflight.py:_check_joint",
-    "subject.py:facts_of",
-    "train/card.py:",
-    "train/card.py:_use",
-    "train/card.py:merged_card",
-    "train/card.py:opened_with_peft",
-    "train/prepare.py:_is_decoder",
-    "train/prepare.py:_tokenizer",
-}
+IN_CIRCLES: set[str] = set()
+SWITCHES: set[str] = set()
 
 # the demo's own recipes, which are named like the tasks
 DEMO = {"commands/demo.py", "flow/demo.py"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Piece, Row, flat, pad
+from lmkit.records import Record
+from lmkit.tasks.base import Scorer
 from lmkit.tasks.language import EVALUATION_EPOCH
-from lmkit.tasks.mlm.task import MaskedLanguageModeling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,14 +18,12 @@ if TYPE_CHECKING:
     from lmkit.metrics.statistics import Statistics
 
 
-class PseudoPerplexity(MaskedLanguageModeling):
+class PseudoPerplexity(Scorer):
     """Masked language modelling as ``eval.pseudo_perplexity`` evaluates it: its own metrics, and ``pseudo_perplexity``.
 
     That is exp of the mean negative log-likelihood of each token given all others of its window. Special tokens are
     neither hidden nor counted. It costs a forward pass per token, in batches of the size of all others.
     """
-
-    further = ("pseudo_perplexity",)
 
     def collate(
         self,
@@ -35,7 +34,7 @@ class PseudoPerplexity(MaskedLanguageModeling):
     ) -> Batch:
         """The batch of masked language modelling, and in ``extra``, ``(rows, longest)``: ``whole``, the tokens to hide, and ``seen``."""
         assert not packed, "documents that share a row would be hidden together"
-        batch = super().collate(examples, epoch=epoch)
+        batch = self.task.collate(examples, epoch=epoch)
         whole = [
             [
                 token if word >= 0 else IGNORE
@@ -53,7 +52,7 @@ class PseudoPerplexity(MaskedLanguageModeling):
         import torch
         from torch.nn.functional import cross_entropy
 
-        parts = super().predict(model, batch, pieces)
+        parts = self.task.predict(model, batch, pieces)
         whole = batch.extra["whole"]
         ordinal = (whole != IGNORE).cumsum(1)
         is_there = batch.inputs["attention_mask"].bool()
@@ -77,25 +76,25 @@ class PseudoPerplexity(MaskedLanguageModeling):
         ]
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return super().combine(row, parts) | {
+        return self.task.combine(row, parts) | {
             key: sum(part[key] for part in parts) for key in ("pseudo_nll", "pseudo_items")
         }
 
-    def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
-        import numpy as np
 
-        from lmkit.metrics.statistics import ratio
+def add_pseudo_perplexity(masked: Statistics, records: Sequence[Record]) -> Statistics:
+    """Return the statistics with one metric more."""
+    import numpy as np
 
-        masked = super().score(records)
-        own = np.array(
-            [[record["pseudo_nll"], record["pseudo_items"]] for record in records], np.float64
-        )
+    from lmkit.metrics.statistics import ratio
 
-        def with_pseudo(sums: Any) -> dict[str, Any]:
-            with np.errstate(over="ignore"):
-                pseudo = np.exp(ratio(sums[..., -2], sums[..., -1], undefined=math.nan))
-            return masked.metrics(sums[..., :-2]) | {"pseudo_perplexity": pseudo}
+    own = np.array(
+        [[record["pseudo_nll"], record["pseudo_items"]] for record in records], np.float64
+    )
 
-        return replace(
-            masked, counts=np.concatenate([masked.counts, own], axis=1), metrics=with_pseudo
-        )
+    def with_pseudo(sums: Any) -> dict[str, Any]:
+        with np.errstate(over="ignore"):
+            pseudo = np.exp(ratio(sums[..., -2], sums[..., -1], undefined=math.nan))
+        return masked.metrics(sums[..., :-2]) | {"pseudo_perplexity": pseudo}
+
+    counts = np.concatenate([masked.counts, own], axis=1)
+    return replace(masked, counts=counts, metrics=with_pseudo)

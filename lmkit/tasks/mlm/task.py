@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, keyed_rng, lay_out
-from lmkit.errors import DataError, ModelError
-from lmkit.tasks.base import Task, TooLong
+from lmkit.errors import ModelError
 from lmkit.tasks.language import EVALUATION_EPOCH, LanguageModeling
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel
 
 IDEOGRAPH = re.compile(
     r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -24,23 +22,6 @@ FIRST_IDEOGRAPH, LAST_CODE = 0x3005, 0xFFFF
 
 
 class MaskedLanguageModeling(LanguageModeling):
-    name = "mlm"
-    model_class = "AutoModelForMaskedLM"
-    family = "bert"
-    counts_bytes = False
-
-    def for_evaluation(self) -> Task:
-        from lmkit.tasks.mlm.pseudo import PseudoPerplexity
-
-        wanted = self.recipe.eval.pseudo_perplexity
-        return PseudoPerplexity(self.recipe, self.facts, self.tokenizer) if wanted else self
-
-    def as_measured(self, records: Sequence[Mapping[str, Any]]) -> Task:
-        from lmkit.tasks.mlm.pseudo import PseudoPerplexity
-
-        has_pseudo = all("pseudo_nll" in record for record in records)
-        return PseudoPerplexity(self.recipe, self.facts, self.tokenizer) if has_pseudo else self
-
     @cached_property
     def _ordinary(self) -> np.ndarray:
         """The tokens that may stand in for a hidden one: a stray padding token would shift RoBERTa's positions."""
@@ -114,45 +95,6 @@ class MaskedLanguageModeling(LanguageModeling):
             np.where(roll < 0.9, self._ordinary[random], ids),
         )
         return np.where(hidden, seen, ids), np.where(hidden, ids, IGNORE)
-
-    def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """The five likeliest tokens at every mask token of every text."""
-        import torch
-
-        mask = self.tokenizer.mask_token
-        answers = []
-        for row in rows:
-            encoded = self.tokenizer(row["text"], return_tensors="pt").to(model.device)
-            if encoded["input_ids"].shape[1] > self.max_length:
-                raise TooLong(
-                    [(0, encoded["input_ids"].shape[1])],
-                    self.max_length,
-                    place=f"text {row['id'] + 1}",
-                )
-            positions = (
-                (encoded["input_ids"][0] == self.tokenizer.mask_token_id)
-                .nonzero()
-                .flatten()
-                .tolist()
-            )
-            if not positions:
-                raise DataError(
-                    f"no {mask} in this text: nothing to fill",
-                    place=f"text {row['id'] + 1}",
-                    remedy=f"put {mask} where a word is to be found",
-                )
-            with torch.inference_mode():
-                probabilities = model(**encoded).logits[0, positions].float().softmax(-1)
-            best = probabilities.topk(min(5, probabilities.shape[-1]))
-            fills = [
-                [
-                    {"token": self.tokenizer.decode([token]).strip(), "score": score}
-                    for token, score in zip(tokens, scores, strict=True)
-                ]
-                for tokens, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
-            answers.append({"id": row["id"], "text": row["text"], "fills": fills})
-        return answers
 
 
 def word_numbers(

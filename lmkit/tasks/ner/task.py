@@ -1,92 +1,42 @@
-"""Word tagging: one tag a word, for named entities (IOB2) as for parts of speech (plain tags)."""
+"""The tagging task: windows of words in, a tag for every word out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, lay_out, pad
-from lmkit.errors import DataError, RecipeError
-from lmkit.recipe.schema import Recipe, Tagging
-from lmkit.tasks.base import Task
-from lmkit.tasks.fields import Field, Form
+from lmkit.heads import crf_of
+from lmkit.tasks.base import Facts, Problem, Task
 from lmkit.tasks.ner.decoding import Transitions, iob2_transitions, marginals, viterbi
-from lmkit.tasks.ner.spans import SPLIT, words_with_tags
+from lmkit.tasks.ner.entities import entities, marks_entities
 from lmkit.tasks.windows import encode_windows, padding_of
-from lmkit.tasks.words import joined, split_words, word_split
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lmkit.metrics.statistics import Statistics
+    from lmkit.recipe.schema import Recipe
 
-WORD_MARKS = frozenset(
-    {"Ġ", "▁"}
-)  # tokens of byte-level and SentencePiece vocabularies that only say: a word begins
+# tokens of byte-level and SentencePiece vocabularies that only say: a word begins
+WORD_MARKS = frozenset({"Ġ", "▁"})
 
 
 class WordTagging(Task):
-    name = "ner"
-    stage = "finetune"
-    model_class = "AutoModelForTokenClassification"
-    family = "bert"
-    headlines = ("f1", "accuracy")
-    fields = (
-        Field("tokens", "words", aliases=("words", "text_tokens")),
-        Field("tags", "tags", aliases=("ner_tags", "labels", "pos_tags", "upos"), gold=True),
-    )
-    forms = (
-        Form(
-            (
-                Field("text", "text", aliases=("sentence", "content", "document")),
-                Field(
-                    "entities",
-                    "spans",
-                    aliases=("spans", "ents", "annotations", "label", "labels"),
-                    gold=True,
-                ),
-            ),
-            convert=words_with_tags,
-            adds=(Field("text", "text"), Field("offsets", "offsets")),
-        ),
-    )
-
-    @classmethod
-    def learn(cls, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-        if len(labels) < 2:
-            raise DataError(
-                f"all words have one tag: {', '.join(map(repr, labels))}",
-                place="data.train",
-                remedy="tagging needs at least two; is data.columns right?",
-            )
-        sample = rows[:1000]
-        # raw text is cut as the training words were: by lmkit itself, or so that it looks like them
-        split = (
-            SPLIT
-            if "offsets" in sample[0]
-            else word_split([word for row in sample for word in row["tokens"]])
-        )
-        return {"labels": list(labels), "word_split": split}
-
-    def __init__(self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: Any):
-        super().__init__(recipe, facts, tokenizer)
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        super().__init__(problem, recipe, facts, tokenizer)
         self.labels: list[str] = self.facts["labels"]
         self._number = {label: number for number, label in enumerate(self.labels)}
         self._outside = "O" if "O" in self._number else self.labels[0]
         self.is_entities = marks_entities(self.labels)
-        _check_tagging(recipe, self.is_entities)
         self._decoding = recipe.tagging.decoding or ("viterbi" if recipe.tagging.crf else "argmax")
         self._legal: Transitions | None = None
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return (
-            ("f1", "f1_strict", "precision", "recall", "accuracy", "loss")
-            if self.is_entities
-            else ("accuracy", "f1_macro", "loss")
-        )
 
     def model_config(self) -> dict[str, Any]:
         return {
@@ -138,7 +88,7 @@ class WordTagging(Task):
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         """With a CRF, the summed negative log-likelihood of the windows' tag sequences; its weight is words, as without."""
-        if (crf := _crf_of(model)) is None:
+        if (crf := crf_of(model)) is None:
             return super().loss(model, batch)
         return sequence_losses(crf, *self.logits(model, batch)).sum()
 
@@ -147,7 +97,7 @@ class WordTagging(Task):
     ) -> list[dict[str, Any]]:
         """Log-probabilities of the words that each piece answers for; with a CRF its potentials, and its transitions."""
         logits, labels = self.logits(model, batch)
-        crf = _crf_of(model)
+        crf = crf_of(model)
         emissions = logits.float().log_softmax(-1) if crf is None else logits.float()
         if crf is None:
             losses = (
@@ -220,77 +170,6 @@ class WordTagging(Task):
         )
         return viterbi(emissions, scores), probabilities
 
-    def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
-        from lmkit.metrics.tagging import tagging_statistics
-
-        gold, predicted = [r["gold"] for r in records], [r["prediction"] for r in records]
-        return tagging_statistics(gold, predicted, entities=self.is_entities)
-
-    def text_rows(self, texts: Sequence[str]) -> list[Row]:
-        rows = []
-        for number, text in enumerate(texts):
-            words = split_words(text, self.facts.get("word_split", "punctuation"))
-            rows.append(
-                {
-                    "id": number,
-                    "text": text,
-                    "tokens": [text[start:end] for start, end in words],
-                    "offsets": words,
-                }
-            )
-        return rows
-
-    def show(self, record: dict[str, Any]) -> dict[str, Any]:
-        tokens, tags = record["tokens"], record["prediction"]
-        text, offsets = (
-            (record["text"], record["offsets"]) if "offsets" in record else joined(tokens)
-        )
-        shown = {"id": record["id"], "text": text, "tokens": tokens, "tags": tags}
-        return shown | {
-            "entities": entities(text, offsets, tags, record["score"]) if self.is_entities else []
-        }
-
-
-def marks_entities(labels: Collection[str]) -> bool:
-    """Whether the tags that there are mark entities: some have a type, or all are of ``B``, ``I``, ``O`` with a ``B``.
-
-    >>> marks_entities(["O", "B-X", "I-X"]), marks_entities(["O", "B", "I"]), marks_entities(["B", "I", "N", "O"])
-    (True, True, False)
-    """
-    return any(label.startswith(("B-", "I-")) for label in labels) or {"B"} < set(labels) <= {
-        "B",
-        "I",
-        "O",
-    }
-
-
-def _check_tagging(recipe: Recipe, is_entities: bool) -> None:
-    """Refuse keys of ``tagging`` that would have no effect, or cannot have theirs here."""
-    options = recipe.tagging
-    if options.decoding == "viterbi" and not options.crf and not is_entities:
-        problem = "every sequence of these tags is allowed: they mark no entities (B-TYPE, I-TYPE, O, or B, I, O)"
-        raise RecipeError(problem, place="tagging.decoding", remedy="leave it out")
-    if options.crf_learning_rate != Tagging().crf_learning_rate and not options.crf:
-        raise RecipeError(
-            "has no effect without a CRF",
-            place="tagging.crf_learning_rate",
-            remedy="leave it out, or tagging.crf=true",
-        )
-    if options.crf and recipe.train.label_smoothing:
-        problem = "has no effect with tagging.crf, whose loss is of whole sequences"
-        raise RecipeError(problem, place="train.label_smoothing", remedy="leave one of the two out")
-    if options.crf and find_spec("torchcrf") is None:
-        problem = "the library it needs, pytorch-crf, is not installed"
-        raise RecipeError(
-            problem, place="tagging.crf", remedy="pip install pytorch-crf, or lmkit[crf]"
-        )
-
-
-def _crf_of(model: Any) -> Any:
-    from lmkit.heads import crf_of
-
-    return crf_of(model)
-
 
 def sequence_losses(crf: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihoods ``(batch,)`` of the labels that count, each row's taken as one sequence; 0 without any.
@@ -358,37 +237,3 @@ def assign(
             if word not in best or context > best[word][0]:
                 best[word] = (context, window, position)
     return [(window, position, word) for word, (_, window, position) in sorted(best.items())]
-
-
-def entities(
-    text: str, offsets: Sequence[tuple[int, int]], tags: Sequence[str], scores: Sequence[float]
-) -> list[dict[str, Any]]:
-    """IOB2 tags -> entities in characters; the score is the mean of their words'.
-
-    >>> entities("in New York", [(0, 2), (3, 6), (7, 11)], ["O", "B-LOC", "I-LOC"], [1, 0.5, 1.0])
-    [{'start': 3, 'end': 11, 'label': 'LOC', 'score': 0.75, 'text': 'New York'}]
-    >>> [found["label"] for found in entities("Rome", [(0, 4)], ["B"], [1])]
-    ['_']
-    """
-    from lmkit.metrics.tagging import type_of
-
-    spans: list[tuple[str, list[int]]] = []
-    previous = "O"
-    for number, tag in enumerate(tags):
-        if tag != "O":
-            prefix, label = tag.partition("-")[0], type_of(tag)
-            if prefix == "I" and previous != "O" and type_of(previous) == label:
-                spans[-1][1].append(number)
-            else:
-                spans.append((label, [number]))
-        previous = tag
-    return [
-        {
-            "start": (start := offsets[words[0]][0]),
-            "end": (end := offsets[words[-1]][1]),
-            "label": label,
-            "score": sum(scores[word] for word in words) / len(words),
-            "text": text[start:end],
-        }
-        for label, words in spans
-    ]

@@ -1,56 +1,36 @@
-"""Translation with an encoder-decoder: teacher forcing in training, beam search in evaluation."""
+"""The translation task: teacher forcing in training, beam search in evaluation."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, lay_out, pad
-from lmkit.tasks.base import Task, TooLong
-from lmkit.tasks.fields import Field
-from lmkit.tasks.generation import check_beams, generate, set_generation, shift
-from lmkit.tasks.words import SOUTHEAST_ASIAN
+from lmkit.heads import logits_at, unwrap
+from lmkit.tasks.base import Facts, Problem, Task, TooLong
+from lmkit.tasks.generation import generate, set_generation, shift
+from lmkit.tasks.languages import set_languages, target_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lmkit.metrics.statistics import Statistics
     from lmkit.recipe.schema import Recipe
 
 
-BY_CHARACTER = re.compile(
-    f"[\u3040-\u30ff\uac00-\ud7af{SOUTHEAST_ASIAN}]"
-)  # kana, Hangul; Thai, Lao, Burmese, Khmer
-
-
 class Translation(Task):
-    name = "translation"
-    stage = "finetune"
-    model_class = "AutoModelForSeq2SeqLM"
-    family = "marian"
-    headlines = ("bleu",)
-    generates = True
     predicts_tokens = True
-    fields = (
-        Field("source", "text", aliases=("src", "source_text")),
-        Field("target", "text", aliases=("tgt", "target_text", "translation"), gold=True),
-    )
-    metrics = ("loss", "bleu", "chrf", "ter")
-    further = ("length_ratio", "empty", "truncated")
 
     def __init__(
-        self, recipe: Recipe, facts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
     ):
-        super().__init__(recipe, facts, tokenizer)
-        check_beams(recipe.generation)
-        if tokenizer is None:  # what can be said before there is one
-            return
-        from lmkit.models.languages import set_languages
-        from lmkit.models.tokenizer import target_of
-
+        super().__init__(problem, recipe, facts, tokenizer)
         self.languages = set_languages(tokenizer, recipe.translation)
         self.target_tokenizer = target_of(tokenizer)
         self._end_marks = max(
@@ -65,8 +45,6 @@ class Translation(Task):
 
         The end mark is not forced on the last token (``forced_eos_token_id``): that would hide what was cut off.
         """
-        from lmkit.heads import unwrap
-
         inner = unwrap(model)
         set_generation(inner, self.recipe.generation)
         self.languages.tell(inner.generation_config)
@@ -131,8 +109,6 @@ class Translation(Task):
         return batch
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
-        from lmkit.heads import unwrap
-
         shifted = shift(unwrap(model), batch.labels)
         return super().inputs(model, batch) | {"decoder_input_ids": shifted, "use_cache": False}
 
@@ -142,8 +118,6 @@ class Translation(Task):
         """The source is encoded once, for the loss of the gold and for the search."""
         import torch
         from torch.nn.functional import cross_entropy
-
-        from lmkit.heads import logits_at, unwrap
 
         inner = unwrap(model)
         encoded = inner.get_encoder()(**batch.inputs, return_dict=True)
@@ -197,26 +171,6 @@ class Translation(Task):
         }
         return record | {key: part[key] for key in ("nll", "items")}
 
-    def score(self, records: Sequence[Mapping[str, Any]]) -> Statistics:
-        from lmkit.metrics.translation import translation_statistics
-
-        hypotheses, references = [r["prediction"] for r in records], [r["gold"] for r in records]
-        truncated = [bool(r.get("truncated")) for r in records]
-        return translation_statistics(
-            hypotheses, references, truncated=truncated, tokenize=tokenizer_for(references)
-        )
-
-    def text_rows(self, texts: Sequence[str]) -> list[Row]:
-        return [{"id": number, "source": text} for number, text in enumerate(texts)]
-
-    def show(self, record: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "id": record["id"],
-            "text": record["source"],
-            "translation": record["prediction"],
-            "score": record["score"],
-        }
-
 
 def one_line(text: str) -> str:
     """A translation as the line of a file, which is what the sacrebleu command reads.
@@ -225,16 +179,3 @@ def one_line(text: str) -> str:
     'two lines'
     """
     return re.sub(r"[\r\n]+", " ", text).strip()
-
-
-def tokenizer_for(references: Sequence[str]) -> str:
-    """sacreBLEU's tokenizer for the script of the references: ``zh``, ``char`` for those of BY_CHARACTER, else ``13a``.
-
-    13a takes an unspaced sentence for one word, so BLEU would be zero; the signature names the choice. sacreBLEU has words
-    only of Japanese and Korean, and those by packages of their own; its ``flores200`` pieces are a file to download.
-    """
-    sample = "".join(references[:500])
-    han = sum("\u4e00" <= c <= "\u9fff" for c in sample)
-    if len(BY_CHARACTER.findall(sample)) > 0.1 * len(sample):
-        return "char"
-    return "zh" if han > 0.2 * len(sample) else "13a"

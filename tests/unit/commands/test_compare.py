@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from lmkit.commands.compare import compare, latex
+from lmkit import console
+from lmkit.commands.compare import Comparison, Format, Test, latex
+from lmkit.commands.compare import compare as run_comparison
 from lmkit.errors import LmkitError, RunError
 
 GOLD = ["yes", "no"] * 60
@@ -46,6 +48,20 @@ def classified(
         | {"nll": loss + (i in wrong), "items": 1}
         for i, label in enumerate(gold)
     ]
+
+
+def compare(
+    names: list[str],
+    *,
+    metric: str | None = None,
+    split: str | None = None,
+    style: Format = "table",
+    **test: Any,
+) -> dict[str, Any]:
+    """What ``lmkit compare --json`` prints; the table is printed, too."""
+    comparison: Comparison = run_comparison(names, Test(**test), metric=metric, split=split)
+    console.say(comparison.to_text(style))
+    return comparison.to_json()
 
 
 @pytest.fixture

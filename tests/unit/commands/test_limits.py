@@ -12,7 +12,16 @@ from lmkit.records import Interval, Metrics
 
 
 def found(loss: float, **metrics: Interval) -> Metrics:
-    return Metrics("ner", "test", 3, loss, 0.95, metrics, signature="", seconds=1.0)
+    return Metrics(
+        task="ner",
+        split="test",
+        examples=3,
+        loss=loss,
+        confidence=0.95,
+        metrics=metrics,
+        signature="",
+        seconds=1.0,
+    )
 
 
 FOUND = found(0.3, f1=Interval(0.5, 0.4, 0.6), ter=Interval(50.0, 45.0, 55.0))

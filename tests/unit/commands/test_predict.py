@@ -34,7 +34,7 @@ def test_the_answer_to_a_long_text_is_the_mean_over_all_its_windows(tiny: Any, k
     answers = predictor.predict(texts)
     assert [answer["text"] for answer in answers] == texts
     for text, answer in zip(texts, answers, strict=True):
-        columns = task.encode(task.text_rows([text]))
+        columns = task.encode(task.problem.rows([text], task.facts))
         windows = columns["input_ids"]
         assert (len(windows) > 2) == (text != SHORT)
         with torch.inference_mode():

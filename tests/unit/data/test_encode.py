@@ -21,8 +21,9 @@ from lmkit.data.rows import Rows
 from lmkit.data.sources import Source
 from lmkit.errors import DataError
 from lmkit.models.tokenizer import tokenizer_hash
+from lmkit.recipe import Recipe
 from lmkit.tasks.base import TooLong
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 TEXTS = [
     "Call me Ishmael.",
@@ -41,7 +42,7 @@ def rows_of(tmp_path: Path, task: str, *rows: dict[str, Any]) -> Rows:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Source(str(file), "data.train", "train")
-    roles = Roles(task_class(task).fields)
+    roles = Roles(problem(task).fields(Recipe(task=task)))
     return load_rows(source, roles, ReadOptions(), tmp_path / "cache")
 
 
@@ -56,7 +57,7 @@ def texts(tmp_path: Path) -> Rows:
 def task_of(tiny: Any, name: str, **sections: Any) -> Any:
     """The small task with other options; its tokenizer stays."""
     made = tiny.prepared(tiny.recipe(name)).task
-    return type(made)(tiny.merged(made.recipe, **sections), made.facts, made.tokenizer)
+    return made.problem.task(tiny.merged(made.recipe, **sections), made.facts, made.tokenizer)
 
 
 def test_an_example_is_all_pieces_of_a_row(tiny: Any, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_what_decides_the_tokens_makes_them_anew(
     elif change == "long_text":
         task = task_of(tiny, name, data={"long_text": "head"})
     elif change == "labels":
-        task = type(task)(task.recipe, {"labels": ["positive", "negative"]}, task.tokenizer)
+        task = task.problem.task(task.recipe, {"labels": ["positive", "negative"]}, task.tokenizer)
     else:
         task = task_of(tiny, "clm")
     made = type(task).encode
@@ -156,7 +157,8 @@ def test_what_decides_the_tokens_makes_them_anew(
 def test_an_encoding_that_fails_leaves_nothing_behind(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, made = task_of(tiny, "mlm"), task_class("mlm").encode
+    task = task_of(tiny, "mlm")
+    made = type(task).encode
     monkeypatch.setattr(encoding, "BATCH_ROWS", 2)
 
     def fall(self: Any, batch: Sequence[dict[str, Any]]) -> Any:

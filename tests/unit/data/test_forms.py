@@ -20,7 +20,7 @@ from lmkit.data.sources import Source
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe import load_recipe
-from lmkit.tasks.ner.task import WordTagging
+from lmkit.tasks.ner.problem import FIELDS, TAGGING
 
 ADA = {
     "text": "Ada in Rome",
@@ -43,7 +43,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def load(
     source: str | list[str], *, on_bad_row: OnBadRow = "error", columns: Mapping[str, str] = {}
 ) -> Rows:
-    roles = Roles(WordTagging.fields, WordTagging.forms, columns)
+    roles = Roles(FIELDS, TAGGING.forms, columns)
     named = Source(source, "data.train", "train")
     return load_rows(named, roles, ReadOptions(on_bad_row), Path("cache"))
 
@@ -145,7 +145,7 @@ def test_splits_may_have_different_forms() -> None:
         "data": {"train": "b.conll", "validation": jsonl("a.jsonl", ADA), "labels": ["O"]},
     }
     recipe["data"]["labels"] += ["B-PER", "I-PER", "B-LOC", "I-LOC"]
-    splits = load_splits(load_recipe(recipe), WordTagging, wanted=("train", "validation"))
+    splits = load_splits(load_recipe(recipe), TAGGING, wanted=("train", "validation"))
     assert splits.rows["train"][0]["tags"] == ["B-PER", "O"]
     assert splits.rows["validation"][0]["tags"] == ["B-PER", "O", "B-LOC"]
 
@@ -153,7 +153,7 @@ def test_splits_may_have_different_forms() -> None:
 def test_raw_text_will_be_cut_as_these_texts_were() -> None:
     name = jsonl("a.jsonl", {"text": "春日何来", "entities": [[0, 2, "X"]]})
     splits = load_splits(
-        load_recipe({"task": "ner", "data": {"train": name}}), WordTagging, wanted=("train",)
+        load_recipe({"task": "ner", "data": {"train": name}}), TAGGING, wanted=("train",)
     )
     assert splits.facts == {"labels": ["O", "B-X", "I-X"], "word_split": "punctuation"}
 
@@ -165,4 +165,4 @@ def test_there_is_nothing_to_repair_in_entities() -> None:
     with pytest.raises(
         RecipeError, match=r"tagging.repair: entities in characters have no order to repair"
     ):
-        load_splits(recipe, WordTagging, wanted=("train",))
+        load_splits(recipe, TAGGING, wanted=("train",))

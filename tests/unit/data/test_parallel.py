@@ -19,9 +19,10 @@ from lmkit.data.splits import load_splits, provenance
 from lmkit.errors import DataError, RecipeError
 from lmkit.recipe import load_recipe
 from lmkit.recipe.load import dump_recipe
-from lmkit.tasks.translation.task import Translation
+from lmkit.recipe.schema import Recipe
+from lmkit.tasks.translation.problem import TRANSLATION
 
-FIELDS = Translation.fields
+FIELDS = TRANSLATION.fields(Recipe())
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +190,7 @@ def test_both_files_are_given_as_key_and_value() -> None:
             "data.validation.target=a.de",
         ),
     )
-    splits = load_splits(recipe, Translation, wanted=("train", "validation"))
+    splits = load_splits(recipe, TRANSLATION, wanted=("train", "validation"))
     assert splits.rows["validation"][0]["target"] == "eins"
     assert [(entry["split"], entry["path"]) for entry in provenance(splits)] == [
         ("train", "a.en"),
@@ -200,6 +201,6 @@ def test_both_files_are_given_as_key_and_value() -> None:
     with pytest.raises(RecipeError, match=r"data\.columns: has no effect"):
         load_splits(
             recipe_of({"source": "a.en", "target": "a.de"}, ("data.columns={source: 0}",)),
-            Translation,
+            TRANSLATION,
             wanted=("train",),
         )

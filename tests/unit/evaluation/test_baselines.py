@@ -10,21 +10,21 @@ import pytest
 from lmkit.errors import RecipeError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.baselines import (
-    BASELINES,
+    answers_of,
     baselines_table,
     check_baselines,
     compare_baselines,
-    ibm_model_1,
-    logistic_regression,
-    most_frequent_tags,
-    word_by_word,
 )
 from lmkit.evaluation.evaluate import evaluate_split
 from lmkit.evaluation.forward import Forward
 from lmkit.metrics import classification_statistics
-from lmkit.recipe.schema import Eval
+from lmkit.recipe.schema import Data, Eval, Recipe
 from lmkit.records import Metrics, Record
-from lmkit.tasks.registry import TASKS, headline
+from lmkit.tasks.classification.baselines import logistic_regression
+from lmkit.tasks.ner.baselines import most_frequent_tags
+from lmkit.tasks.ner.problem import TAGGING
+from lmkit.tasks.registry import headline
+from lmkit.tasks.translation.baselines import ibm_model_1, word_by_word
 
 NAMES = {
     "classification": {"majority_class", "tfidf_logistic_regression"},
@@ -47,7 +47,7 @@ def test_every_task_has_its_sceptics(tiny: Any, task: str, tmp_path: Path) -> No
     test = prepared.encoded["validation"]
 
     found = evaluate_split(
-        Forward(prepared.task, tiny.model(recipe), tiny.accelerator, 999),
+        Forward(prepared.task, tiny.model(recipe), tiny.processes, 999),
         test,
         split="validation",
         options=recipe.eval,
@@ -75,13 +75,8 @@ def test_ngrams_know_more_than_a_random_model_of_the_same_tokens(tiny: Any) -> N
     recipe = tiny.recipe("clm", data={"max_rows": 200}, eval={"resamples": 100})
     prepared = tiny.prepared(recipe)
     test = prepared.encoded["validation"]
-    records = next(
-        iter(
-            BASELINES["clm"](
-                prepared.task, prepared.splits.rows["train"], test, [{}] * len(test)
-            ).values()
-        )
-    )
+    train = prepared.splits.rows["train"]
+    (records,) = answers_of(prepared.task, train, test, [{}] * len(test)).values()
     assert [record["items"] for record in records] == [
         sum(len(p["labels"]) for p in test.example(i)) for i in range(len(test))
     ]
@@ -127,15 +122,16 @@ def test_dictionary_finds_what_always_goes_together() -> None:
 
 
 def test_baseline_without_training_rows_is_refused() -> None:
-    check_baselines("ner", True)
+    facts = {"labels": ["O", "B-X", "I-X"]}
+    check_baselines(Recipe(task="ner", data=Data(train="x")), facts)
     with pytest.raises(RecipeError, match=r"eval.baseline: no data to learn a baseline from"):
-        check_baselines("ner", False)
+        check_baselines(Recipe(task="ner"), facts)
 
 
-def test_every_task_is_known_here_or_refused() -> None:
-    for task in set(TASKS) - set(BASELINES):
-        with pytest.raises(RecipeError, match="no baseline"):
-            check_baselines(task, True)
+def test_a_task_without_baselines_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TAGGING, "baselines", lambda facts: ())
+    with pytest.raises(RecipeError, match="no baseline"):
+        check_baselines(Recipe(task="ner", data=Data(train="x")), {"labels": ["O", "A"]})
 
 
 def test_no_resamples_no_verdict(tiny: Any) -> None:

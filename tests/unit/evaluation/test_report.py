@@ -22,7 +22,8 @@ from lmkit.evaluation.suspicions import DoubtfulGold, Overlap, Suspicions
 from lmkit.recipe import load_recipe
 from lmkit.records import BaselineScore, Interval, Metrics, Record
 from lmkit.tasks.answers import answer_of
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.base import Scored
+from lmkit.tasks.registry import problem
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 CLEAN = Overlap(
@@ -42,8 +43,8 @@ def page(
     if task == "ner":
         tags = {tag for record in records for tag in (*record["gold"], *record["prediction"])}
         labels = tuple(sorted(tags))
-    facts = {"labels": list(labels), **task_class(task).recover(records)}
-    made = task_class(task)(load_recipe({"task": task, "name": "x"}), facts, None)
+    facts = {"labels": list(labels), **problem(task).recover(records)}
+    made = Scored(problem(task), load_recipe({"task": task, "name": "x"}), facts)
     answer = answer_of(made)
     lines = [Record(record) for record in records]
     metric = {"classification": "accuracy", "ner": "f1", "translation": "bleu"}.get(task, "loss")

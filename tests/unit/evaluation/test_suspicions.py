@@ -19,10 +19,10 @@ from lmkit.evaluation.suspicions import (
     say,
 )
 from lmkit.metrics.classification import classification_statistics
-from lmkit.recipe import load_recipe
+from lmkit.recipe import Recipe, load_recipe
 from lmkit.records import Interval
 from lmkit.tasks.answers import Answer, Entities, Label, LabelSet, Number, Tags, Text, Tokens
-from lmkit.tasks.classification.task import Classification
+from lmkit.tasks.classification.problem import CLASSIFICATION
 
 
 def record(number: int, gold: str, a: float, text: str = "") -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         '{"text": "Seen  before", "label": "a"}\n{"text": "other", "label": "b"}\n'
     )
     source = Source(str(tmp_path / "train.jsonl"), "data.train", "train")
-    train = load_rows(source, Roles(Classification.fields), ReadOptions(), tmp_path)
+    train = load_rows(source, Roles(CLASSIFICATION.fields(Recipe())), ReadOptions(), tmp_path)
     records = [
         record(0, "a", 0.9, "seen before"),
         record(1, "a", 0.9, "new one"),
@@ -98,7 +98,7 @@ def test_seen_rows_are_counted_and_the_score_of_the_others_stands_beside(
         values = statistics.select(rows).values()
         return {name: Interval(value) for name, value in values.items()}
 
-    task = Classification(
+    task = CLASSIFICATION.task(
         load_recipe({"task": "classification", "name": "x"}), {"labels": ["a", "b"]}, None
     )
     found = overlap_with_training(records, train, task, measured)
@@ -183,6 +183,6 @@ def test_a_language_model_gives_no_answers() -> None:
 
 
 def test_what_was_not_checked_is_not_said_to_be_clean() -> None:
-    task: Any = Classification
+    task: Any = None
     found = overlap_with_training([record(0, "a", 0.9)], "the file is gone", task, lambda rows: {})
     assert found.to_json() == {"checked": False, "reason": "the file is gone"}

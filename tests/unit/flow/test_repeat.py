@@ -23,7 +23,7 @@ from lmkit.recipe.load import dump_recipe
 from lmkit.records import Metrics
 from lmkit.run import Run
 from lmkit.subject import find_subject
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 TEST = "sample:vader_tweets2/test.jsonl.gz"
 
@@ -121,7 +121,7 @@ def test_folder_of_something_else_is_not_overwritten(tiny: Any) -> None:
 
 def test_both_seeds_of_a_side_are_compared(run: Any) -> None:
     recipe, summary = run
-    found = compare([recipe.output, f"{recipe.output}/seed-13"], metric="loss")
+    found = compare([recipe.output, f"{recipe.output}/seed-13"], metric="loss").to_json()
     assert found["a"] == pytest.approx(summary["metrics"]["loss"]["mean"])
     assert found["verdict"] in ("not distinguishable", "a is better", "b is better")
 
@@ -138,7 +138,7 @@ def test_cross_validation_tests_every_row_once(tiny: Any) -> None:
     assert sorted(json.loads(line)["id"] for each in lines for line in each) == list(range(16))
     assert [run.stored_recipe()["data"]["fold"] for run in folds] == ["1/2", "2/2"]
     assert {run.stored_recipe()["data"]["folds"] for run in folds} == {None}
-    assert compare([recipe.output, recipe.output])["examples"] == 16
+    assert compare([recipe.output, recipe.output]).examples == 16
 
 
 def test_folds_share_no_content_and_leave_room_for_validation(tiny: Any) -> None:
@@ -151,15 +151,15 @@ def test_folds_share_no_content_and_leave_room_for_validation(tiny: Any) -> None
             "validation_fraction": 0.2,
         },
     )
-    cls, seen = task_class("classification"), []
+    solved, seen = problem("classification"), []
     for number in range(1, 6):
         fold = tiny.merged(recipe, data={"fold": f"{number}/5"})
-        rows = load_splits(fold, cls, wanted=("train", "validation", "test")).rows
+        rows = load_splits(fold, solved, wanted=("train", "validation", "test")).rows
         content = {split: {row["text"] for row in found} for split, found in rows.items()}
         assert not content["test"] & (content["train"] | content["validation"])
         assert 0.1 < len(rows["validation"]) / (len(rows["validation"]) + len(rows["train"])) < 0.3
         only_test = load_splits(
-            fold, cls, wanted=("test",), facts={"labels": ["negative", "positive"]}
+            fold, solved, wanted=("test",), facts={"labels": ["negative", "positive"]}
         ).rows
         assert only_test.keys() == {"test"}
         assert only_test["test"].fingerprint == rows["test"].fingerprint

@@ -17,7 +17,7 @@ from lmkit.models.build import Built, build_model, count_parameters, load_traine
 from lmkit.models.load import new_modules
 from lmkit.models.quantized import check_quantization
 from lmkit.models.source import find_model
-from lmkit.tasks.registry import TASKS
+from lmkit.tasks.registry import names
 
 
 def built(tiny: Any, recipe: Any) -> Built:
@@ -25,18 +25,20 @@ def built(tiny: Any, recipe: Any) -> Built:
     return build_model(recipe, prepared.task, prepared.source)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", names())
 def test_saved_models_open_with_plain_transformers(tiny: Any, task: str) -> None:
     folder = tiny.base(task)
     recipe = tiny.recipe(task)
     prepared, ours = tiny.prepared(recipe), tiny.model(recipe)
-    theirs = getattr(transformers, prepared.task.model_class).from_pretrained(folder).eval()
+    theirs = getattr(transformers, prepared.task.problem.auto_class).from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = "Coffee will be ready in a minute."
     inputs = tokenizer(text, return_tensors="pt")
     assert inputs["input_ids"].tolist() == [prepared.task.tokenizer(text)["input_ids"]]
     inputs = dict(inputs) | (
-        {"decoder_input_ids": inputs["input_ids"]} if prepared.task.generates else {}
+        {"decoder_input_ids": inputs["input_ids"]}
+        if prepared.task.problem.architecture == "encoder-decoder"
+        else {}
     )
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -58,7 +60,7 @@ def test_a_pipeline_of_transformers_gives_the_same_labels(tiny: Any, tmp_path: P
     torch.nn.init.normal_(model.classifier.weight)
     save_model(model, task, tmp_path)
     texts = ["Yay. Another good phone interview.", "So lucky.", "I hate mondays"]
-    rows = task.text_rows(texts)
+    rows = task.problem.rows(texts, task.facts)
     columns = task.encode(rows)
     pieces = [{name: values[i] for name, values in columns.items()} for i in range(3)]
     with torch.inference_mode():
@@ -223,7 +225,9 @@ def test_an_adapter_reads_no_more_than_its_base_has_positions_for(
     recipe = tiny.recipe("classification", base=base, lora={"rank": 2})
     task = tiny.prepared(recipe).task
     save_model(built(tiny, recipe).model, task, tmp_path)
-    longer = type(task)(tiny.merged(recipe, data={"max_length": 64}), task.facts, task.tokenizer)
+    longer = task.problem.task(
+        tiny.merged(recipe, data={"max_length": 64}), task.facts, task.tokenizer
+    )
     with pytest.raises(RecipeError, match=r"data\.max_length: 64 tokens, but this model reads 40"):
         load_trained(find_model(str(tmp_path)), longer)
 

@@ -9,7 +9,7 @@ import transformers
 
 from lmkit.fast.unpadding import choose_packing
 from lmkit.models.padding import warn_of_padding
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 SIZE = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16}
 HEADS = {"num_attention_heads": 2}
@@ -27,7 +27,7 @@ def test_fnet_mixes_padding_into_texts_which_is_said(
     recipe = tiny.recipe("classification")
     assert (
         choose_packing(
-            recipe, task_class("classification"), made("FNetForSequenceClassification", **SIZE)
+            recipe, problem("classification"), made("FNetForSequenceClassification", **SIZE)
         )
         is None
     )

@@ -144,7 +144,7 @@ def test_a_trained_model_does_not_read_positions_that_it_never_learned(tiny: Any
         recipe = tiny.recipe("classification", architecture)
         task = tiny.prepared(recipe).task
         folder = find_model(tiny.base("classification", architecture))
-        longer = type(task)(
+        longer = task.problem.task(
             tiny.merged(recipe, data={"max_length": 64}),
             task.facts,
             load_tokenizer(folder.location),

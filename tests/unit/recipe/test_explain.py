@@ -8,7 +8,7 @@ import pytest
 
 from lmkit.errors import RecipeError
 from lmkit.recipe.explain import explain, json_schema
-from lmkit.recipe.load import known_keys
+from lmkit.recipe.keys import known_keys
 
 
 def test_every_key_is_explained() -> None:

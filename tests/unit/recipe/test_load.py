@@ -10,7 +10,8 @@ import yaml
 
 from lmkit.errors import RecipeError
 from lmkit.recipe import Recipe, dump_recipe, load_recipe, shipped_recipes
-from lmkit.recipe.load import find_recipe, known_keys
+from lmkit.recipe.keys import known_keys
+from lmkit.recipe.shipped import find_recipe
 
 
 @pytest.fixture

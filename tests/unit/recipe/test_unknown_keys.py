@@ -14,8 +14,8 @@ from lmkit.cli import app
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe
 from lmkit.recipe.foreign import FOREIGN, FOREIGN_TASKS
-from lmkit.recipe.load import known_keys
-from lmkit.tasks.registry import TASKS
+from lmkit.recipe.keys import known_keys
+from lmkit.tasks.registry import names
 
 KEYS = known_keys()
 FREE = (
@@ -140,19 +140,14 @@ def test_answer_to_a_foreign_name_exists(name: str) -> None:
     assert flags or commands or keys
     for key in keys:
         assert key in KEYS or key.startswith(tuple(f"{free}." for free in FREE)), key
-    train = next(
-        command
+    callbacks = {
+        command.name or command.callback.__name__: command.callback
         for command in app.registered_commands
-        if command.callback and command.callback.__name__ == "finetune"
-    )
-    assert train.callback is not None
-    for flag in flags:
-        assert flag.removeprefix("--") in train.callback.__annotations__
-    known = {
-        command.name or (command.callback.__name__ if command.callback else "")
-        for command in app.registered_commands
+        if command.callback
     }
-    assert set(commands) <= known
+    for flag in flags:
+        assert flag.removeprefix("--") in callbacks["finetune"].__annotations__
+    assert set(commands) <= callbacks.keys()
 
 
 def test_no_foreign_name_shadows_a_key_of_the_recipe() -> None:
@@ -161,8 +156,8 @@ def test_no_foreign_name_shadows_a_key_of_the_recipe() -> None:
 
 @pytest.mark.parametrize("name", FOREIGN_TASKS)
 def test_foreign_task_is_answered_with_the_task_here(name: str) -> None:
-    assert FOREIGN_TASKS[name] in TASKS
-    assert name not in TASKS
+    assert FOREIGN_TASKS[name] in names()
+    assert name not in names()
     for spelling in (name, name.replace("-", "_").upper()):
         with pytest.raises(RecipeError, match=f"here it is {FOREIGN_TASKS[name]}"):
             load_recipe({"task": spelling})

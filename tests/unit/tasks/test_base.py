@@ -9,7 +9,8 @@ import torch
 
 from lmkit.batch import IGNORE, keyed_rng, lay_out, pad
 from lmkit.errors import RecipeError
-from lmkit.tasks.registry import TASKS, task_class
+from lmkit.recipe import Recipe
+from lmkit.tasks.registry import names, problem
 
 EXAMPLES = [
     [{"ids": [5, 6], "labels": [1, IGNORE]}, {"ids": [7], "labels": [2]}],
@@ -91,13 +92,14 @@ def test_labels_of_tokens_are_smoothed_as_pytorch_smooths_them(tiny: Any, name: 
     assert prepared.task.loss(model, batch).item() == pytest.approx(smoothed.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", names())
 def test_a_task_answers_to_its_name(name: str) -> None:
-    cls = task_class(name)
-    assert cls.name == name
-    assert cls.stage in ("pretrain", "finetune")
-    assert cls.fields
-    assert not any(field.gold for field in cls.fields) or cls.stage == "finetune"
+    solved = problem(name)
+    assert solved.name == name
+    assert solved.stage in ("pretrain", "finetune")
+    fields = solved.fields(Recipe(task=name))
+    assert fields
+    assert not any(field.gold for field in fields) or solved.stage == "finetune"
 
 
 @pytest.mark.parametrize("name", ["ner", "translation", "clm"])
@@ -107,4 +109,4 @@ def test_a_task_that_needs_every_word_refuses_to_cut_the_middle(tiny: Any, name:
         update={"data": task.recipe.data.model_copy(update={"long_text": "head_tail"})}
     )
     with pytest.raises(RecipeError, match=r"data\.long_text: .* middle"):
-        type(task)(recipe, task.facts, task.tokenizer)
+        task.problem.task(recipe, task.facts, task.tokenizer)

@@ -12,7 +12,7 @@ import torch
 from lmkit.batch import IGNORE
 from lmkit.errors import DataError
 from lmkit.tasks.base import TooLong
-from lmkit.tasks.registry import task_class
+from lmkit.tasks.registry import problem
 
 SHORT = "Yay. Another good phone interview."
 LONG = " ".join([SHORT] * 12)
@@ -22,14 +22,14 @@ def task_of(tiny: Any, **data: Any) -> Any:
     recipe = tiny.recipe("classification")
     prepared = tiny.prepared(recipe)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
-    return type(prepared.task)(recipe, prepared.task.facts, prepared.task.tokenizer)
+    return prepared.task.problem.task(recipe, prepared.task.facts, prepared.task.tokenizer)
 
 
 def pairs_of(tiny: Any, **data: Any) -> Any:
     prepared = tiny.prepared(tiny.recipe("pairs"))
     recipe = prepared.task.recipe
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
-    return type(prepared.task)(recipe, prepared.task.facts, task_of(tiny).tokenizer)
+    return prepared.task.problem.task(recipe, prepared.task.facts, task_of(tiny).tokenizer)
 
 
 def rows(*texts: str) -> list[dict[str, Any]]:
@@ -171,13 +171,13 @@ def test_a_long_text_counts_once_in_the_loss(tiny: Any) -> None:
 
 def test_texts_without_gold_have_labels_that_do_not_count(tiny: Any) -> None:
     task = task_of(tiny)
-    columns = task.encode(task.text_rows([SHORT]))
+    columns = task.encode(task.problem.rows([SHORT], task.facts))
     assert columns["label"] == [IGNORE]
 
 
 def test_one_label_is_not_a_classification() -> None:
     with pytest.raises(DataError, match="all rows have one label: 'ham'"):
-        task_class("classification").learn([], ["ham"])
+        problem("classification").learn([], ["ham"])
 
 
 def test_an_answer_does_not_depend_on_the_texts_beside_it_where_the_last_position_is_read(

@@ -18,7 +18,7 @@ from lmkit.batch import IGNORE, keyed_rng
 from lmkit.errors import DataError, ModelError, RecipeError
 from lmkit.models.build import build_model
 from lmkit.tasks.base import TooLong
-from lmkit.tasks.denoise.task import Denoising, corrupt, draw_spans, surroundings
+from lmkit.tasks.denoise.gaps import corrupt, draw_spans, surroundings
 
 ARCHITECTURES = ("t5", "bart")
 LONG = " ".join(["I know about you two, and you know about me."] * 20)
@@ -133,7 +133,7 @@ def test_lengths_are_poissons_and_some_gaps_hide_nothing() -> None:
 def test_what_is_missing_stands_behind_its_sentinel(tiny: Any) -> None:
     """Put together again, the two sides are the text: nothing is lost and nothing is twice."""
     task = task_of(tiny, "t5")
-    end, sentinels = task.tokenizer.eos_token_id, task._sentinels
+    end, sentinels = task.tokenizer.eos_token_id, task.sentinels
     assert task.tokenizer.convert_ids_to_tokens(sentinels[:2]) == ["<extra_id_0>", "<extra_id_1>"]
     for piece in pieces_of(task, LONG, "Hi.", "a"):
         for epoch in range(5):
@@ -192,7 +192,9 @@ def test_each_epoch_each_piece_and_each_seed_has_gaps_of_its_own(
     assert sides(task, piece, epoch=0) == sides(task, piece, epoch=0)
     assert sides(task, piece, epoch=0)[0] != sides(task, piece, epoch=1)[0]
     assert sides(task, piece, epoch=0)[0] != sides(task, piece | {"piece": 7}, epoch=0)[0]
-    other = Denoising(task.recipe.model_copy(update={"seed": 14}), task.facts, task.tokenizer)
+    other = task.problem.task(
+        task.recipe.model_copy(update={"seed": 14}), task.facts, task.tokenizer
+    )
     assert sides(task, piece, epoch=0)[0] != sides(other, piece, epoch=0)[0]
     # evaluation is the same every time, and unlike training
     assert sides(task, piece) == sides(task, piece)
@@ -262,7 +264,7 @@ def test_sentinels_may_be_added_to_any_tokenizer(tiny: Any) -> None:
     task = tiny.prepared(
         tiny.recipe("denoise", base=tiny.base("translation"), tokenizer={"add_tokens": added})
     ).task
-    assert task._sentinels == task.tokenizer.convert_tokens_to_ids(added)
+    assert task.sentinels == task.tokenizer.convert_tokens_to_ids(added)
 
 
 # ---------------------------------------------------------------------------------- predict
@@ -289,20 +291,20 @@ def test_a_gap_is_filled_with_the_likeliest_tokens_up_to_what_stands_behind_it(
 ) -> None:
     model, task, first, second = filler
     text = f"I know {first} you {second} two."
-    (answer,) = task.respond(model, task.text_rows([text]))
+    (answer,) = task.problem.responder(task).respond(model, task.problem.rows([text], task.facts))
     assert answer.keys() == {"id", "text", "fills"}
     ids = task.tokenizer(text)["input_ids"]
     gaps = [
         position
         for position, token in enumerate(ids)
-        if token in {*task._sentinels, task.tokenizer.mask_token_id}
+        if token in {*task.sentinels, task.tokenizer.mask_token_id}
     ]
     assert len(gaps) == 2
     written = [model.config.decoder_start_token_id]
     for number, gap in enumerate(gaps):
-        if task._sentinels:
+        if task.sentinels:
             written.append(ids[gap])
-            ends = {*task._sentinels, task.tokenizer.eos_token_id}
+            ends = {*task.sentinels, task.tokenizer.eos_token_id}
         else:
             written += ids[gaps[0] + 1 if number else 0 : gap]
             ends = {ids[gap + 1], task.tokenizer.eos_token_id}
@@ -330,9 +332,11 @@ def test_several_beams_are_several_ways_to_fill(filler: tuple[Any, Any, str, str
     recipe = task.recipe.model_copy(
         update={"generation": task.recipe.generation.model_copy(update={"num_beams": 3})}
     )
-    wider = Denoising(recipe, task.facts, task.tokenizer)
+    wider = task.problem.task(recipe, task.facts, task.tokenizer)
     wider.configure(model)
-    (answer,) = wider.respond(model, wider.text_rows([f"I know {first} two."]))
+    (answer,) = wider.problem.responder(wider).respond(
+        model, wider.problem.rows([f"I know {first} two."], wider.facts)
+    )
     (ways,) = answer["fills"]
     assert 1 <= len(ways) <= 3
     assert all(0 < way["score"] <= 1 for way in ways)
@@ -341,9 +345,11 @@ def test_several_beams_are_several_ways_to_fill(filler: tuple[Any, Any, str, str
 def test_a_text_without_a_gap_or_too_long_is_refused(filler: tuple[Any, Any, str, str]) -> None:
     model, task, first, _ = filler
     with pytest.raises(DataError, match=f"text 2: no {first} in this text: nothing to fill"):
-        task.respond(model, task.text_rows([f"a {first}", "no gap"]))
+        task.problem.responder(task).respond(
+            model, task.problem.rows([f"a {first}", "no gap"], task.facts)
+        )
     with pytest.raises(TooLong, match="text 1: "):
-        task.respond(model, task.text_rows([LONG + first]))
+        task.problem.responder(task).respond(model, task.problem.rows([LONG + first], task.facts))
 
 
 def test_padding_counts_for_nothing(tiny: Any) -> None:

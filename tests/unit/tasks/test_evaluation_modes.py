@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmkit.data.encode import encode
-from lmkit.evaluation.evaluate import measure
+from lmkit.evaluation.evaluate import measure, metrics_of
 from lmkit.evaluation.forward import Forward
 from lmkit.models.tokenizer import tokenizer_hash
 
@@ -18,16 +18,15 @@ def evaluated(
     tiny: Any, recipe: Any, *, budget: int = 200
 ) -> tuple[Any, Any, list[dict[str, Any]]]:
     prepared = tiny.prepared(recipe)
-    task = type(prepared.task)(
-        recipe, prepared.task.facts, prepared.task.tokenizer
-    ).for_evaluation()
+    learned = prepared.task.problem.task(recipe, prepared.task.facts, prepared.task.tokenizer)
+    task = learned.problem.scorer(learned)
     model = tiny.model(recipe)
     torch.manual_seed(4)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     encoded = encode(prepared.encoded["validation"].rows, task, tokenizer_hash(task.tokenizer))
-    return model, task, list(Forward(task, model, tiny.accelerator, budget).predictions(encoded))
+    return model, task, list(Forward(task, model, tiny.processes, budget).predictions(encoded))
 
 
 def test_a_sliding_window_scores_each_token_once_with_its_context(tiny: Any) -> None:
@@ -48,7 +47,8 @@ def test_a_sliding_window_scores_each_token_once_with_its_context(tiny: Any) -> 
         assert record["nll"] == pytest.approx(total, rel=1e-5)
         assert record["items"] == len(tokens) - 1
     found = measure(records, task, seconds=0)
-    assert found.statistics.signature == "stride:3"
+    metrics = metrics_of(found, task, split="validation", options=recipe.eval, seed=1)
+    assert metrics.signature.startswith("stride:3 ")
 
 
 def test_a_stride_of_the_whole_window_is_blocks(tiny: Any) -> None:

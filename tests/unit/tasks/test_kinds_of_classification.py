@@ -18,7 +18,8 @@ from lmkit.batch import Batch
 from lmkit.data.splits import load_splits
 from lmkit.errors import DataError, LmkitError, RecipeError
 from lmkit.recipe import load_recipe
-from lmkit.tasks.classification.task import Classification, best_threshold
+from lmkit.tasks.classification.problem import CLASSIFICATION, best_threshold
+from lmkit.tasks.classification.task import Classification
 
 
 def write(folder: Path, name: str, *rows: dict[str, Any]) -> str:
@@ -36,11 +37,11 @@ def learned(path: str, **sections: Any) -> Any:
             "data": {"train": path, **sections.get("data", {})},
         }
     )
-    return load_splits(recipe, Classification, wanted=("train",))
+    return load_splits(recipe, CLASSIFICATION, wanted=("train",))
 
 
 def task_with(facts: dict[str, Any], **sections: Any) -> Classification:
-    return Classification(
+    return CLASSIFICATION.task(  # type: ignore[return-value]
         load_recipe({"task": "classification", "name": "x", **sections}), facts, None
     )
 
@@ -381,8 +382,8 @@ def test_the_pipeline_of_transformers_says_the_same(tiny: Any, kind: str) -> Non
 
 def test_a_single_text_is_no_pair(tiny: Any) -> None:
     task = tiny.prepared(tiny.recipe("pairs")).task
-    assert task.text_rows(["a\tb"]) == [{"id": 0, "text": "a", "text_pair": "b"}]
+    assert task.problem.rows(["a\tb"], task.facts) == [{"id": 0, "text": "a", "text_pair": "b"}]
     with pytest.raises(
         LmkitError, match="text 2: this model reads pairs of texts, and here is one"
     ):
-        task.text_rows(["a\tb", "a"])
+        task.problem.rows(["a\tb", "a"], task.facts)

@@ -187,7 +187,9 @@ def test_each_epoch_each_piece_and_each_seed_has_a_mask_of_its_own(tiny: Any) ->
     assert labels(piece, epoch=0) == labels(piece, epoch=0)
     assert labels(piece, epoch=0) != labels(piece, epoch=1)
     assert labels(piece, epoch=0) != labels(piece | {"piece": piece["piece"] + 1}, epoch=0)
-    other = type(task)(task.recipe.model_copy(update={"seed": 14}), task.facts, task.tokenizer)
+    other = task.problem.task(
+        task.recipe.model_copy(update={"seed": 14}), task.facts, task.tokenizer
+    )
     assert labels(piece, epoch=0) != other.collate([[piece]], epoch=0).labels[0].tolist()
     # evaluation is the same every time, and unlike training
     assert labels(piece) == labels(piece)

@@ -16,7 +16,9 @@ from lmkit.batch import IGNORE
 from lmkit.data.plan import micro_batches
 from lmkit.errors import DataError
 from lmkit.metrics.tagging import chunks
-from lmkit.tasks.ner.task import WordTagging, assign, entities, first_with_text
+from lmkit.tasks.ner.entities import entities
+from lmkit.tasks.ner.problem import TAGGING
+from lmkit.tasks.ner.task import assign, first_with_text
 from lmkit.tasks.words import split_words, word_split
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
@@ -66,7 +68,7 @@ def pieces_of(task: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_words_that_all_have_one_tag_teach_nothing() -> None:
     rows = [{"id": 0, "tokens": ["in", "Rome"], "tags": ["O", "O"]}]
     with pytest.raises(DataError, match=r"data\.train: all words have one tag: 'O'"):
-        WordTagging.learn(rows, ["O"])
+        TAGGING.learn(rows, ["O"])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -128,16 +130,16 @@ def test_every_word_gets_one_prediction_and_every_gold_entity_counts(
     record = task.combine(row, [parts[i] for i in sorted(parts)])
     assert len(record["prediction"]) == len(record["score"]) == record["items"] == 500
     assert record["gold"] == row["tags"]
-    report = task.score([record]).label_values()
+    report = task.problem.score(task.facts, [record]).label_values()
     assert sum(found["support"] for found in report.values()) == len(chunks(row["tags"]))
-    perfect = task.score([record | {"prediction": row["tags"]}]).values()
+    perfect = task.problem.score(task.facts, [record | {"prediction": row["tags"]}]).values()
     assert perfect["f1"] == perfect["f1_strict"] == 1.0
     half = (
         row["tags"][:250] + ["O"] * 250
     )  # a tagger that stops in the middle has its recall halved
-    assert task.score([record | {"prediction": half}]).values()["recall"] == pytest.approx(
-        0.5, abs=0.02
-    )
+    assert task.problem.score(task.facts, [record | {"prediction": half}]).values()[
+        "recall"
+    ] == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_word_that_the_tokenizer_drops_is_tagged_outside(tiny: Any) -> None:
@@ -157,13 +159,13 @@ def test_a_word_that_the_tokenizer_drops_is_tagged_outside(tiny: Any) -> None:
 
 def test_documents_without_gold_are_tagged_too(tiny: Any) -> None:
     task = task_of(tiny)
-    (row,) = task.text_rows(["8128 S. DR MARTIN LUTHER, CHICAGO"])
+    (row,) = task.problem.rows(["8128 S. DR MARTIN LUTHER, CHICAGO"], task.facts)
     pieces = pieces_of(task, [row])
     with torch.inference_mode():
         parts = task.predict(
             tiny.model(task.recipe), task.collate([[piece] for piece in pieces]), pieces
         )
-    shown = task.show(task.combine(row, parts))
+    shown = task.problem.show(task.combine(row, parts), task.facts)
     assert set(shown) == {"id", "text", "tokens", "tags", "entities"}
     assert len(shown["tags"]) == len(shown["tokens"])
     for entity in shown["entities"]:
@@ -173,10 +175,9 @@ def test_documents_without_gold_are_tagged_too(tiny: Any) -> None:
 def test_given_tokens_keep_their_places_though_they_contain_spaces(tiny: Any) -> None:
     task = task_of(tiny)
     row = {"id": 0, "tokens": ["in", "New York", "DR"]}
-    shown = task.show(
-        task.combine(row, [])
-        | {"prediction": ["O", "B-CITY", "B-STREET"], "score": [1.0, 0.5, 0.25]}
-    )
+    record = task.combine(row, [])
+    record |= {"prediction": ["O", "B-CITY", "B-STREET"], "score": [1.0, 0.5, 0.25]}
+    shown = task.problem.show(record, task.facts)
     assert shown["text"] == "in New York DR"
     assert shown["entities"] == [
         {"start": 3, "end": 11, "label": "CITY", "score": 0.5, "text": "New York"},

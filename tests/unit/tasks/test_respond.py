@@ -19,7 +19,7 @@ def subject(tiny: Any, task: str, **sections: Any) -> tuple[Any, Any]:
 def test_every_mask_is_filled_with_the_likeliest_tokens(tiny: Any) -> None:
     model, task = subject(tiny, "mlm")
     text = "I [MASK] about you [MASK]."
-    (answer,) = task.respond(model, task.text_rows([text]))
+    (answer,) = task.problem.responder(task).respond(model, task.problem.rows([text], task.facts))
     assert answer.keys() == {"id", "text", "fills"}
     assert [len(fills) for fills in answer["fills"]] == [5, 5]
     encoded = task.tokenizer(text, return_tensors="pt")
@@ -38,20 +38,22 @@ def test_every_mask_is_filled_with_the_likeliest_tokens(tiny: Any) -> None:
 def test_a_text_without_a_mask_is_refused(tiny: Any) -> None:
     model, task = subject(tiny, "mlm")
     with pytest.raises(DataError, match=r"text 2: no \[MASK\] in this text: nothing to fill"):
-        task.respond(model, task.text_rows(["a [MASK]", "no mask"]))
+        task.problem.responder(task).respond(model, task.problem.rows(["a [MASK]", "no mask"]))
 
 
 def test_a_text_to_fill_that_is_too_long_is_refused(tiny: Any) -> None:
     model, task = subject(tiny, "mlm")
     with pytest.raises(TooLong, match="text 1: "):
-        task.respond(model, task.text_rows(["I know " * 40 + "[MASK]"]))
+        task.problem.responder(task).respond(model, task.problem.rows(["I know " * 40 + "[MASK]"]))
 
 
 def test_a_continuation_is_greedy_and_leaves_the_prompt_out(tiny: Any) -> None:
     model, task = subject(tiny, "clm", generation={"num_beams": 1, "max_new_tokens": 3})
     torch.manual_seed(0)
     torch.nn.init.normal_(model.get_input_embeddings().weight)
-    (answer,) = task.respond(model, task.text_rows(["I know"]))
+    (answer,) = task.problem.responder(task).respond(
+        model, task.problem.rows(["I know"], task.facts)
+    )
     ids = [task.tokenizer.bos_token_id, *task.tokenizer("I know")["input_ids"]]
     expected: list[int] = []
     for _ in range(3):
@@ -74,7 +76,7 @@ def test_beams_of_a_continuation_are_weighed_by_its_length_as_asked(
     monkeypatch.setattr(
         model, "generate", lambda inputs, **options: asked.update(options) or inputs
     )
-    task.respond(model, task.text_rows(["I know"]))
+    task.problem.responder(task).respond(model, task.problem.rows(["I know"], task.facts))
     assert asked["length_penalty"] == 2.5
     with pytest.raises(
         RecipeError, match=r"generation\.length_penalty: has no effect with one beam"
@@ -85,4 +87,6 @@ def test_beams_of_a_continuation_are_weighed_by_its_length_as_asked(
 def test_a_prompt_that_leaves_no_room_is_refused(tiny: Any) -> None:
     model, task = subject(tiny, "clm")
     with pytest.raises(TooLong, match="text 1: "):
-        task.respond(model, task.text_rows(["I know " * 2000]))
+        task.problem.responder(task).respond(
+            model, task.problem.rows(["I know " * 2000], task.facts)
+        )

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lmkit.tasks.ner.entities import entities
 from lmkit.tasks.ner.spans import spans_of, words_with_tags
-from lmkit.tasks.ner.task import entities
 
 TEXT = "Dr. Ada Lovelace-Byron of Köln met हिन्दी friends."
 

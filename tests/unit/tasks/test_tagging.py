@@ -23,7 +23,8 @@ from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.source import find_model
 from lmkit.run import Run
 from lmkit.tasks.answers import answer_of
-from lmkit.tasks.ner import task as ner
+from lmkit.tasks.ner import problem as ner
+from lmkit.tasks.ner.problem import TAGGING
 from lmkit.tasks.ner.task import WordTagging, sequence_losses
 from lmkit.train.checkpoint import checkpoint_steps
 from lmkit.train.optim import build_optimizer, set_learning_rate
@@ -32,7 +33,7 @@ LABELS = ["O", "B-A", "I-A", "B-B", "I-B"]
 
 
 def task_of(tiny: Any, **tagging: Any) -> WordTagging:
-    return WordTagging(
+    return TAGGING.task(
         tiny.recipe("ner", tagging=tagging), {"labels": LABELS, "word_split": "space"}, None
     )
 
@@ -109,7 +110,7 @@ def test_every_decoded_document_is_legal(tiny: Any) -> None:
     for decoding, legal in (("argmax", False), ("viterbi", True)):
         task = tiny.prepared(tiny.merged(recipe, tagging={"decoding": decoding})).task
         records = list(
-            Forward(task, model, tiny.accelerator, 64).predictions(prepared.encoded["validation"])
+            Forward(task, model, tiny.processes, 64).predictions(prepared.encoded["validation"])
         )
         assert len({len(record["tokens"]) for record in records}) > 1
         assert (
@@ -138,22 +139,23 @@ def test_entities_without_types_are_entities_all_the_way(
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     task = prepared.task
     assert task.labels == ["O", "B", "I"]
-    assert task.metrics[:2] == ("f1", "f1_strict")
+    measures = [metric.name for metric in task.problem.metrics(task.facts)]
+    assert measures[:2] == ["f1", "f1_strict"]
     records = list(
-        Forward(task, model, tiny.accelerator, 64).predictions(prepared.encoded["validation"])
+        Forward(task, model, tiny.processes, 64).predictions(prepared.encoded["validation"])
     )
-    assert set(task.metrics) - {"loss"} <= task.score(records).values().keys()
+    assert set(measures) - {"loss"} <= task.problem.score(task.facts, records).values().keys()
     if tagging:
         assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
     gold = [{**record, "prediction": record["gold"]} for record in records]
     answer = answer_of(task)
     assert answer.kind == "entities"
-    assert task.score(gold).values()["f1_strict"] == 1
-    assert task.score(gold).label_values()["_"]["support"] == 16
+    assert task.problem.score(task.facts, gold).values()["f1_strict"] == 1
+    assert task.problem.score(task.facts, gold).label_values()["_"]["support"] == 16
     assert never_predicted([{**record, "prediction": ["O"] * 5} for record in gold], answer) == [
         "_"
     ]
-    shown = task.show(gold[0])["entities"]
+    shown = task.problem.show(gold[0], task.facts)["entities"]
     assert [(each["text"], each["label"], each["start"], each["end"]) for each in shown] == [
         ("k1 k2", "_", 2, 7),
         ("k3", "_", 10, 12),
@@ -192,10 +194,10 @@ def test_the_loss_of_a_crf_does_not_depend_on_the_batches(tiny: Any) -> None:
     encoded, task = prepared.encoded["validation"], prepared.task
     assert len(encoded.pieces) > len(encoded)  # some rows have several windows
     losses = [
-        Forward(task, model, tiny.accelerator, budget).mean_loss(encoded) for budget in (1, 10_000)
+        Forward(task, model, tiny.processes, budget).mean_loss(encoded) for budget in (1, 10_000)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    records = list(Forward(task, model, tiny.accelerator, 64).predictions(encoded))
+    records = list(Forward(task, model, tiny.processes, 64).predictions(encoded))
     assert sum(r["nll"] for r in records) / sum(r["items"] for r in records) == pytest.approx(
         losses[0], abs=1e-5
     )
@@ -358,13 +360,13 @@ def test_keys_without_effect_are_refused(
     tiny: Any, tagging: dict[str, Any], labels: list[str], problem: str
 ) -> None:
     with pytest.raises(RecipeError, match=problem):
-        WordTagging(tiny.recipe("ner", tagging=tagging), {"labels": labels}, None)
-    WordTagging(tiny.recipe("ner", tagging=tagging | {"crf": True}), {"labels": labels}, None)
+        TAGGING.task(tiny.recipe("ner", tagging=tagging), {"labels": labels}, None)
+    TAGGING.task(tiny.recipe("ner", tagging=tagging | {"crf": True}), {"labels": labels}, None)
 
 
 def test_a_crf_has_no_label_smoothing(tiny: Any) -> None:
     with pytest.raises(RecipeError, match=r"train.label_smoothing: has no effect with tagging.crf"):
-        WordTagging(
+        TAGGING.task(
             tiny.recipe("ner", tagging={"crf": True}, train={"label_smoothing": 0.1}),
             {"labels": LABELS},
             None,

@@ -11,7 +11,7 @@ import torch
 from lmkit.batch import IGNORE, uncounted
 from lmkit.errors import ModelError
 from lmkit.tasks.base import TooLong
-from lmkit.tasks.translation.task import tokenizer_for
+from lmkit.tasks.translation.problem import tokenizer_for
 
 ROW = {"id": 0, "source": "I know about you two.", "target": "Os conozco a ambos."}
 
@@ -19,7 +19,7 @@ ROW = {"id": 0, "source": "I know about you two.", "target": "Os conozco a ambos
 def task_of(tiny: Any, **data: Any) -> Any:
     recipe = tiny.recipe("translation")
     task = tiny.prepared(recipe).task
-    return type(task)(
+    return task.problem.task(
         recipe.model_copy(update={"data": recipe.data.model_copy(update=data)}),
         task.facts,
         task.tokenizer,
@@ -88,7 +88,7 @@ def test_long_pairs_are_refused_or_cut_with_the_end_mark_kept(tiny: Any) -> None
 
 def test_sources_without_targets_are_translated(tiny: Any) -> None:
     task = task_of(tiny)
-    rows = task.text_rows(["I know."])
+    rows = task.problem.rows(["I know."], task.facts)
     columns = task.encode(rows)
     assert columns["labels"] == [[]]
     piece = {name: values[0] for name, values in columns.items()}
@@ -96,7 +96,12 @@ def test_sources_without_targets_are_translated(tiny: Any) -> None:
         (part,) = task.predict(
             tiny.model(tiny.recipe("translation")), task.collate([[piece]]), [piece]
         )
-    assert task.show(task.combine(rows[0], [part])).keys() == {"id", "text", "translation", "score"}
+    assert task.problem.show(task.combine(rows[0], [part]), task.facts).keys() == {
+        "id",
+        "text",
+        "translation",
+        "score",
+    }
     assert (part["nll"], part["items"]) == (0.0, 0)
 
 
@@ -168,7 +173,9 @@ def test_nothing_is_written_beyond_the_positions_of_the_decoder(tiny: Any) -> No
 )
 def test_bleu_of_an_unspaced_sentence_is_not_all_or_nothing(tiny: Any, text: str) -> None:
     task = tiny.prepared(tiny.recipe("translation")).task
-    found = task.score([{"gold": text, "prediction": text[:-1], "nll": 1.0, "items": 1}])
+    found = task.problem.score(
+        task.facts, [{"gold": text, "prediction": text[:-1], "nll": 1.0, "items": 1}]
+    )
     assert tokenizer_for([text]) == "char"
     assert "tok:char" in found.signature
     assert 50 < found.values()["bleu"] < 100

@@ -361,7 +361,9 @@ def test_the_first_limit_ends_the_run(tiny: Any, train: dict[str, Any], steps: i
 def test_the_metric_that_chooses_is_checked(tiny: Any) -> None:
     def chosen(by: str | None, *, with_validation: bool = True) -> str | None:
         recipe = tiny.recipe("classification", train={"select_best": by})
-        return metric_of(recipe, tiny.prepared(tiny.recipe("classification")).task, with_validation)
+        return metric_of(
+            recipe, tiny.prepared(tiny.recipe("classification")).task.facts, with_validation
+        )
 
     assert chosen(None) == "f1_macro"
     assert chosen("loss") == "loss"

@@ -12,9 +12,10 @@ import transformers
 from lmkit.commands.predict import Predictor
 from lmkit.errors import RecipeError
 from lmkit.flow.smoke import smoke_run
-from lmkit.models.tokenizer import load_tokenizer, save_tokenizer, target_of, tokenizer_hash
+from lmkit.models.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from lmkit.preflight import check_model_keys
 from lmkit.run import Run
+from lmkit.tasks.languages import target_of
 
 APART = {"train": {"joint": False, "algorithm": "unigram", "vocab_size": 300}}
 

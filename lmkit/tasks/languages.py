@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 CODE = re.compile(r"[a-z]{2,3}_[A-Za-z]{2,4}")  # en_XX, eng_Latn
+# the folder, beside the source's files, of a tokenizer of its own for the target
+TARGET = "target_tokenizer"
 MARKED = re.compile(r">>(\S+)<<")
 
 
@@ -169,3 +171,9 @@ def _ends_with(tokenizer: PreTrainedTokenizerBase, target_id: int) -> bool:
         place=str(tokenizer.name_or_path),
         remedy="NLLB: set legacy_behaviour to false in its tokenizer_config.json",
     )
+
+
+def target_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return what the target of a translation is written with: a tokenizer of its own, or the same."""
+    found: PreTrainedTokenizerBase = getattr(tokenizer, TARGET, tokenizer)
+    return found

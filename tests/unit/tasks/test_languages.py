@@ -14,8 +14,8 @@ import transformers
 
 from lmkit.data.sources import SAMPLES
 from lmkit.errors import ModelError, RecipeError
-from lmkit.models.languages import language_codes
 from lmkit.models.tokenizer import load_tokenizer, num_tokens, tokenizer_hash
+from lmkit.tasks.languages import language_codes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses.")
 
@@ -258,7 +258,9 @@ def test_denoising_marks_both_sides_with_the_language_of_the_text(
         assert prepared.task.loss(model, batch).item() / batch.items == pytest.approx(
             theirs, rel=1e-5
         )
-    (answer,) = prepared.task.respond(model, prepared.task.text_rows(["Lo <mask>."]))
+    (answer,) = prepared.task.problem.responder(prepared.task).respond(
+        model, prepared.task.problem.rows(["Lo <mask>."], prepared.task.facts)
+    )
     assert len(answer["fills"]) == 1
 
 
