@@ -101,20 +101,22 @@ def _limit_threads() -> None:
 
 @contextmanager
 def left_as_it_is() -> Iterator[None]:
-    """Give the process its environment and its threads back, unless it is the command's own.
+    """Give the process its environment, threads and random numbers back, unless it is the command's own.
 
-    Accelerate and ``build_accelerator`` set both for what is computed by this process.
+    Accelerate and ``build_accelerator`` set the first two for what is computed by this process; some models draw
+    weights before theirs are loaded.
     """
     if console.owns_process():
         yield
         return
     import torch
 
-    environment, threads = dict(os.environ), torch.get_num_threads()
+    environment, threads, drawn = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.set_rng_state(drawn)
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
