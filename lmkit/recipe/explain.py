@@ -8,7 +8,8 @@ import msgspec
 
 from lmkit.errors import RecipeError
 from lmkit.recipe.convert import describe
-from lmkit.recipe.keys import explain_unknown, recipe_type
+from lmkit.recipe.further import recipe_type
+from lmkit.recipe.keys import explain_unknown
 from lmkit.recipe.section import Key, Section, bare, keys_of, members_of, metas_of
 
 

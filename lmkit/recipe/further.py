@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
-from msgspec import field
 
+from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Recipe
-from lmkit.recipe.section import Section
-
-
-def with_sections(sections: Mapping[str, type[Section]]) -> type[Recipe]:
-    """Return the type of recipes that have these sections, too."""
-    return _with_sections(tuple(sections.items()))
+from lmkit.recipe.section import about
 
 
 @cache
-def _with_sections(sections: tuple[tuple[str, type[Section]], ...]) -> type[Recipe]:
+def recipe_type() -> type[Recipe]:
+    """Return ``Recipe``, with the sections that tasks of other packages bring along.
+
+    Raises:
+        RecipeError: a recipe has such a section already.
+    """
+    from lmkit.tasks.registry import problems
+
+    sections: dict[str, tuple[str, Any, Any]] = {}
+    for problem in problems():
+        name, section = problem.section, problem.section_type
+        if name is None or section is None:
+            continue
+        if name in sections or name in Recipe.__struct_fields__:
+            raise RecipeError(
+                f"the task {problem.name!r} brings a section {name!r}, which recipes have already",
+                place="task",
+                remedy="its package has to give the section another name",
+            )
+        annotation = Annotated[section, about(f"{problem.name} only")]  # type: ignore[valid-type]
+        sections[name] = (name, annotation, msgspec.field(default_factory=section))
     if not sections:
         return Recipe
-    fields = [(name, section, field(default_factory=section)) for name, section in sections]
     extended = msgspec.defstruct(
         "Recipe",
-        fields,
+        list(sections.values()),
         bases=(Recipe,),
         namespace={"__reduce__": _reduce},
         frozen=True,
         kw_only=True,
     )
-    return cast(type[Recipe], extended)
+    return cast("type[Recipe]", extended)
 
 
 def _reduce(recipe: Recipe) -> tuple[Any, ...]:
@@ -40,6 +53,4 @@ def _reduce(recipe: Recipe) -> tuple[Any, ...]:
 
 
 def _restore(values: dict[str, Any]) -> Recipe:
-    own = Recipe.__struct_fields__
-    sections = {name: type(value) for name, value in values.items() if name not in own}
-    return with_sections(sections)(**values)
+    return recipe_type()(**values)

@@ -6,16 +6,8 @@ from collections.abc import Sequence
 
 from lmkit.errors import nearest
 from lmkit.recipe.foreign import FOREIGN
-from lmkit.recipe.further import with_sections
-from lmkit.recipe.schema import Recipe
+from lmkit.recipe.further import recipe_type
 from lmkit.recipe.section import Section, keys_of
-
-
-def recipe_type() -> type[Recipe]:
-    """Return ``Recipe``, with the sections that tasks of other packages bring along."""
-    from lmkit.tasks.registry import sections
-
-    return with_sections(sections())
 
 
 def known_keys(section: type[Section] | None = None, prefix: str = "") -> list[str]:

@@ -12,7 +12,8 @@ from lmkit import console
 from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.convert import Mistake, convert_section
 from lmkit.recipe.foreign import FOREIGN_TASKS
-from lmkit.recipe.keys import explain_unknown, known_keys, recipe_type
+from lmkit.recipe.further import recipe_type
+from lmkit.recipe.keys import explain_unknown, known_keys
 from lmkit.recipe.paths import anchor_paths, make_absolute
 from lmkit.recipe.schema import Recipe
 from lmkit.recipe.shipped import find_recipe

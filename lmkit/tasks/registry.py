@@ -12,7 +12,6 @@ from lmkit.errors import RecipeError, suggest
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from lmkit.recipe.section import Section
     from lmkit.tasks.base import Problem
 
 GROUP = "lmkit.tasks"
@@ -58,30 +57,13 @@ def real_name(name: str) -> str | None:
 
 def readers_of(key: str) -> tuple[str, ...]:
     """Return the names of the problems that read a key of the recipe which others do not; none: all read it."""
-    return tuple(other.name for other in problems() if key in other.keys)
+    return tuple(other.name for other in problems() if _reads(other, key))
 
 
-@cache
-def sections() -> dict[str, type[Section]]:
-    """Return the sections of a recipe that problems bring along, by name.
-
-    Raises:
-        RecipeError: a recipe has such a key already.
-    """
-    from lmkit.recipe.schema import Recipe
-
-    found: dict[str, type[Section]] = {}
-    for other in problems():
-        if other.section is None or other.section_type is None:
-            continue
-        if other.section in found or other.section in Recipe.__struct_fields__:
-            raise RecipeError(
-                f"the task {other.name!r} brings a section {other.section!r}, which recipes have",
-                place="task",
-                remedy="give the section the name of the task",
-            )
-        found[other.section] = other.section_type
-    return found
+def _reads(problem: Problem, key: str) -> bool:
+    """Tell if a problem names a key; a section that it brought along is its own."""
+    is_own = problem.section_type is not None and key.partition(".")[0] == problem.section
+    return is_own or key in problem.keys
 
 
 def headline(task: str, metrics: Collection[str]) -> str:

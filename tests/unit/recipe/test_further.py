@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from lmkit.errors import RecipeError
 from lmkit.recipe import Recipe, dump_recipe, load_recipe
 from lmkit.recipe.explain import explain, json_schema
+from lmkit.recipe.further import recipe_type
 from lmkit.recipe.keys import known_keys
 from lmkit.recipe.section import Positive, Section, about
 from lmkit.tasks import registry
@@ -22,12 +25,17 @@ class Toy(Section, frozen=True, kw_only=True):
 
 
 @pytest.fixture(autouse=True)
-def _toy_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "sections", lambda: {"toy": Toy})
+def _toy_task(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    toy = SimpleNamespace(name="toys", section="toy", section_type=Toy, keys=())
+    problems = (*registry.problems(), toy)
+    monkeypatch.setattr(registry, "problems", lambda: problems)
+    recipe_type.cache_clear()
+    yield
+    recipe_type.cache_clear()
 
 
 def test_its_keys_are_read_checked_and_dumped() -> None:
-    recipe = load_recipe({"task": "mlm", "name": "x"}, ["toy.wheels=3"])
+    recipe = load_recipe({"name": "x"}, ["toy.wheels=3"])
     assert isinstance(recipe, Recipe)
     assert recipe.toy == Toy(wheels=3)  # type: ignore[attr-defined]
     assert load_recipe({"name": "x"}).toy == Toy()  # type: ignore[attr-defined]
@@ -54,6 +62,19 @@ def test_it_is_explained_and_in_the_json_schema() -> None:
     assert "toy.wheels" in known_keys()
     assert explain("toy.wheels")["about"] == "of the toy"
     assert json_schema()["properties"]["toy"]["properties"]["wheels"]["minimum"] == 1
+
+
+def test_another_task_does_not_read_it() -> None:
+    with pytest.raises(RecipeError, match=r"toy: has no effect on mlm\n.* it is for toys"):
+        load_recipe({"task": "mlm"}, ["toy.wheels=3"])
+
+
+def test_it_cannot_have_the_name_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = SimpleNamespace(name="trains", section="train", section_type=Toy, keys=())
+    monkeypatch.setattr(registry, "problems", lambda: (train,))
+    recipe_type.cache_clear()
+    with pytest.raises(RecipeError, match="'trains' brings a section 'train'"):
+        load_recipe({})
 
 
 def test_a_recipe_with_it_is_copied_and_sent_to_other_processes() -> None:
