@@ -63,12 +63,7 @@ def measure(records: Sequence[Record], task: Task, *, seconds: float) -> Evaluat
 
 def validate(forward: Forward, encoded: Encoded, *, metric: str) -> float:
     """Return one metric of a split, the same on every rank: what chooses the best checkpoint."""
-    value = [_validate(forward, encoded, metric)]
-    if forward.ranks > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(value)
-    return float(value[0])
+    return forward.processes.first_rank_says(_validate(forward, encoded, metric))
 
 
 def _validate(forward: Forward, encoded: Encoded, metric: str) -> float:

@@ -204,13 +204,14 @@ def load_forward(subject: Subject, task: Task) -> Forward:
     """Load the model of a subject, ready to predict."""
     from lmkit.evaluation.forward import Forward
     from lmkit.models.build import load_trained
-    from lmkit.train.device import build_accelerator, micro_batch_tokens
+    from lmkit.train.device import micro_batch_tokens
+    from lmkit.train.parallelism import start_processes
 
     hardware = subject.recipe.hardware
-    accelerator = build_accelerator(hardware.model_copy(update={"processes": "auto"}))
-    model = load_trained(subject.source, task).to(accelerator.device)
-    budget = 2 * micro_batch_tokens(hardware, accelerator.device)
-    return Forward(task, model, accelerator, budget)
+    processes = start_processes(hardware.model_copy(update={"processes": "auto"}))
+    model = load_trained(subject.source, task).to(processes.device)
+    budget = 2 * micro_batch_tokens(hardware, processes.device)
+    return Forward(task, model, processes, budget)
 
 
 def _check_temperature(task: Task) -> None:

@@ -97,8 +97,8 @@ class Problem(ABC):
     aliases: ClassVar[tuple[str, ...]] = ()  # other names that a recipe may have
     stage: ClassVar[Literal["pretrain", "finetune"]]
     section: ClassVar[str | None] = None  # its own part of the recipe
-    section_type: ClassVar[Any] = None  # a Section, where that part is not in recipe/schema.py
-    keys: ClassVar[tuple[str, ...]] = ()  # of a recipe, that it reads and some other does not
+    section_type: ClassVar[Any] = None  # a Section, where recipe/schema.py has no such part
+    keys: ClassVar[tuple[str, ...]] = ()  # of lmkit's recipe, that it reads and some other does not
     eval_keys: ClassVar[frozenset[str]] = frozenset()  # of ``eval``, likewise
     auto_class: ClassVar[str]  # of transformers
     smoke_preset: ClassVar[str]  # the family that stands in where a smoke run has no model

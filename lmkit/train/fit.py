@@ -128,7 +128,7 @@ def _fit(
     save(setup, run)
     metrics = evaluate(setup, run)
     setup.parallelism.wait()
-    setup.parallelism.accelerator.end_training()
+    setup.parallelism.end()
 
     seconds = time.perf_counter() - started
     manifest = replace(manifest, ending=end_of(setup, progress, averaged_steps, seconds))
@@ -188,7 +188,7 @@ def tune_on_validation(setup: Setup) -> None:
 def save(setup: Setup, run: Run) -> None:
     """Save the model, and prove that a fresh load computes the same."""
     if setup.parallelism.is_first:
-        model = setup.parallelism.accelerator.unwrap_model(setup.model)
+        model = setup.model
         with atomic_directory(run.model) as folder:
             save_model(model, setup.task, folder)
         prove_reload(model, setup, run)
@@ -271,4 +271,4 @@ def evaluate(setup: Setup, run: Run) -> Metrics | None:
 
 def _forward(setup: Setup, task: Task) -> Forward:
     budget = 2 * micro_batch_tokens(setup.recipe.hardware, setup.parallelism.device)
-    return Forward(task, setup.model, setup.parallelism.accelerator, budget)
+    return Forward(task, setup.model, setup.parallelism, budget)

@@ -109,7 +109,7 @@ def test_every_decoded_document_is_legal(tiny: Any) -> None:
     for decoding, legal in (("argmax", False), ("viterbi", True)):
         task = tiny.prepared(tiny.merged(recipe, tagging={"decoding": decoding})).task
         records = list(
-            Forward(task, model, tiny.accelerator, 64).predictions(prepared.encoded["validation"])
+            Forward(task, model, tiny.processes, 64).predictions(prepared.encoded["validation"])
         )
         assert len({len(record["tokens"]) for record in records}) > 1
         assert (
@@ -141,7 +141,7 @@ def test_entities_without_types_are_entities_all_the_way(
     measures = [metric.name for metric in task.problem.metrics(task.facts)]
     assert measures[:2] == ["f1", "f1_strict"]
     records = list(
-        Forward(task, model, tiny.accelerator, 64).predictions(prepared.encoded["validation"])
+        Forward(task, model, tiny.processes, 64).predictions(prepared.encoded["validation"])
     )
     assert set(measures) - {"loss"} <= task.problem.score(task.facts, records).values().keys()
     if tagging:
@@ -193,10 +193,10 @@ def test_the_loss_of_a_crf_does_not_depend_on_the_batches(tiny: Any) -> None:
     encoded, task = prepared.encoded["validation"], prepared.task
     assert len(encoded.pieces) > len(encoded)  # some rows have several windows
     losses = [
-        Forward(task, model, tiny.accelerator, budget).mean_loss(encoded) for budget in (1, 10_000)
+        Forward(task, model, tiny.processes, budget).mean_loss(encoded) for budget in (1, 10_000)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    records = list(Forward(task, model, tiny.accelerator, 64).predictions(encoded))
+    records = list(Forward(task, model, tiny.processes, 64).predictions(encoded))
     assert sum(r["nll"] for r in records) / sum(r["items"] for r in records) == pytest.approx(
         losses[0], abs=1e-5
     )
