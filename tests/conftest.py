@@ -8,9 +8,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
+import tempfile
 
 # before any library reads them
 os.environ |= {
+    "HF_HOME": tempfile.mkdtemp(prefix="lmkit-tests-"),  # the user's may hold anything
     "HF_HUB_OFFLINE": "1",
     "ACCELERATE_USE_CPU": "true",
     "DS_ACCELERATOR": "cpu",  # where DeepSpeed is installed, transformers imports it, and it writes a line to stdout
@@ -314,6 +317,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
             else value
         )
     return {key: value for key, value in merged.items() if value is not None}
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,8 +8,7 @@ import msgspec
 
 from lmkit.errors import RecipeError
 from lmkit.recipe.convert import describe
-from lmkit.recipe.keys import explain_unknown
-from lmkit.recipe.schema import Recipe
+from lmkit.recipe.keys import explain_unknown, recipe_type
 from lmkit.recipe.section import Key, Section, bare, keys_of, members_of, metas_of
 
 
@@ -19,7 +18,7 @@ def explain(dotted: str) -> dict[str, Any]:
     Raises:
         RecipeError: there is no such key; suggests the nearest.
     """
-    section: type[Section] | None = Recipe
+    section: type[Section] | None = recipe_type()
     path = dotted.split(".")
     key: Key | None = None
     for depth, name in enumerate(path):
@@ -44,10 +43,11 @@ def explain(dotted: str) -> dict[str, Any]:
     return explained | {"keys": [f"{dotted}.{name}" for name in keys_of(section)]}
 
 
-def json_schema(section: type[Section] = Recipe) -> dict[str, Any]:
+def json_schema(section: type[Section] | None = None) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of recipes: editors complete and check by it."""
     start = {}
-    if section is Recipe:
+    if section is None:
+        section = recipe_type()
         start["$schema"] = "https://json-schema.org/draft/2020-12/schema"
         start["title"] = "lmkit recipe"
     properties = {name: _property(key) for name, key in keys_of(section).items()}

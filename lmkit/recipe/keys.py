@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any, cast
+
+import msgspec
 
 from lmkit.errors import nearest
 from lmkit.recipe.foreign import FOREIGN
 from lmkit.recipe.schema import Recipe
-from lmkit.recipe.section import Section, keys_of
+from lmkit.recipe.section import Section, about, keys_of
 
 
-def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
-    """Return every dotted key that a recipe may have."""
+@cache
+def recipe_type() -> type[Recipe]:
+    """Return the recipe with the sections that tasks of other packages bring along."""
+    from lmkit.tasks.registry import problems
+
+    sections: list[tuple[str, Any, Any]] = []
+    for problem in problems():
+        section = problem.section_type
+        if problem.section is not None and section is not None:
+            annotation = Annotated[section, about(f"{problem.name} only")]  # type: ignore[valid-type]
+            sections.append((problem.section, annotation, msgspec.field(default_factory=section)))
+    if not sections:
+        return Recipe
+    whole = msgspec.defstruct("Recipe", sections, bases=(Recipe,), frozen=True, kw_only=True)
+    return cast("type[Recipe]", whole)
+
+
+def known_keys(section: type[Section] | None = None, prefix: str = "") -> list[str]:
+    """Return every dotted key that a recipe, or one of its sections, may have."""
     keys = []
-    for name, key in keys_of(section).items():
+    for name, key in keys_of(section or recipe_type()).items():
         keys.append(prefix + name)
         if key.section is not None:
             keys += known_keys(key.section, f"{prefix}{name}.")
@@ -51,7 +72,7 @@ def _did_you_mean(keys: Sequence[str]) -> str:
 
 def _innermost_section(path: Sequence[str]) -> type[Section]:
     """Return the last section of the schema on a path."""
-    section: type[Section] = Recipe
+    section: type[Section] = recipe_type()
     for name in path:
         key = keys_of(section).get(name)
         if key is None or key.section is None:
