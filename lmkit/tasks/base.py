@@ -232,6 +232,11 @@ class Scored:
         """Return the name of the problem."""
         return self.problem.name
 
+    @property
+    def answer(self) -> Answer:
+        """Return the kind of answer that is given to a row."""
+        return self.problem.answer(self.facts)
+
 
 class Task(ABC):
     """A problem with its facts, recipe and tokenizer. It answers six questions, and is complete once constructed.
@@ -263,6 +268,11 @@ class Task(ABC):
     def name(self) -> str:
         """Return the name of the problem."""
         return self.problem.name
+
+    @property
+    def answer(self) -> Answer:
+        """Return the kind of answer that is given to a row."""
+        return self.problem.answer(self.facts)
 
     # ------------------------------------------------------------------ the six questions
 

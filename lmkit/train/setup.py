@@ -304,8 +304,6 @@ def set_up(recipe: Recipe, prepared: Prepared, *, folder: str | None = None) -> 
     """
     trackers = recipe.logging.to if folder is not None else None
     parallelism = start_processes(recipe.hardware, trackers=trackers, folder=folder)
-    if line := parallelism.describe():
-        console.say(line)
     built = build_model(recipe, prepared.task, prepared.source)
     parallelism.check(recipe, built.model)
     packing = choose_packing(recipe, prepared.task.problem, built.model)
