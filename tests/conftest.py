@@ -8,11 +8,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
+import tempfile
 
 # before any library reads them
 os.environ |= {
+    "HF_HOME": tempfile.mkdtemp(prefix="lmkit-tests-"),  # the user's may hold anything
     "HF_HUB_OFFLINE": "1",
     "ACCELERATE_USE_CPU": "true",
+    "DS_ACCELERATOR": "cpu",  # where DeepSpeed is installed, transformers imports it, and it writes a line to stdout
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from lmkit.data.splits import Splits
     from lmkit.recipe.schema import Recipe
     from lmkit.run import Run
+    from lmkit.train.parallelism.replicated import Single
     from lmkit.train.prepare import Prepared
     from lmkit.train.setup import Setup
 
@@ -266,10 +271,9 @@ class Tiny:
         from lmkit.data.plan import Plan
         from lmkit.train.batches import StepBatches
         from lmkit.train.optim import build_optimizer
-        from lmkit.train.parallelism.replicated import Single
         from lmkit.train.setup import Computation, Setup
 
-        prepared, parallelism = self.prepared(recipe), Single(self.accelerator)
+        prepared, parallelism = self.prepared(recipe), self.processes
         encoded = prepared.encoded["train"]
         plan = Plan(len(encoded), recipe.train.batch_size, recipe.seed)
         model = parallelism.prepare(self.model(recipe) if model is None else model)
@@ -290,6 +294,12 @@ class Tiny:
         )
 
     @property
+    def processes(self) -> Single:
+        from lmkit.train.parallelism.replicated import Single
+
+        return Single(self.accelerator)
+
+    @property
     def accelerator(self) -> Accelerator:
         from lmkit.recipe.schema import Hardware
         from lmkit.train.device import build_accelerator
@@ -307,6 +317,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
             else value
         )
     return {key: value for key, value in merged.items() if value is not None}
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class Encoded:
 
 
 def encode(rows: Rows, task: Task, tokenizer_hash: str, *, pack: bool = False) -> Encoded:
-    """Tokenise a split, or find it in the cache.
+    """Tokenise a split, or take it from the cache.
 
     The cache key is the tokenizer's content, the options that decide the encoding, what the task
     learned, and the rows' content; nothing else (promise 19).
@@ -92,6 +93,28 @@ def encode(rows: Rows, task: Task, tokenizer_hash: str, *, pack: bool = False) -
     Raises:
         DataError: a row is too long and ``data.long_text`` or the task allows no cut or window.
     """
+    path = _cache_path(rows, task, tokenizer_hash)
+    rejected_path = path.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not (is_whole(path) and rejected_path.is_file()):
+            rejected: list[dict[str, Any]] = []
+            temporary = path.with_suffix(".tmp")
+            write_pieces(temporary, _encoded_batches(rows, task, rejected))
+            rejected_path.write_text(json.dumps(rejected), encoding="utf-8")
+            temporary.replace(path)
+    rejected = json.loads(rejected_path.read_text(encoding="utf-8"))
+    if rejected:
+        positions = [entry.pop("position") for entry in rejected]
+        rows = rows.without(positions, rejected=rows.rejected + rejected)
+    pieces = Pieces(path)
+    lengths = pieces.column("length")
+    groups = fill(lengths, task.max_length) if pack else by_row(pieces.column("row"))
+    cut = int(pieces.column("cut").sum()) if "cut" in pieces.names else 0
+    return Encoded(rows, pieces, groups, groups.sums(lengths), cut)
+
+
+def _cache_path(rows: Rows, task: Task, tokenizer_hash: str) -> Path:
     data = task.recipe.data
     options = [
         FORMAT,
@@ -101,58 +124,38 @@ def encode(rows: Rows, task: Task, tokenizer_hash: str, *, pack: bool = False) -
         data.long_text,
         data.on_bad_row,
         task.facts.get("labels"),
+        task.encoding_options(),
     ]
-    options.append(task.encoding_options())
     content = json.dumps([options, tokenizer_hash, rows.fingerprint])
-    path = cache_folder() / f"pieces-{hashlib.sha256(content.encode()).hexdigest()[:32]}.arrow"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left_out = path.with_suffix(".json")
-    with FileLock(f"{path}.lock"):
-        if not (is_whole(path) and left_out.is_file()):
-            rejected: list[dict[str, Any]] = []
-            aside = path.with_suffix(".tmp")
-            write_pieces(aside, _encoded_batches(rows, task, rejected))
-            left_out.write_text(json.dumps(rejected), encoding="utf-8")
-            aside.replace(path)
-    rejected = json.loads(left_out.read_text(encoding="utf-8"))
-    if rejected:
-        dropped = [entry["position"] for entry in rejected]
-        entries = [
-            {key: value for key, value in entry.items() if key != "position"} for entry in rejected
-        ]
-        rows = rows.without(dropped, rejected=rows.rejected + entries)
-    pieces = Pieces(path)
-    lengths, owners = pieces.column("length"), pieces.column("row")
-    cut = int(pieces.column("cut").sum()) if "cut" in pieces.names else 0
-    groups = fill(lengths, task.max_length) if pack else by_row(owners)
-    return Encoded(rows, pieces, groups, groups.sums(lengths), cut)
+    name = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return cache_folder() / f"pieces-{name}.arrow"
 
 
 def say_left_out(encoded: Encoded, data: Data, *, split: str) -> None:
-    """Say how many rows of a split were cut, and how many are not among them; nothing where there are none."""
+    """Report how many rows of a split were cut, and how many were left out."""
     say_cut(encoded.cut, len(encoded.rows), data, place=f"data.{split}")
-    if rejected := encoded.rows.rejected:
-        console.warn(
-            f"data.{split}: {len(rejected)} rows left out, the first at {rejected[0]['place']}: {rejected[0]['problem']}"
-        )
+    rejected = encoded.rows.rejected
+    if rejected:
+        first = f"{rejected[0]['place']}: {rejected[0]['problem']}"
+        console.warn(f"data.{split}: {len(rejected)} rows left out, the first at {first}")
+
+
+CUT_PARTS = {"head_tail": "the middle", "windows": "the end of the shorter text"}
 
 
 def say_cut(cut: int, rows: int, data: Data, *, place: str) -> None:
-    """Say how many of these rows were cut, and what of them was not read; nothing where none was."""
+    """Report how many of these rows were cut, and which part of them was not read."""
     if cut:
-        part = {"head_tail": "the middle", "windows": "the end of the shorter text"}.get(
-            data.long_text, "the end"
-        )
-        console.warn(
-            f"{place}: {part} of {cut} of {rows} rows was left out at {data.max_length} tokens (data.long_text={data.long_text})"
-        )
+        part = CUT_PARTS.get(data.long_text, "the end")
+        limit = f"{data.max_length} tokens (data.long_text={data.long_text})"
+        console.warn(f"{place}: {part} of {cut} of {rows} rows was left out at {limit}")
 
 
 def _encoded_batches(
     rows: Rows, task: Task, rejected: list[dict[str, Any]]
 ) -> Iterator[dict[str, list[Any]]]:
-    """Columns batch by batch; ``row`` counts the rows that stay."""
-    kept = 0
+    """Yield columns batch by batch; ``row`` counts the rows that stay."""
+    rows_before = 0
     starts = range(0, len(rows), BATCH_ROWS)
     for start in console.progress(starts, total=len(starts), what="tokenising", unit="batch"):
         batch = list(enumerate(rows[start : start + BATCH_ROWS], start))
@@ -163,11 +166,11 @@ def _encoded_batches(
             if not batch:
                 continue
             columns = task.encode([row for _, row in batch])
-        columns["row"] = [kept + row for row in columns["row"]]
-        kept += len(batch)
+        columns["row"] = [rows_before + row for row in columns["row"]]
+        rows_before += len(batch)
         if columns["row"]:
             yield columns
-    if not kept:
+    if not rows_before:
         raise DataError(
             "no row is left: all are too long", place=rows.place(0), remedy="raise data.max_length"
         )
@@ -180,18 +183,14 @@ def _without_long(
     task: Task,
     rejected: list[dict[str, Any]],
 ) -> list[tuple[int, Row]]:
+    """Return a batch without its rows that are too long, which go to ``rejected``."""
     for at, length in error.rows:
         position, row = batch[at]
+        place = rows.place(position)
         if task.recipe.data.on_bad_row == "error":
-            raise TooLong([(at, length)], error.max_length, place=rows.place(position)) from None
-        rejected.append(
-            {
-                "position": position,
-                "place": rows.place(position),
-                "problem": f"{length} tokens, more than {error.max_length}",
-                "id": row["id"],
-                "row": row,
-            }
-        )
+            raise TooLong([(at, length)], error.max_length, place=place) from None
+        problem = f"{length} tokens, more than {error.max_length}"
+        entry = {"place": place, "problem": problem, "id": row["id"], "row": row}
+        rejected.append({"position": position, **entry})
     long = {at for at, _ in error.rows}
     return [entry for at, entry in enumerate(batch) if at not in long]

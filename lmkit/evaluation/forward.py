@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,12 +25,33 @@ from lmkit.tasks.base import Task
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 T = TypeVar("T")
 CHUNK_ROWS = 2048  # memory is that of a chunk, however many rows there are
 # what a core's caches hold of a small model's pass: 8192 took one thread 1.45 times as long (6 x 384 BERT, bf16)
 THREAD_TOKENS = 1024
+
+
+class Processes(Protocol):
+    """What predictions ask of the processes that share them; ``train/parallelism/`` answers."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def ranks(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def autocast(self) -> AbstractContextManager[None]:
+        """Compute in the run's precision while active."""
+
+    def gather(self, values: list[T]) -> list[T]:
+        """Return the values of all processes."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all processes."""
+
+    def first_rank_says(self, value: T) -> T:
+        """Return the first process's value on every process."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +64,16 @@ class Forward:
 
     task: Task
     model: Any
-    accelerator: Accelerator
+    processes: Processes
     budget: int
 
     @property
     def rank(self) -> int:
-        return int(self.accelerator.process_index)
+        return self.processes.rank
 
     @property
     def ranks(self) -> int:
-        return int(self.accelerator.num_processes)
+        return self.processes.ranks
 
     def predictions(self, encoded: Encoded) -> Iterator[Record]:
         """Yield the record of every row of a split, in order; nothing on ranks other than the first."""
@@ -82,10 +103,7 @@ class Forward:
             return list(zip(numbers, self.task.predict(self.model, batch, chosen), strict=True))
 
         parts = self._compute(costs, lambda numbers: [pieces[i] for i in numbers], predict)
-        if self.ranks > 1:
-            from accelerate.utils import gather_object
-
-            parts = gather_object(parts)
+        parts = self.processes.gather(parts)
         if self.rank:
             return
         by_row: list[list[dict[str, Any]]] = [[] for _ in rows]
@@ -100,7 +118,7 @@ class Forward:
         """Return the token-weighted loss of a split, without predictions; independent of the batches [transformers#39241]."""
         import torch
 
-        device = self.accelerator.device
+        device = self.processes.device
 
         def sums_of(
             numbers: Sequence[int], batch: Batch, pieces: list[Piece]
@@ -112,7 +130,7 @@ class Forward:
         sums = torch.zeros(2, dtype=torch.double, device=device)
         for part in self._compute(lengths, encoded.take, sums_of):
             sums += part
-        total, items = self.accelerator.reduce(sums, "sum").tolist()
+        total, items = self.processes.sum(sums).tolist()
         return total / items if items else math.nan
 
     def _compute(
@@ -127,7 +145,7 @@ class Forward:
             costs: ``(pieces,)`` tokens that each piece takes.
             take: the pieces of these numbers. compute: the results of a batch of them.
         """
-        device = self.accelerator.device
+        device = self.processes.device
         budget = forward_tokens(self.budget, self.task, device)
 
         def compute_at_once(numbers: Sequence[int]) -> list[T]:
@@ -150,7 +168,7 @@ class Forward:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode(), self.accelerator.autocast():
+            with torch.inference_mode(), self.processes.autocast():
                 yield
         finally:
             self.model.train(was_training)

@@ -14,7 +14,6 @@ from lmkit.recipe import Recipe
 from lmkit.recipe.schema import Eval
 from lmkit.run import Run
 from lmkit.subject import Subject, facts_of, tokenizer_of
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
@@ -205,17 +204,18 @@ def load_forward(subject: Subject, task: Task) -> Forward:
     """Load the model of a subject, ready to predict."""
     from lmkit.evaluation.forward import Forward
     from lmkit.models.build import load_trained
-    from lmkit.train.device import build_accelerator, micro_batch_tokens
+    from lmkit.train.device import micro_batch_tokens
+    from lmkit.train.parallelism import start_processes
 
     hardware = subject.recipe.hardware
-    accelerator = build_accelerator(hardware.model_copy(update={"processes": "auto"}))
-    model = load_trained(subject.source, task).to(accelerator.device)
-    budget = 2 * micro_batch_tokens(hardware, accelerator.device)
-    return Forward(task, model, accelerator, budget)
+    processes = start_processes(hardware.model_copy(update={"processes": "auto"}))
+    model = load_trained(subject.source, task).to(processes.device)
+    budget = 2 * micro_batch_tokens(hardware, processes.device)
+    return Forward(task, model, processes, budget)
 
 
 def _check_temperature(task: Task) -> None:
-    if not answer_of(task).has_temperature:
+    if not task.answer.has_temperature:
         raise RecipeError(
             "a temperature is fitted where each text has one label",
             place="eval.temperature",

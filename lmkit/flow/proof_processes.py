@@ -107,7 +107,7 @@ def run_part(part: str, folder: Path) -> None:
     measured = bench.steps(budget=bench.budget)
     if console.is_first_process():
         measured.save(folder / MEASURED)
-    bench.setup.parallelism.accelerator.end_training()
+    bench.setup.parallelism.end()
 
 
 if __name__ == "__main__":

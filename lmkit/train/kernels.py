@@ -93,7 +93,7 @@ def _proven(
                 setup.model,
                 other,
                 longest=setup.recipe.data.max_length,
-                precision=setup.parallelism.accelerator.autocast,
+                precision=setup.parallelism.autocast,
                 # a run that goes on had it as it is
                 repeatable=setup.recipe.hardware.attention == "auto" and had is None,
                 again=is_proven,
@@ -140,7 +140,7 @@ def _fuse(setup: Setup, ways: dict[str, int]) -> tuple[bool, str]:
     if isinstance(kernels, str):
         problem: str | None = kernels
     else:
-        precision = setup.parallelism.accelerator.autocast
+        precision = setup.parallelism.autocast
         modules, problem, parts = fuse(setup.model, kernels, precision=precision, ways=ways)
     if setup.parallelism.any(problem is not None):
         modules.close()

@@ -150,7 +150,7 @@ class Bench:
     def evaluation(self, *, budget: int) -> Predicted:
         """Measure predictions and loss of the validation rows."""
         setup = self.setup
-        forward = Forward(setup.task, setup.model, setup.parallelism.accelerator, budget)
+        forward = Forward(setup.task, setup.model, setup.parallelism, budget)
         records = list(forward.predictions(setup.prepared.encoded["validation"]))
         loss = measure(records, setup.task, seconds=0).loss
         return Predicted(loss, [record.to_json() for record in records])

@@ -215,7 +215,7 @@ class Session:
             seconds = round(self.progress.seconds, 3)
             self.run_directory.append_log(line | {"seconds": seconds})
         values = {k: v for k, v in line.items() if k != "step" and v is not None}
-        parallelism.accelerator.log(values, step=step.number)
+        parallelism.track(values, step=step.number)
         return postfix(line)
 
     def _evaluate(self) -> bool:
@@ -232,7 +232,7 @@ class Session:
             forward = Forward(
                 setup.task,
                 setup.model,
-                setup.parallelism.accelerator,
+                setup.parallelism,
                 2 * setup.batches.budget,
             )
             value = validate(forward, setup.prepared.encoded["validation"], metric=metric)
@@ -243,7 +243,7 @@ class Session:
             epoch = epoch_of(setup.plan, progress.step)
             line = {"step": progress.step, "epoch": epoch, key: finite(value)}
             self.run_directory.append_log(line)
-        setup.parallelism.accelerator.log({key: value}, step=progress.step)
+        setup.parallelism.track({key: value}, step=progress.step)
         if console.is_verbose() or is_best:
             remark = " (best so far)" if is_best else ""
             console.say(f"step {progress.step}: validation {metric} {value:.4f}{remark}")

@@ -189,7 +189,7 @@ class Setup:
         micro = self.parallelism.same_number(micro, partial(self.batches.idle, step))
         while (loss := self._try(step, micro, counts.items)) is None:
             micro = self.micro_batches(step)
-        return StepSums(self.parallelism.reduce_loss(loss) / max(counts.items, 1), counts)
+        return StepSums(self.parallelism.sum(loss) / max(counts.items, 1), counts)
 
     def accumulate(self, micro: Sequence[Batch], items: float) -> torch.Tensor:
         """Run forward and backward over micro-batches, on this rank alone; return the sum of their losses.
@@ -234,7 +234,7 @@ class Setup:
         """Drop the optimizer, and bring the model into one piece on every process."""
         self.optimizer, self.parameters = None, []
         recipe, prepared = self.recipe, self.prepared
-        self.model = self.parallelism.gather(
+        self.model = self.parallelism.gather_model(
             self.model,
             lambda: build_model(recipe, prepared.task, prepared.source).model,
             on_device="validation" in prepared.encoded,  # where it is evaluated
@@ -304,8 +304,6 @@ def set_up(recipe: Recipe, prepared: Prepared, *, folder: str | None = None) -> 
     """
     trackers = recipe.logging.to if folder is not None else None
     parallelism = start_processes(recipe.hardware, trackers=trackers, folder=folder)
-    if line := parallelism.describe():
-        console.say(line)
     built = build_model(recipe, prepared.task, prepared.source)
     parallelism.check(recipe, built.model)
     packing = choose_packing(recipe, prepared.task.problem, built.model)

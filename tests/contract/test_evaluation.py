@@ -73,7 +73,7 @@ def subject(tiny: Any) -> Any:
             budgets = {rows: rows * max(encoded.pieces.column("length")) for rows in (1, 4, 16)}
             records = {
                 rows: list(
-                    Forward(prepared.task, model, tiny.accelerator, budget).predictions(encoded)
+                    Forward(prepared.task, model, tiny.processes, budget).predictions(encoded)
                 )
                 for rows, budget in budgets.items()
             }
@@ -112,7 +112,7 @@ def test_the_loss_is_one_whatever_the_batches(tiny: Any, subject: Any, task: str
     found = subject(task)
     expected = one_by_one(found.model, found.task, found.encoded)
     for rows, budget in found.budgets.items():
-        forward = Forward(found.task, found.model, tiny.accelerator, budget)
+        forward = Forward(found.task, found.model, tiny.processes, budget)
         assert forward.mean_loss(found.encoded) == pytest.approx(expected, rel=1e-6)
         assert measure(found.records[rows], found.task, seconds=0).loss == pytest.approx(
             expected, rel=1e-6
@@ -175,7 +175,7 @@ def test_what_is_written_is_what_the_contract_says(
     of = subject(task)
     its_task, options = of.task, of.task.recipe.eval
     found = evaluate_split(
-        Forward(its_task, of.model, tiny.accelerator, 999),
+        Forward(its_task, of.model, tiny.processes, 999),
         of.encoded,
         split="validation",
         options=options,

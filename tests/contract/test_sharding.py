@@ -280,6 +280,6 @@ def test_memory_that_ends_on_one_sharded_process_ends_the_run_with_a_message(
     begun = time.monotonic()
     with pytest.raises(ProcessFailed) as failed:
         launch_sharded([str(TROUBLE), "memory", written(recipe)])
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 600  # who is missed by the other one waits for half an hour
     assert failed.value.status == 1
     assert "hardware.micro_batch_tokens=32" in capfd.readouterr().err

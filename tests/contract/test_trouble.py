@@ -101,6 +101,6 @@ def test_a_rank_that_fails_ends_all_with_its_own_message(
             [str(SCRIPT), "failure", write(recipe_of(tiny, processes=2), tmp_path / "r.yaml")],
             processes=2,
         )
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 600  # who is missed by the other one waits for half an hour
     assert failed.value.status == 2
     assert "train.jsonl:7: a row that the second rank cannot read" in capfd.readouterr().err

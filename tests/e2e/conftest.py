@@ -73,7 +73,7 @@ def process(start: Callable[..., subprocess.Popen[str]]) -> Command:
         *arguments: str, cwd: Path, stdin: str = "", env: Mapping[str, str | None] = {}
     ) -> Ended:
         running = start(*arguments, cwd=cwd, env=env)
-        out, err = running.communicate(stdin, timeout=300)
+        out, err = running.communicate(stdin, timeout=600)
         return Ended(running.returncode, out, err)
 
     return run

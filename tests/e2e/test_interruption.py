@@ -52,30 +52,61 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+HOLD = """
+import os, time
+from lmkit.run import Run
+append_log = Run.append_log
+def append_and_wait(run, line):
+    append_log(run, line)
+    while line["step"] >= int(os.environ["HOLD_AT"]) and not os.path.exists(os.environ["RELEASE"]):
+        time.sleep(0.005)
+Run.append_log = append_and_wait
+"""
+
+
+@pytest.fixture(scope="module")
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose sitecustomize lets no run come further than a step, until it has got its signal."""
+    folder = tmp_path_factory.mktemp("hold")
+    (folder / "sitecustomize.py").write_text(HOLD)
+    return folder
+
+
 def signal_after(
-    running: subprocess.Popen[str], run: Path, step: int, number: signal.Signals
+    running: subprocess.Popen[str], run: Path, step: int, number: signal.Signals, release: Path
 ) -> None:
     """Wait until a step is logged, then send the signal."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while running.poll() is None and time.monotonic() < deadline:
         if any(line["step"] >= step for line in lines_of(run)):
             running.send_signal(number)
+            release.touch()
             return
         time.sleep(0.005)
     pytest.fail(f"the run ended before step {step}: {running.communicate()}")
 
 
 @pytest.fixture(scope="module")
-def story(project: Path, start: Callable[..., subprocess.Popen[str]], process: Any) -> Story:
+def story(
+    project: Path, start: Callable[..., subprocess.Popen[str]], process: Any, hold: Path
+) -> Story:
     """Killed, resumed and interrupted, resumed and killed, resumed to the end."""
     (project / "broken.yaml").write_text(RECIPE)
     told = Story(project / "runs/whole", project / "runs/broken")
     assert process("pretrain", "broken.yaml", "-o", "runs/whole", "-q", cwd=project).status == 0
     third = STEPS // 3
     for part, number in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGKILL)):
-        running = start("pretrain", "broken.yaml", *(["--resume"] if part else []), cwd=project)
-        signal_after(running, told.broken, part * third + random.randrange(3, third - 1), number)
-        _, err = running.communicate(timeout=60)
+        step = part * third + random.randrange(3, third - 1)
+        release = hold / f"release-{part}"
+        env = {
+            "PYTHONPATH": os.pathsep.join([str(hold), os.environ.get("PYTHONPATH", "")]),
+            "HOLD_AT": str(step + 2),
+            "RELEASE": str(release),
+        }
+        resume = ["--resume"] if part else []
+        running = start("pretrain", "broken.yaml", *resume, cwd=project, env=env)
+        signal_after(running, told.broken, step, number, release)
+        _, err = running.communicate(timeout=600)
         told.ends.append((number.name, running.returncode, err))
     ended = process("pretrain", "broken.yaml", "--resume", cwd=project)
     told.ends.append(("finished", ended.status, ended.err))

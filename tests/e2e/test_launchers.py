@@ -52,7 +52,7 @@ def launched() -> Launch:
             capture_output=True,
             text=True,
             encoding="utf-8",
-            timeout=180,
+            timeout=600,
         )
 
     return run
@@ -236,4 +236,4 @@ def test_a_rank_that_fails_under_torchrun_ends_all_with_its_own_message(
     run = launched(TORCHRUN, str(script), "failure", f"finetune={tmp_path / 'r.yaml'}", cwd=ROOT)
     assert run.returncode != 0
     assert "train.jsonl:7: a row that the second rank cannot read" in run.stderr
-    assert time.monotonic() - begun < 90
+    assert time.monotonic() - begun < 600  # who is missed by the other one waits for half an hour

@@ -60,7 +60,7 @@ def browse(folder: Path, page: Path, *options: str, fragment: str = "") -> str:
         [CHROMIUM, *quiet, *options, f"{page.as_uri()}{fragment}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=env,
         check=True,
     )

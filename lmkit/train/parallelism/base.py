@@ -5,7 +5,7 @@ Nobody asks which way it is. Three methods say what differs: ``computes_alone``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -24,7 +24,7 @@ class Parallelism(Protocol):
     """How a model is spread over processes.
 
     Attributes:
-        accelerator: precision, device and trackers.
+        accelerator: precision and device.
         computes_alone: a process may run passes that the others do not run.
         is_sharded: for the manifest; nothing is decided by it.
     """
@@ -58,13 +58,16 @@ class Parallelism(Protocol):
     def whole(self, model: Any) -> AbstractContextManager[None]:
         """Give every process all weights, to call the model without the others."""
 
-    def gather(self, model: Any, build: Callable[[], Any], *, on_device: bool) -> Any:
+    def gather_model(self, model: Any, build: Callable[[], Any], *, on_device: bool) -> Any:
         """Return the trained model in one piece on every process.
 
         Args:
             build: makes a model of the same kind.
             on_device: it will be evaluated there.
         """
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Compute in the run's precision while active."""
 
     # what processes agree on
     def total(self, numbers: Sequence[float]) -> list[float]:
@@ -79,8 +82,20 @@ class Parallelism(Protocol):
     def first_rank_says(self, value: T) -> T:
         """Return the first process's value on every process."""
 
+    def gather(self, values: list[T]) -> list[T]:
+        """Return the values of all processes, in the order of their ranks."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all processes."""
+
     def wait(self) -> None:
         """Return when every process is here."""
+
+    def track(self, values: Mapping[str, Any], *, step: int) -> None:
+        """Hand numbers to the trackers of ``logging.to``."""
+
+    def end(self) -> None:
+        """Leave the trackers and the other processes."""
 
     # a step
     def backward(self, loss: torch.Tensor) -> None: ...
@@ -96,9 +111,6 @@ class Parallelism(Protocol):
         Args:
             present: whether any process has a gradient for the parameter; the same on all of them.
         """
-
-    def reduce_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all processes."""
 
     def clip(self, optimizer: Any, parameters: Parameters, limit: float) -> torch.Tensor:
         """Bring the norm of all gradients down to ``limit``; return what it was."""

@@ -86,7 +86,7 @@ class FullySharded(Replicated):
                 part.set_reshard_after_forward(_drops(part, unwrap(model)), recurse=False)
                 part.reshard()
 
-    def gather(self, model: Any, build: Callable[[], Any], *, on_device: bool) -> Any:
+    def gather_model(self, model: Any, build: Callable[[], Any], *, on_device: bool) -> Any:
         plain = build()
         targets = dict(plain.named_parameters())
         with torch.no_grad():

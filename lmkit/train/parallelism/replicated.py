@@ -8,7 +8,7 @@ process alone would, and needs no second copy of all gradients. The price: the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -67,10 +67,14 @@ class Single:
     def prepare_optimizer(self, optimizer: Any) -> Any:
         return self.accelerator.prepare_optimizer(optimizer)
 
+    def autocast(self) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
     def whole(self, model: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def gather(self, model: Any, build: Callable[[], Any], *, on_device: bool) -> Any:
+    def gather_model(self, model: Any, build: Callable[[], Any], *, on_device: bool) -> Any:
         return model
 
     def total(self, numbers: Sequence[float]) -> list[float]:
@@ -84,6 +88,19 @@ class Single:
 
     def first_rank_says(self, value: T) -> T:
         return value
+
+    def gather(self, values: list[T]) -> list[T]:
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return total
+
+    def track(self, values: Mapping[str, Any], *, step: int) -> None:
+        self.accelerator.log(dict(values), step=step)
+
+    def end(self) -> None:
+        self.accelerator.end_training()
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -99,10 +116,6 @@ class Single:
 
     def reduce(self, parameters: Parameters, present: Sequence[float]) -> None:
         pass
-
-    def reduce_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = self.accelerator.reduce(loss, "sum")
-        return total
 
     def clip(self, optimizer: Any, parameters: Parameters, limit: float) -> torch.Tensor:
         """See the protocol. On a CPU AdamW's fused update scales the gradients, which saves a pass over all of them."""
@@ -164,6 +177,12 @@ class Replicated(Single):
         answer = [value]
         broadcast_object_list(answer)
         return answer[0]
+
+    def gather(self, values: list[T]) -> list[T]:
+        from accelerate.utils import gather_object
+
+        gathered: list[T] = gather_object(values)
+        return gathered
 
     def gradients_present(self, parameters: Parameters) -> list[float]:
         return [float(parameter.grad is not None) for parameter in parameters]

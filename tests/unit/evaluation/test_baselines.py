@@ -47,7 +47,7 @@ def test_every_task_has_its_sceptics(tiny: Any, task: str, tmp_path: Path) -> No
     test = prepared.encoded["validation"]
 
     found = evaluate_split(
-        Forward(prepared.task, tiny.model(recipe), tiny.accelerator, 999),
+        Forward(prepared.task, tiny.model(recipe), tiny.processes, 999),
         test,
         split="validation",
         options=recipe.eval,

@@ -15,9 +15,10 @@ import torch
 from lmkit.evaluation import forward
 from lmkit.evaluation.evaluate import evaluate_split, measure, metrics_of, metrics_table, validate
 from lmkit.evaluation.forward import Forward, forward_tokens
-from lmkit.metrics.direction import is_better
 from lmkit.recipe.schema import Eval
 from lmkit.records import Interval, Metrics, finite
+from lmkit.tasks.direction import is_better
+from lmkit.train.parallelism.replicated import Replicated
 
 
 def lm_record(nll: float, items: int, *, correct: int = 0, num_bytes: int = 10) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def test_chunks_of_rows_change_nothing(
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     encoded = prepared.encoded["validation"]
     assert len(encoded.pieces) > len(encoded.rows)
-    one_by_one = Forward(prepared.task, model, tiny.accelerator, 1)
+    one_by_one = Forward(prepared.task, model, tiny.processes, 1)
     whole = list(one_by_one.predictions(encoded))
     monkeypatch.setattr(forward, "CHUNK_ROWS", 2)
     assert list(one_by_one.predictions(encoded)) == whole
@@ -140,7 +141,7 @@ def test_predicting_leaves_the_model_training(tiny: Any) -> None:
     recipe = tiny.recipe("classification", train={"dropout": 0.5})
     prepared, model = tiny.prepared(recipe), tiny.model(recipe).train()
     encoded = prepared.encoded["validation"]
-    computed = Forward(prepared.task, model, tiny.accelerator, 64)
+    computed = Forward(prepared.task, model, tiny.processes, 64)
     losses = [computed.mean_loss(encoded) for _ in range(2)]
     assert losses[0] == losses[1]
     list(computed.predictions(encoded))
@@ -159,7 +160,7 @@ def test_a_batch_that_raises_leaves_the_model_training(
 
     for name in ("loss", "predict"):
         monkeypatch.setattr(type(prepared.task), name, fail)
-    computed = Forward(prepared.task, model, tiny.accelerator, 64)
+    computed = Forward(prepared.task, model, tiny.processes, 64)
     compute = {
         "mean_loss": computed.mean_loss,
         "predictions": lambda encoded: list(computed.predictions(encoded)),
@@ -174,10 +175,10 @@ def test_validating_gives_the_metric_that_was_asked_for(tiny: Any) -> None:
     recipe = tiny.recipe("classification")
     prepared, model = tiny.prepared(recipe), tiny.model(recipe)
     encoded = prepared.encoded["validation"]
-    records = list(Forward(prepared.task, model, tiny.accelerator, 1).predictions(encoded))
+    records = list(Forward(prepared.task, model, tiny.processes, 1).predictions(encoded))
     evaluated = measure(records, prepared.task, seconds=0)
     for metric in ("loss", "accuracy", "f1_macro", "mcc"):
-        computed = Forward(prepared.task, model, tiny.accelerator, 64)
+        computed = Forward(prepared.task, model, tiny.processes, 64)
         found = validate(computed, encoded, metric=metric)
         assert found == pytest.approx(evaluated.value(metric), abs=1e-6)
 
@@ -188,7 +189,7 @@ def of_one_answer(tiny: Any, recipe: Any, bias: float) -> tuple[Forward, Any]:
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.fill_(bias)
-    return Forward(prepared.task, model, tiny.accelerator, 64), prepared.encoded["validation"]
+    return Forward(prepared.task, model, tiny.processes, 64), prepared.encoded["validation"]
 
 
 def test_validation_says_when_all_rows_are_given_one_answer(
@@ -235,7 +236,7 @@ def test_an_evaluation_keeps_and_says_what_is_always_predicted(
 
 def test_every_rank_chooses_by_what_the_first_one_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one stops early and the others wait for it."""
-    second = SimpleNamespace(num_processes=2, process_index=1)
+    second = Replicated(SimpleNamespace(num_processes=2, process_index=1))
     monkeypatch.setattr(Forward, "predictions", lambda *_: [])
     monkeypatch.setattr(
         "accelerate.utils.broadcast_object_list", lambda values: operator.setitem(values, 0, 0.75)
@@ -252,7 +253,7 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tiny: Any, tmp_path: P
     (folder / "report.html").write_text("old")
     for _ in range(2):
         evaluate_split(
-            Forward(prepared.task, model, tiny.accelerator, 64),
+            Forward(prepared.task, model, tiny.processes, 64),
             prepared.encoded["validation"],
             split="test",
             options=Eval(resamples=0),
@@ -294,7 +295,7 @@ def test_further_metrics_stand_beside_the_tasks_own(tiny: Any, tmp_path: Path) -
     )
     prepared = tiny.prepared(recipe)
     found = evaluate_split(
-        Forward(prepared.task, tiny.model(recipe), tiny.accelerator, 999),
+        Forward(prepared.task, tiny.model(recipe), tiny.processes, 999),
         prepared.encoded["validation"],
         split="validation",
         options=recipe.eval,

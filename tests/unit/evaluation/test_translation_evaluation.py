@@ -54,7 +54,7 @@ def learned(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     model = load_trained(find_model(str(run.model)), task)
     folder = tmp_path_factory.mktemp("eval") / "validation"
     options = recipe.eval
-    forward = Forward(task, model, tiny.accelerator, 999)
+    forward = Forward(task, model, tiny.processes, 999)
     metrics = evaluate_split(forward, encoded, split="validation", options=options, folder=folder)
     assert metrics is not None
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -121,7 +121,7 @@ def test_length_ratio_and_shares_are_counted_from_what_was_written(learned: Lear
 
 def test_a_translation_is_the_same_in_any_batch(tiny: Any, learned: Learned) -> None:
     for budget in (1, 60, 400, 10**6):
-        forward = Forward(learned.task, learned.model, tiny.accelerator, budget)
+        forward = Forward(learned.task, learned.model, tiny.processes, budget)
         records = list(forward.predictions(learned.encoded))
         assert [record["prediction"] for record in records] == [
             record["prediction"] for record in learned.records

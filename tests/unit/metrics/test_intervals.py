@@ -113,6 +113,6 @@ def test_a_large_test_set_takes_a_moment() -> None:
     generator = np.random.default_rng(0)
     tags = generator.choice(["O", "B-A", "I-A", "B-B", "I-B"], size=(2, 2000, 10)).tolist()
     statistics = tagging_statistics(*tags)
-    start = time.perf_counter()
+    start = time.process_time()  # a busy neighbour takes none of it
     bootstrap_intervals(statistics)
-    assert time.perf_counter() - start < 5  # far less on idle cores
+    assert time.process_time() - start < 5

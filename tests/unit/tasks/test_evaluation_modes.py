@@ -26,7 +26,7 @@ def evaluated(
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     encoded = encode(prepared.encoded["validation"].rows, task, tokenizer_hash(task.tokenizer))
-    return model, task, list(Forward(task, model, tiny.accelerator, budget).predictions(encoded))
+    return model, task, list(Forward(task, model, tiny.processes, budget).predictions(encoded))
 
 
 def test_a_sliding_window_scores_each_token_once_with_its_context(tiny: Any) -> None:

@@ -22,7 +22,6 @@ from lmkit.metrics.tagging import chunks
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.source import find_model
 from lmkit.run import Run
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.ner import problem as ner
 from lmkit.tasks.ner.problem import TAGGING
 from lmkit.tasks.ner.task import WordTagging, sequence_losses
@@ -110,7 +109,7 @@ def test_every_decoded_document_is_legal(tiny: Any) -> None:
     for decoding, legal in (("argmax", False), ("viterbi", True)):
         task = tiny.prepared(tiny.merged(recipe, tagging={"decoding": decoding})).task
         records = list(
-            Forward(task, model, tiny.accelerator, 64).predictions(prepared.encoded["validation"])
+            Forward(task, model, tiny.processes, 64).predictions(prepared.encoded["validation"])
         )
         assert len({len(record["tokens"]) for record in records}) > 1
         assert (
@@ -142,13 +141,13 @@ def test_entities_without_types_are_entities_all_the_way(
     measures = [metric.name for metric in task.problem.metrics(task.facts)]
     assert measures[:2] == ["f1", "f1_strict"]
     records = list(
-        Forward(task, model, tiny.accelerator, 64).predictions(prepared.encoded["validation"])
+        Forward(task, model, tiny.processes, 64).predictions(prepared.encoded["validation"])
     )
     assert set(measures) - {"loss"} <= task.problem.score(task.facts, records).values().keys()
     if tagging:
         assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
     gold = [{**record, "prediction": record["gold"]} for record in records]
-    answer = answer_of(task)
+    answer = task.answer
     assert answer.kind == "entities"
     assert task.problem.score(task.facts, gold).values()["f1_strict"] == 1
     assert task.problem.score(task.facts, gold).label_values()["_"]["support"] == 16
@@ -194,10 +193,10 @@ def test_the_loss_of_a_crf_does_not_depend_on_the_batches(tiny: Any) -> None:
     encoded, task = prepared.encoded["validation"], prepared.task
     assert len(encoded.pieces) > len(encoded)  # some rows have several windows
     losses = [
-        Forward(task, model, tiny.accelerator, budget).mean_loss(encoded) for budget in (1, 10_000)
+        Forward(task, model, tiny.processes, budget).mean_loss(encoded) for budget in (1, 10_000)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    records = list(Forward(task, model, tiny.accelerator, 64).predictions(encoded))
+    records = list(Forward(task, model, tiny.processes, 64).predictions(encoded))
     assert sum(r["nll"] for r in records) / sum(r["items"] for r in records) == pytest.approx(
         losses[0], abs=1e-5
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -133,24 +134,28 @@ def test_waiting_for_a_slow_batch_is_counted_and_workers_hide_it_behind_the_step
     cls = type(tiny.prepared(recipe).task)
     collate = cls.collate
 
+    prepared = multiprocessing.Value("i", 0)
+
     def slow(*arguments: Any, **options: Any) -> Any:
-        time.sleep(0.04)
-        return collate(*arguments, **options)
+        time.sleep(0.2)
+        batch = collate(*arguments, **options)
+        with prepared.get_lock():
+            prepared.value += 1
+        return batch
 
     monkeypatch.setattr(cls, "collate", slow)
+    alone = [step.waited_seconds for step, _, _ in steps_of(tiny, recipe, workers=0)]
+    all_batches = 2 * prepared.value
+    deadline = time.monotonic() + 300
 
-    def share_done() -> None:
-        time.sleep(0.25)  # a step that takes longer than its batch
+    def share_done() -> None:  # a step that takes longer than the batches after it
+        while prepared.value < all_batches and time.monotonic() < deadline:
+            time.sleep(0.01)
 
-    alone, hidden = (
-        [
-            step.waited_seconds
-            for step, _, _ in steps_of(tiny, recipe, share_done=share_done, workers=workers)
-        ]
-        for workers in (0, 2)
-    )
-    assert min(alone) >= 0.04
-    assert min(hidden[1:]) < 0.04  # the first is awaited while the workers start
+    steps = steps_of(tiny, recipe, share_done=share_done, workers=2)
+    hidden = [step.waited_seconds for step, _, _ in steps]
+    assert min(alone) >= 0.2
+    assert min(hidden[1:]) < 0.2  # the first is awaited while the workers start
 
 
 def test_workers_are_taken_where_waiting_costs_more_than_a_core() -> None:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from lmkit.recipe.schema import Train
 from lmkit.train.loop import train_steps
 from lmkit.train.optim import build_optimizer, set_learning_rate
-from lmkit.train.parallelism.replicated import Single
 from lmkit.train.schedule import learning_rate
 
 
@@ -187,7 +186,7 @@ def test_gradients_that_are_clipped_in_the_update_give_the_update_of_clipped_gra
             if clipped_apart:
                 norms.append(torch.nn.utils.clip_grad_norm_([weight], limit))
             else:
-                norms.append(Single(tiny.accelerator).clip(optimizer, [weight], limit))
+                norms.append(tiny.processes.clip(optimizer, [weight], limit))
             optimizer.step()
         found.append((weight.detach(), optimizer.state[weight]["exp_avg_sq"], torch.stack(norms)))
     for apart, together in zip(*found, strict=True):
@@ -198,7 +197,7 @@ def test_an_update_that_knows_no_scale_gets_clipped_gradients(tiny: Any) -> None
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], fused=False))
     weight.grad = torch.full((4,), 3.0)
-    assert Single(tiny.accelerator).clip(optimizer, [weight], 1.0) == 6
+    assert tiny.processes.clip(optimizer, [weight], 1.0) == 6
     torch.testing.assert_close(weight.grad, torch.full((4,), 0.5))
 
 
@@ -206,6 +205,6 @@ def test_gradients_in_half_precision_are_clipped_in_the_update_too(tiny: Any) ->
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     optimizer = tiny.accelerator.prepare_optimizer(torch.optim.AdamW([weight], fused=True))
     weight.grad = torch.full((4,), 3.0, dtype=torch.bfloat16)
-    Single(tiny.accelerator).clip(optimizer, [weight], 1.0)
+    tiny.processes.clip(optimizer, [weight], 1.0)
     assert optimizer.optimizer.grad_scale.dtype == torch.float32
     optimizer.step()
