@@ -4,8 +4,9 @@
     python tests/style.py --plain-way
 
 ``--table`` prints the numbers that the house style sets aims for. ``--plain-way`` fine-tunes and evaluates a classifier
-on one process with ``hardware.fast: off`` and prints the files and functions that ran. Its exit status is 1
-where they come to too many lines of code, or where code that only makes a run faster or spreads it is among them.
+on one process with ``hardware.fast: off`` and prints the files and functions that ran, in the order of their first
+calls. Its exit status is 1 where they come to too many lines of code, or where code that only makes a run faster
+or spreads it is among them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import tokenize
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -199,10 +200,10 @@ def prose_table(paths: Sequence[Path]) -> dict[str, str]:
 
 
 class Trace:
-    """The code of the package that runs while this is on, on all threads."""
+    """The code of the package that runs while this is on, on all threads, in the order of the first calls."""
 
     def __init__(self) -> None:
-        self.codes: set[CodeType] = set()
+        self.codes: dict[CodeType, None] = {}
 
     def __enter__(self) -> Trace:
         threading.setprofile(self._note)
@@ -215,22 +216,18 @@ class Trace:
 
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
-            self.codes.add(frame.f_code)
+            self.codes.setdefault(frame.f_code)
 
     def functions(self, sources: Sequence[Source]) -> list[Function]:
-        """Return the functions that ran, in the order of the files."""
-        lines = defaultdict(set)
-        for code in self.codes:
-            lines[code.co_filename].add((code.co_name, code.co_firstlineno))
-        ran = []
+        """Return the functions that ran; comprehensions, lambdas and modules are none."""
+        by_start = {}
         for source in sources:
-            seen = lines[str(PACKAGE / source.name)]
             for function in source.functions:
                 node = function.node
-                starts = [node.lineno, *(line.lineno for line in node.decorator_list)]
-                if any((node.name, start) in seen for start in starts):
-                    ran.append(function)
-        return ran
+                for start in (node.lineno, *(line.lineno for line in node.decorator_list)):
+                    by_start[str(PACKAGE / source.name), node.name, start] = function
+        starts = [(code.co_filename, code.co_name, code.co_firstlineno) for code in self.codes]
+        return list(dict.fromkeys(by_start[start] for start in starts if start in by_start))
 
 
 def trace_plain_run(folder: Path) -> Trace:
@@ -270,20 +267,19 @@ def print_plain_way() -> bool:
         os.environ["LMKIT_CACHE"] = f"{folder}/cache"
         os.environ["PYTHONPATH"] = str(ROOT)
         trace = trace_plain_run(Path(folder))
-    sources = read_sources()
-    functions = trace.functions(sources)
-    total, wrong = 0, []
-    for source in sources:
-        ran = [function for function in functions if function.file == source.name]
-        if not ran:
-            continue
-        lines = set().union(*(source.lines_of(function) for function in ran))
-        total += len(lines)
-        names = ", ".join(function.name for function in ran)
-        print(f"{len(lines):5} {source.name}: {names}")
-        if source.name.startswith(NOT_PLAIN):
-            wrong.append(source.name)
-    print(f"\n{total:,} lines of code in {len(functions)} functions (at most {MOST_LINES:,})")
+    sources = {source.name: source for source in read_sources()}
+    functions = trace.functions(list(sources.values()))
+    names, lines = defaultdict(list), defaultdict(set)
+    for function in functions:
+        names[function.file].append(function.name)
+        lines[function.file] |= sources[function.file].lines_of(function)
+    rooms: Counter[str] = Counter()
+    for file in names:
+        print(f"{len(lines[file]):5} {file}: {', '.join(names[file])}")
+        rooms[file.partition("/")[0]] += len(lines[file])
+    total, wrong = rooms.total(), [file for file in names if file.startswith(NOT_PLAIN)]
+    print("\n" + ", ".join(f"{room} {count:,}" for room, count in rooms.most_common()))
+    print(f"{total:,} lines of code in {len(functions)} functions (at most {MOST_LINES:,})")
     print(f"files that no plain run should go through: {', '.join(wrong) or 'none'}")
     return total <= MOST_LINES and not wrong
 

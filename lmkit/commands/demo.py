@@ -137,7 +137,7 @@ def _run(stage: str, name: str, folder: Path, overrides: list[str], overwrite: b
 
 def _row(name: str, run: Evaluated, metric: str, *, trained: str | None = None) -> DemoRow:
     """Return a line of the table."""
-    from lmkit.metrics.direction import lower_is_better
+    from lmkit.tasks.direction import lower_is_better
 
     if trained is None:
         recipe = load_recipe(f"demo/{name}")

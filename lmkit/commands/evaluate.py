@@ -72,7 +72,7 @@ def failures(metrics: Metrics, limits: Mapping[str, float], *, strict: bool) -> 
         LmkitError: no such metric, or no interval to be strict about.
     """
     from lmkit.flow.evaluation import check_limited
-    from lmkit.metrics.direction import lower_is_better
+    from lmkit.tasks.direction import lower_is_better
 
     reasons = []
     check_limited(limits, {"loss", *metrics.metrics})

@@ -14,6 +14,7 @@ from lmkit.data.reading import Peek, find_rows, load_rows, peek
 from lmkit.data.sources import Source
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Data, Recipe
+from lmkit.records import DataFile
 from lmkit.tasks.base import Problem
 from lmkit.tasks.fields import Field
 
@@ -184,11 +185,10 @@ def slices_of(recipe: Recipe, problem: Problem, split: str) -> list[str]:
     return [name for name in dict.fromkeys(recipe.eval.slices) if name not in no_columns]
 
 
-def provenance(splits: Splits) -> list[dict[str, Any]]:
+def provenance(splits: Splits) -> list[DataFile]:
     """Return every data file with its rows and sha256, for the manifest."""
-    entries = []
-    for split, rows in splits.rows.items():
-        for file in rows.files:
-            entry = {"path": file.path, "rows": file.rows, "sha256": file.sha256}
-            entries.append({"split": split, **entry, "bytes": file.bytes})
-    return entries
+    return [
+        DataFile(split, file.path, file.rows, file.sha256, file.bytes)
+        for split, rows in splits.rows.items()
+        for file in rows.files
+    ]

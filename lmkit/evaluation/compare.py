@@ -13,10 +13,10 @@ import numpy as np
 from lmkit.errors import LmkitError, suggest
 from lmkit.metrics.comparison import Difference, holm, mcnemar, paired_bootstrap, permutation_test
 from lmkit.metrics.custom import Examples, Module, custom_statistics
-from lmkit.metrics.direction import is_better
 from lmkit.metrics.statistics import Statistics, ratio
 from lmkit.records import Record, Verdict, finite
 from lmkit.tasks.base import Scored, Task
+from lmkit.tasks.direction import is_better
 
 Method = Literal["bootstrap", "permutation"]
 Records = Sequence[Record]

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from lmkit.errors import nearest
 from lmkit.recipe.foreign import FOREIGN
-from lmkit.recipe.schema import Recipe
+from lmkit.recipe.further import recipe_type
 from lmkit.recipe.section import Section, keys_of
 
 
-def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
-    """Return every dotted key that a recipe may have."""
+def known_keys(section: type[Section] | None = None, prefix: str = "") -> list[str]:
+    """Return every dotted key that a recipe may have, or a section of it."""
     keys = []
-    for name, key in keys_of(section).items():
+    for name, key in keys_of(section or recipe_type()).items():
         keys.append(prefix + name)
         if key.section is not None:
             keys += known_keys(key.section, f"{prefix}{name}.")
@@ -51,7 +51,7 @@ def _did_you_mean(keys: Sequence[str]) -> str:
 
 def _innermost_section(path: Sequence[str]) -> type[Section]:
     """Return the last section of the schema on a path."""
-    section: type[Section] = Recipe
+    section: type[Section] = recipe_type()
     for name in path:
         key = keys_of(section).get(name)
         if key is None or key.section is None:

@@ -12,6 +12,7 @@ from lmkit import console
 from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.convert import Mistake, convert_section
 from lmkit.recipe.foreign import FOREIGN_TASKS
+from lmkit.recipe.further import recipe_type
 from lmkit.recipe.keys import explain_unknown, known_keys
 from lmkit.recipe.paths import anchor_paths, make_absolute
 from lmkit.recipe.schema import Recipe
@@ -89,9 +90,10 @@ def _check_task(recipe: Recipe, place: str) -> str:
         raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
     solved = problem(recipe.task)
     task = solved.name
+    defaults = type(recipe)()
     for key in known_keys():
         readers = readers_of(key)
-        if not readers or task in readers or _value(recipe, key) == _value(Recipe(), key):
+        if not readers or task in readers or _value(recipe, key) == _value(defaults, key):
             continue
         if key not in TOLERATED:
             raise RecipeError(
@@ -164,7 +166,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
 def _validate(values: Mapping[str, Any], place: str, given: Sequence[str] = ()) -> Recipe:
     """The checked recipe; what is wrong is said of the file, unless it was ``given`` as KEY=VALUE."""
     mistakes: list[Mistake] = []
-    recipe = convert_section(Recipe, values, mistakes)
+    recipe = convert_section(recipe_type(), values, mistakes)
     if recipe is not None:
         return recipe
     lines = [_explain(mistake) for mistake in mistakes]

@@ -538,12 +538,6 @@ class Tokens(Answer):
         return Display([Line([Part(excerpt(self.text(record), 400))])])
 
 
-def answer_of(task: Any) -> Answer:
-    """Return the kind of a task's answers."""
-    answer: Answer = task.problem.answer(task.facts)
-    return answer
-
-
 def excerpt(text: str, letters: int = LETTERS) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 

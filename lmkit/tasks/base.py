@@ -97,8 +97,8 @@ class Problem(ABC):
     aliases: ClassVar[tuple[str, ...]] = ()  # other names that a recipe may have
     stage: ClassVar[Literal["pretrain", "finetune"]]
     section: ClassVar[str | None] = None  # its own part of the recipe
-    section_type: ClassVar[Any] = None  # a Section, where that part is not in recipe/schema.py
-    keys: ClassVar[tuple[str, ...]] = ()  # of a recipe, that it reads and some other does not
+    section_type: ClassVar[Any] = None  # a Section, where recipe/schema.py has no such part
+    keys: ClassVar[tuple[str, ...]] = ()  # of lmkit's recipe, that it reads and some other does not
     eval_keys: ClassVar[frozenset[str]] = frozenset()  # of ``eval``, likewise
     auto_class: ClassVar[str]  # of transformers
     smoke_preset: ClassVar[str]  # the family that stands in where a smoke run has no model
@@ -232,6 +232,11 @@ class Scored:
         """Return the name of the problem."""
         return self.problem.name
 
+    @property
+    def answer(self) -> Answer:
+        """Return the kind of answer that is given to a row."""
+        return self.problem.answer(self.facts)
+
 
 class Task(ABC):
     """A problem with its facts, recipe and tokenizer. It answers six questions, and is complete once constructed.
@@ -263,6 +268,11 @@ class Task(ABC):
     def name(self) -> str:
         """Return the name of the problem."""
         return self.problem.name
+
+    @property
+    def answer(self) -> Answer:
+        """Return the kind of answer that is given to a row."""
+        return self.problem.answer(self.facts)
 
     # ------------------------------------------------------------------ the six questions
 

@@ -57,7 +57,13 @@ def real_name(name: str) -> str | None:
 
 def readers_of(key: str) -> tuple[str, ...]:
     """Return the names of the problems that read a key of the recipe which others do not; none: all read it."""
-    return tuple(other.name for other in problems() if key in other.keys)
+    return tuple(other.name for other in problems() if _reads(other, key))
+
+
+def _reads(problem: Problem, key: str) -> bool:
+    """Tell if a problem names a key; a section that it brought along is its own."""
+    is_own = problem.section_type is not None and key.partition(".")[0] == problem.section
+    return is_own or key in problem.keys
 
 
 def headline(task: str, metrics: Collection[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lmkit.metrics.direction import is_better
+from lmkit.tasks.direction import is_better
 from lmkit.train.decisions import Decision, decisions_of
 
 

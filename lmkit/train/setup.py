@@ -320,8 +320,6 @@ def set_up(recipe: Recipe, prepared: Prepared, *, folder: str | None = None) -> 
     """
     trackers = recipe.logging.to if folder is not None else None
     parallelism = start_processes(recipe.hardware, trackers=trackers, folder=folder)
-    if line := parallelism.describe():
-        console.say(line)
     built = build_model(recipe, prepared.task, prepared.source)
     parallelism.check(recipe, built.model)
     packing = _packing_of(recipe, prepared.task, built.model)

@@ -15,9 +15,9 @@ import torch
 from lmkit.evaluation import forward
 from lmkit.evaluation.evaluate import evaluate_split, measure, metrics_of, metrics_table, validate
 from lmkit.evaluation.forward import Forward, forward_tokens
-from lmkit.metrics.direction import is_better
 from lmkit.recipe.schema import Eval
 from lmkit.records import Interval, Metrics, finite
+from lmkit.tasks.direction import is_better
 from lmkit.train.parallelism.replicated import Replicated
 
 

@@ -38,13 +38,17 @@ def test_every_mask_is_filled_with_the_likeliest_tokens(tiny: Any) -> None:
 def test_a_text_without_a_mask_is_refused(tiny: Any) -> None:
     model, task = subject(tiny, "mlm")
     with pytest.raises(DataError, match=r"text 2: no \[MASK\] in this text: nothing to fill"):
-        task.problem.responder(task).respond(model, task.problem.rows(["a [MASK]", "no mask"]))
+        task.problem.responder(task).respond(
+            model, task.problem.rows(["a [MASK]", "no mask"], task.facts)
+        )
 
 
 def test_a_text_to_fill_that_is_too_long_is_refused(tiny: Any) -> None:
     model, task = subject(tiny, "mlm")
     with pytest.raises(TooLong, match="text 1: "):
-        task.problem.responder(task).respond(model, task.problem.rows(["I know " * 40 + "[MASK]"]))
+        task.problem.responder(task).respond(
+            model, task.problem.rows(["I know " * 40 + "[MASK]"], task.facts)
+        )
 
 
 def test_a_continuation_is_greedy_and_leaves_the_prompt_out(tiny: Any) -> None:
