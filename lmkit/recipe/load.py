@@ -11,7 +11,8 @@ from typing import Any
 from lmkit import console
 from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.convert import Mistake, convert_section
-from lmkit.recipe.keys import explain_unknown, known_keys, recipe_type
+from lmkit.recipe.further import recipe_type
+from lmkit.recipe.keys import explain_unknown, known_keys
 from lmkit.recipe.paths import anchor_paths, make_absolute
 from lmkit.recipe.schema import Recipe
 from lmkit.recipe.shipped import find_recipe
@@ -59,6 +60,7 @@ def load_recipe(
     given = [_apply(values, override) for override in overrides]
     recipe = _validate(values, place, given)
     task = _check_task(recipe, place) if recipe.task else ""
+    _check_fast(recipe)
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
@@ -87,10 +89,10 @@ def _check_task(recipe: Recipe, place: str) -> str:
         raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
     solved = problem(recipe.task)
     task = solved.name
-    usual = recipe_type()()
+    defaults = type(recipe)()
     for key in known_keys():
         readers = readers_of(key)
-        if not readers or task in readers or _value(recipe, key) == _value(usual, key):
+        if not readers or task in readers or _value(recipe, key) == _value(defaults, key):
             continue
         if key not in TOLERATED:
             raise RecipeError(
@@ -100,6 +102,23 @@ def _check_task(recipe: Recipe, place: str) -> str:
             )
         console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
     return task
+
+
+def _check_fast(recipe: Recipe) -> None:
+    """Refuse a fast path that is asked for by name where all of them are off."""
+    hardware = recipe.hardware
+    if hardware.fast != "off":
+        return
+    for key, value, plain in (
+        ("attention", "flash", "sdpa"),
+        ("kernels", "liger", "torch"),
+    ):
+        if getattr(hardware, key) == value:
+            raise RecipeError(
+                f"hardware.{key}: {value} is one of the things that hardware.fast: off leaves out",
+                place=f"hardware.fast, hardware.{key}",
+                remedy=f"hardware.fast=auto, or hardware.{key}={plain}",
+            )
 
 
 def _value(recipe: Recipe, dotted: str) -> Any:

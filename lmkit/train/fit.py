@@ -111,6 +111,8 @@ def _fit(
     if setup.parallelism.is_first:
         run.start(resume=resume, overwrite=overwrite)
         _write_start(run, setup, manifest)
+    if line := setup.parallelism.describe():
+        console.say(line)
     announce(manifest, setup.total, metric)
     if resume:
         restore(run, setup, progress)
