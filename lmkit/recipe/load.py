@@ -43,6 +43,7 @@ def load_recipe(
     given = [_apply(values, override) for override in overrides]
     recipe = _validate(values, place, given)
     task = _check_task(recipe, place) if recipe.task else ""
+    _check_fast(recipe)
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise RecipeError(
@@ -104,6 +105,23 @@ def _check_task(recipe: Recipe, place: str) -> str:
             )
         console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
     return task
+
+
+def _check_fast(recipe: Recipe) -> None:
+    """Refuse a fast path that is asked for by name where all of them are off."""
+    hardware = recipe.hardware
+    if hardware.fast != "off":
+        return
+    for key, value, plain in (
+        ("attention", "flash", "sdpa"),
+        ("kernels", "liger", "torch"),
+    ):
+        if getattr(hardware, key) == value:
+            raise RecipeError(
+                f"hardware.{key}: {value} is one of the things that hardware.fast: off leaves out",
+                place=f"hardware.fast, hardware.{key}",
+                remedy=f"hardware.fast=auto, or hardware.{key}={plain}",
+            )
 
 
 def _value(recipe: Recipe, dotted: str) -> Any:
