@@ -76,7 +76,7 @@ def load_splits(
                 rows,
                 on_bad_row=data.on_bad_row,
                 repair=recipe.tagging.repair,
-                known=data.labels if facts is None else facts["labels"],
+                model_tags=data.labels if facts is None else facts["labels"],
                 field=field.name,
             )
     all_training_rows = rows.get("train")  # labels are those of all folds
