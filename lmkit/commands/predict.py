@@ -55,11 +55,13 @@ class Predictor:
     def __init__(self, source: str | Path, overrides: Sequence[str] = ()):
         subject = find_subject(str(source), overrides)
         from lmkit.flow.evaluation import load_forward
+        from lmkit.train.device import left_as_it_is
 
         self.recipe, model = subject.recipe, subject.source
         facts, tokenizer = facts_of(model, self.recipe), tokenizer_of(self.recipe, model)
         self.task: Task = problem(self.recipe.task).task(self.recipe, facts, tokenizer)
-        self.forward = load_forward(subject, self.task)
+        with left_as_it_is():
+            self.forward = load_forward(subject, self.task)
         self.model = self.forward.model
         self._places_warned_of: set[str] = set()  # because texts were cut there
 

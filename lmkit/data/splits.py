@@ -73,7 +73,7 @@ def load_splits(
     if any(field.kind == "tags" for field in gold) and rows:
         tags = data.labels if facts is None else facts["labels"]
         rows = prepare_tags(
-            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, known=tags
+            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, model_tags=tags
         )
     all_training_rows = rows.get("train")  # labels are those of all folds
     rows = _set_aside(rows, data, wanted)

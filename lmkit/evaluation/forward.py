@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -170,10 +170,18 @@ class Forward:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode(), self.processes.autocast():
+            with self._faster(), torch.inference_mode(), self.processes.autocast():
                 yield
         finally:
             self.model.train(was_training)
+
+    def _faster(self) -> AbstractContextManager[Any]:
+        """Compute the model with the fast paths that are shown to be right on it, as ``hardware.fast`` says."""
+        if self.task.recipe.hardware.fast == "off":
+            return nullcontext()
+        from lmkit.fast.registry import choose_paths
+
+        return choose_paths(self.model, self.processes.device).applied(self.model)
 
 
 def forward_tokens(budget: int, task: Task, device: torch.device) -> int:

@@ -300,12 +300,13 @@ class Task(ABC):
         """Return the *sum* of the cross-entropies of the labels that count, in nats; its weight is ``batch.items``."""
         from torch.nn.functional import cross_entropy
 
-        smoothing = self.recipe.train.label_smoothing if model.training else 0.0
-        if self.predicts_tokens:
-            from lmkit.fast.token_loss import token_loss
+        from lmkit.heads import unwrap
 
-            loss = token_loss(
-                model, self.inputs(model, batch), batch.labels, label_smoothing=smoothing
+        smoothing = self.recipe.train.label_smoothing if model.training else 0.0
+        without_logits = getattr(unwrap(model), "lmkit_token_loss", None)
+        if self.predicts_tokens and without_logits is not None:
+            loss: torch.Tensor | None = without_logits(
+                self.inputs(model, batch), batch.labels, label_smoothing=smoothing
             )
             if loss is not None:
                 return loss

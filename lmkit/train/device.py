@@ -99,6 +99,29 @@ def _limit_threads() -> None:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def left_as_it_is() -> Iterator[None]:
+    """Give the process its environment, threads and random numbers back, unless it is the command's own.
+
+    Accelerate and ``build_accelerator`` set the first two for what is computed by this process; some models draw
+    weights before theirs are loaded.
+    """
+    if console.owns_process():
+        yield
+        return
+    import torch
+
+    environment, threads, drawn = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(drawn)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
 def build_accelerator(
     hardware: Hardware, *, trackers: list[str] | None = None, folder: str | None = None
 ) -> Accelerator:

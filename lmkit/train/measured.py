@@ -136,7 +136,9 @@ class Bench:
         return replace(
             self.setup,
             recipe=recipe.model_copy(update={"hardware": hardware}),
-            computation=Computation(self.packing if packed else None),
+            computation=Computation(
+                self.setup.computation.is_fast, self.packing if packed else None
+            ),
             batches=StepBatches(
                 batches.encoded,
                 batches.plan,

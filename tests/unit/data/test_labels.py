@@ -166,10 +166,12 @@ def test_bare_tags_are_those_of_a_model_that_has_more_of_them() -> None:
     """Word segmentation by B, I, E and S, or a model of BIOES: its answers could not equal converted gold."""
     rows = load(conll("a.conll", "a/B b/I c/E d/S e/O"), NER)
     assert (
-        prepare_tags({"test": rows}, on_bad_row="error", known=["O", "B", "I", "E", "S"])["test"]
+        prepare_tags({"test": rows}, on_bad_row="error", model_tags=["O", "B", "I", "E", "S"])[
+            "test"
+        ]
         is rows
     )
-    assert prepare_tags({"test": rows}, on_bad_row="error", known=["O", "B", "I"])["test"][0][
+    assert prepare_tags({"test": rows}, on_bad_row="error", model_tags=["O", "B", "I"])["test"][0][
         "tags"
     ] == ["B", "I", "I", "B", "O"]
 
