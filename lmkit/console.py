@@ -29,12 +29,12 @@ _state = _State()
 
 
 def configure(*, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-    """Set once by the command line, before anything is printed."""
+    """Set how much is printed, and where; the command line does so once, before anything is."""
     _state.as_json, _state.level = as_json, 0 if quiet else 2 if verbose else 1
 
 
 def own_process() -> None:
-    """The process is the command's, not a program's that calls lmkit."""
+    """Say that the process is the command's, not a program's that calls lmkit."""
     _state.owns_process = True
 
 
@@ -55,7 +55,7 @@ def is_json() -> bool:
 
 
 def is_started_by_lmkit() -> bool:
-    """Whether this is one of several processes behind one command, which itself says how they ended."""
+    """Tell if this is one of several processes behind one command, which itself says how they ended."""
     return STARTED_AS in os.environ
 
 
@@ -69,18 +69,18 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 def say(text: str = "") -> None:
-    """A line for the user."""
+    """Print a line for the user."""
     if _state.level > 0:
         _write(text, sys.stderr if _state.as_json else sys.stdout)
 
 
 def warn(text: str) -> None:
-    """A line that is shown with ``-q`` too."""
+    """Print a line that is shown with ``-q`` too."""
     _write(f"warning: {text}", sys.stderr)
 
 
 def fail(text: str) -> None:
-    """The message of an error; every process says its own."""
+    """Print the message of an error; every process says its own."""
     print(f"lmkit: {text}", file=sys.stderr, flush=True)
 
 
@@ -109,12 +109,12 @@ def show(result: ShownResult) -> None:
 
 
 def emit_line(value: Any) -> None:
-    """A JSON line on stdout (``lmkit predict``)."""
+    """Print a JSON line on stdout (``lmkit predict``)."""
     _write(json.dumps(value, ensure_ascii=False), sys.stdout)
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: East Asian wide characters take two, combining marks none."""
+    """Count columns on a terminal: East Asian wide characters take two, combining marks none."""
     return sum(
         2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1
         for c in text
@@ -122,7 +122,7 @@ def _width(text: str) -> int:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned columns; numbers to the right.
+    """Align columns, numbers to the right.
 
     >>> print(table(["metric", "value"], [["f1", 0.5]]))
     metric  value
@@ -168,7 +168,7 @@ def progress(
 
 
 def progress_bar(*, total: int | None, what: str, unit: str = "step", initial: int = 0) -> Any:
-    """A tqdm bar: steps done, time left, and whatever ``set_postfix_str`` is given."""
+    """Return a tqdm bar: steps done, time left, and whatever ``set_postfix_str`` is given."""
     from tqdm import tqdm
 
     shown = _state.level > 0 and is_first_process() and sys.stderr.isatty()

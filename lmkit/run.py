@@ -19,16 +19,13 @@ from lmkit.console import STARTED_AS
 from lmkit.errors import RunError
 
 REMOVED = ".removed"  # ends the name of a folder while it is removed
-TIMES = (
-    "seconds",
-    "tokens_per_second",
-    "data_wait",
-)  # of a line of log.jsonl: all that may differ where a run is repeated
+# of a line of log.jsonl: all that may differ where a run is repeated
+TIMES = ("seconds", "tokens_per_second", "data_wait")
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """A fresh folder to fill, which becomes ``target`` when the block ends well: whole or absent.
+    """Give a fresh folder to fill, which becomes ``target`` when the block ends well: whole or absent.
 
     Every file is on the disk (fsync) before the rename. An existing target is replaced.
     """
@@ -54,7 +51,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,21 +101,20 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        return found
+        manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        return manifest
 
     def eval_folder(self, split: str) -> Path:
         return self.path / "eval" / split
 
     def metrics(self, split: str) -> dict[str, Any]:
-        """The metrics of a split, as ``lmkit eval`` left them."""
-        found: dict[str, Any] = json.loads(
-            (self.eval_folder(split) / "metrics.json").read_text(encoding="utf-8")
-        )
-        return found
+        """Return the metrics of a split, as ``lmkit eval`` left them."""
+        file = self.eval_folder(split) / "metrics.json"
+        metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return metrics
 
     def check_start(self, *, resume: bool, overwrite: bool) -> None:
-        """Whether a training command may use the directory; changes nothing.
+        """Check that a training command may use the directory; change nothing.
 
         Raises:
             RunError: it is there, not empty, and neither flag was given; or it is no run of lmkit's.
@@ -164,19 +160,17 @@ class Run:
             )
 
     def start(self, *, resume: bool, overwrite: bool) -> None:
-        """Claim the directory for a training command; see ``check_start``. What it holds is removed, it itself may be a link.
+        """Claim the directory for a training command; see ``check_start``. The directory may be a link; what it holds goes.
 
-        A process that is killed meanwhile leaves what ``--resume`` and ``--overwrite`` take for what it is: folders go whole, the
+        A process that is killed meanwhile leaves what ``--resume`` and ``--overwrite`` can work with: folders go whole, the
         checkpoints first, and the recipe last.
         """
         self.check_start(resume=resume, overwrite=overwrite)
-        for left in self.path.glob(f".*{REMOVED}"):
-            shutil.rmtree(left)
+        for rest in self.path.glob(f".*{REMOVED}"):
+            shutil.rmtree(rest)
         entries = list(self.path.iterdir()) if overwrite and self.path.is_dir() else []
-        for entry in sorted(
-            entries,
-            key=lambda each: (each != self.checkpoints, each == self.recipe_file, each.name),
-        ):
+        entries.sort(key=lambda path: (path != self.checkpoints, path == self.recipe_file, path))
+        for entry in entries:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry.rename(entry.with_name(f".{entry.name}{REMOVED}")))
             else:
@@ -191,25 +185,23 @@ class Run:
             ) from None
 
     def stored_recipe(self) -> dict[str, Any]:
-        found: dict[str, Any] = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
-        return found
+        values: dict[str, Any] = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        return values
 
     def append_log(self, line: dict[str, Any]) -> None:
         with self.log_file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
     def log_lines(self) -> list[dict[str, Any]]:
-        return (
-            [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
-            if self.log_file.is_file()
-            else []
-        )
+        if not self.log_file.is_file():
+            return []
+        return [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
 
     def cut_log(self, step: int, evaluated: int) -> None:
-        """Drop the lines after ``step``, evaluations after ``evaluated``, and a half-written line: what will be written again.
+        """Drop lines that will be written again: after ``step``, evaluations after ``evaluated``, and a half-written line.
 
-        Only these are read, from the end, so a long log costs no more than a short one; and the others are not written anew,
-        so that a process which is killed here loses none of them.
+        Only these are read, from the end, so a long log costs no more than a short one. The others are not written anew,
+        so a process that is killed here loses none of them.
         """
         if not self.log_file.is_file():
             return
@@ -226,22 +218,22 @@ class Run:
 
 
 def _is_until(step: int, evaluated: int, line: bytes) -> bool:
-    """Whether a line of the log is whole, and of this step or one before; an evaluation, of ``evaluated`` or before."""
+    """Tell if a line of the log is whole, and of this step or one before; an evaluation, of ``evaluated`` or before."""
     try:
-        found = json.loads(line)
+        values = json.loads(line)
     except ValueError:
         return False
-    return bool(found["step"] <= (step if "loss" in found else evaluated))
+    return bool(values["step"] <= (step if "loss" in values else evaluated))
 
 
 def _lines_from_the_end(file: FileIO, block: int = 8192) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, the last one first, each with the byte at which it begins; read in blocks of so many bytes."""
+    """Yield the lines of a file, the last one first, with the byte at which each begins; read in blocks of so many bytes."""
     rest, at = b"", file.seek(0, os.SEEK_END)
     while at > 0:
         end, at = at, file.seek(max(0, at - block))
-        found = file.read(end - at) + rest
-        end = at + len(found)
-        head, newline, whole = found.partition(b"\n") if at else (b"", b"", found)
+        content = file.read(end - at) + rest
+        end = at + len(content)
+        head, newline, whole = content.partition(b"\n") if at else (b"", b"", content)
         rest = head + newline  # its beginning is in the block before
         for line in reversed(re.findall(rb"[^\n]*\n|[^\n]+", whole)):
             end -= len(line)
@@ -249,15 +241,15 @@ def _lines_from_the_end(file: FileIO, block: int = 8192) -> Iterator[tuple[int, 
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a directory is a run of lmkit's."""
+    """Tell if a directory is a run of lmkit's."""
     return (Path(path) / "recipe.yaml").is_file()
 
 
 def versions() -> dict[str, str]:
-    """Python, lmkit and the libraries that decide what is computed."""
+    """Return the versions of Python, lmkit and the libraries that decide what is computed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": sys.version.split()[0]}
+    installed = {"python": sys.version.split()[0]}
     libraries = (
         "lmkit",
         "torch",
@@ -271,14 +263,14 @@ def versions() -> dict[str, str]:
     )
     for name in (*libraries, "flash-attn", "liger-kernel", "triton"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_commit() -> str | None:
-    """The commit of the folder the command was started in, with ``+`` where files are changed."""
+    """Return the commit of the folder the command was started in, with ``+`` where files are changed."""
     import subprocess
 
     try:
@@ -290,17 +282,15 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return (
-        head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-        if head.returncode == 0
-        else None
-    )
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def command_line() -> list[str]:
-    """What the user typed: of the process that started this one, where lmkit started several."""
+    """Return what the user typed, also in a process that lmkit started for it."""
     if started_as := os.environ.get(STARTED_AS):
-        found: list[str] = json.loads(started_as)
-        return found
+        typed: list[str] = json.loads(started_as)
+        return typed
     name = Path(sys.argv[0]).name
     return ["lmkit" if name == "__main__.py" else name, *sys.argv[1:]]
