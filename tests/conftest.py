@@ -287,7 +287,7 @@ class Tiny:
             parallelism=parallelism,
             model=model,
             optimizer=parallelism.prepare_optimizer(optimizer),
-            computation=Computation(packing),
+            computation=Computation(recipe.hardware.fast != "off", packing),
             batches=StepBatches(
                 encoded, plan, prepared.task, budget=budget, packed=packing is not None
             ),

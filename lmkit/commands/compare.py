@@ -298,8 +298,8 @@ def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[Record]]]) -
     Raises:
         RunError: another number of lines, another id, input or gold.
     """
-    fields = task.problem.fields(task.recipe)
-    keys = ["id", "gold", "text_pair", *(field.name for field in fields if not field.gold)]
+    fields = task.problem.fields(task.recipe, task.facts)
+    keys = ["id", "gold", *(field.name for field in fields if not field.gold)]
     first, reference = runs[0]
     for place, records in runs[1:]:
         difference = _first_difference(keys, reference, records, first)

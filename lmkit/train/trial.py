@@ -149,7 +149,7 @@ class Trial:
 
         from lmkit.models.memory import is_out_of_memory
 
-        setup = replace(self._setup, computation=Computation())
+        setup = replace(self._setup, computation=Computation(self._setup.computation.is_fast))
         if setup.recipe.hardware.gradient_checkpointing:
             _keep_activations(setup.model)
         self._setup.computation.undo.close()  # nothing is counted inside of compiled kernels
