@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lmkit.commands.proof import Verdict, prove_splits, shrunk
+from lmkit.commands.proof import Proof, prove_splits, shrunk
 from lmkit.models.presets import TINY
 from lmkit.recipe import load_recipe
 from lmkit.recipe.shipped import shipped_recipes
@@ -52,7 +52,7 @@ def recipe_of(task: str, family: str) -> Any:
     return load_recipe(recipe | {"model": model, "tokenizer": {"train": learned}, "lora": None})
 
 
-def largest(proofs: list[Verdict], *beginnings: str) -> str:
+def largest(proofs: list[Proof], *beginnings: str) -> str:
     """The largest difference of the proofs of one column."""
     chosen = [proof for proof in proofs if proof.varied.startswith(beginnings)]
     if any(proof.verdict == "FAILED" for proof in chosen):

@@ -179,8 +179,7 @@ class Metrics(Stored):
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Metrics:
-        names = {one.name for one in fields(cls)}
-        values = {name: value for name, value in stored.items() if name in names}
+        values = _known(cls, stored)
         values["metrics"] = _all_from_json(stored["metrics"])
         if "baselines" in stored:
             scores = stored["baselines"]
@@ -192,3 +191,97 @@ class Metrics(Stored):
 
 def _all_from_json(stored: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
     return {name: Interval.from_json(interval) for name, interval in stored.items()}
+
+
+@dataclass(frozen=True)
+class DataFile(Stored):
+    """A file that rows were read from."""
+
+    split: str
+    path: str
+    rows: int
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> DataFile:
+        return cls(**stored)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending(Stored):
+    """What manifest.json says of a run that ended.
+
+    Args:
+        averaged_steps: checkpoints whose mean the model is.
+        compiled, attention, kernels: what was chosen, and why. decisions: all that was tried and kept.
+        seconds: of the steps; ``seconds_in_all`` from the start of the run to its end.
+    """
+
+    finished: str
+    steps: int
+    best_step: int | None
+    averaged_steps: list[int]
+    tokens_seen: int
+    micro_batch_tokens: int | None
+    compiled: Mapping[str, Any]
+    attention: Mapping[str, Any]
+    kernels: Mapping[str, Any]
+    decisions: list[Mapping[str, Any]] = field(default_factory=list)
+    skipped_steps: int
+    seconds: float
+    seconds_in_all: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Stored):
+    """The content of manifest.json: what a run was made of, and with what.
+
+    Args:
+        examples, cut_rows: by split. parameters: ``trained`` and ``total``.
+        model: where the weights come from. new_modules: what no weights were loaded for.
+        parent: the run that the weights come from.
+        ending: what is known after the last step; None before.
+    """
+
+    command: list[str]
+    started: str
+    task: str
+    seed: int
+    versions: Mapping[str, str]
+    git_commit: str | None
+    hardware: Mapping[str, Any]
+    data: list[DataFile]
+    examples: Mapping[str, int]
+    rejected_rows: int
+    cut_rows: Mapping[str, int]
+    tokenizer: Mapping[str, Any]
+    model: str
+    new_modules: list[str]
+    parent: str | None
+    parameters: Mapping[str, int]
+    tokens_per_epoch: int
+    steps_per_epoch: int
+    planned_steps: int | None
+    packing: bool
+    ending: Ending | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        stored = super().to_json()
+        ending = stored.pop("ending", {})
+        return {**stored, **ending}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Manifest:
+        values = _known(cls, stored)
+        values["data"] = [DataFile.from_json(entry) for entry in stored["data"]]
+        if "finished" in stored:
+            values["ending"] = Ending(**_known(Ending, stored))
+        return cls(**values)
+
+
+def _known(cls: type[Stored], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that are fields; a later version may have written more."""
+    names = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+    return {name: value for name, value in stored.items() if name in names}

@@ -16,6 +16,7 @@ os.environ |= {
     "HF_HOME": tempfile.mkdtemp(prefix="lmkit-tests-"),  # the user's may hold anything
     "HF_HUB_OFFLINE": "1",
     "ACCELERATE_USE_CPU": "true",
+    "DS_ACCELERATOR": "cpu",  # where DeepSpeed is installed, transformers imports it, and it writes a line to stdout
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -286,7 +287,7 @@ class Tiny:
             parallelism=parallelism,
             model=model,
             optimizer=parallelism.prepare_optimizer(optimizer),
-            computation=Computation(packing),
+            computation=Computation(recipe.hardware.fast != "off", packing),
             batches=StepBatches(
                 encoded, plan, prepared.task, budget=budget, packed=packing is not None
             ),

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmkit import console
 from lmkit.errors import LmkitError, RecipeError, TrainingStopped
+from lmkit.flow.case import Case
 from lmkit.flow.singles import check_repeat, is_repeated, single_runs
-from lmkit.models.source import ModelSource, find_model
+from lmkit.flow.trials import TrialProcess, trial_process
+from lmkit.models.source import find_model
 from lmkit.preflight import check_model_keys, check_stage
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.tasks.registry import problem
-
-if TYPE_CHECKING:
-    from lmkit.data.splits import Splits
+from lmkit.train.measurements import TrialFacts, Turn, sum_turns
 
 ROUNDS = 5  # turns of the recipe and of a setting: equals have all five ratios on one side once in 16 times
 NOISE = 0.03  # and a median this far from 1 besides
 WAITING = 0.01  # share of the time from which on loader workers could gain something
-PEAK_SECONDS = 0.3
 TRIED = (
     "precision",
     "micro_batch_tokens",
@@ -39,19 +34,8 @@ TRIED = (
     "compile",
 )
 KEYS = tuple(f"hardware.{key}" for key in TRIED)
-ENDS_SECONDS = 5  # before it is ended, in the middle of a step if need be
-READ_AHEAD = 2  # steps that torch's loader lets each worker prepare
 
 Setting = dict[str, Any]  # dotted keys of the hardware section -> values
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a process of its own measures."""
-
-    recipe: Recipe
-    splits: Splits
-    source: ModelSource | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TriedSetting:
     """A setting that was tried.
 
     Args:
@@ -139,7 +123,7 @@ class BenchReport:
     data_wait: float
     seconds_per_epoch: float
     seconds_in_all: float
-    settings: tuple[Measured, ...]
+    settings: tuple[TriedSetting, ...]
     faster: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -190,30 +174,26 @@ def bench(
     Raises:
         LmkitError: whatever training the recipe would refuse.
     """
-    recipe, splits, found = _checked(source, overrides)
+    case = _checked(source, overrides)
+    recipe = case.recipe
     asked = [_hardware_keys(recipe, text) for text in tried]
     turn = seconds / ROUNDS
-    with _process(Case(recipe, splits, found)) as own:
-        first = own.call("turn", turn, settle=0)
+    with trial_process(case) as own:
+        first = own.first_turn(turn)
         smaller = _fitting(recipe, own.facts, first, turn)
         if smaller is None:
-            return _compare(
-                Case(recipe, splits, found), own, asked, turn, steps_of=recipe.train.batch_size
-            )
+            return _compare(case, own, asked, turn, steps_of=recipe.train.batch_size)
     console.warn(
-        f"a step takes {first['seconds'] / first['steps']:.0f} s; measured are steps of {smaller} examples, not {recipe.train.batch_size}"
+        f"a step takes {first.seconds / first.steps:.0f} s; measured are steps of {smaller} examples, not {recipe.train.batch_size}"
     )
-    short = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"batch_size": smaller})}
-    )
-    with _process(Case(short, splits, found)) as own:
-        return _compare(
-            Case(short, splits, found), own, asked, turn, steps_of=recipe.train.batch_size
-        )
+    train = recipe.train.model_copy(update={"batch_size": smaller})
+    short = Case(recipe.model_copy(update={"train": train}), case.splits, case.source)
+    with trial_process(short) as own:
+        return _compare(short, own, asked, turn, steps_of=recipe.train.batch_size)
 
 
-def _checked(source: str, overrides: Sequence[str]) -> tuple[Recipe, Splits, ModelSource | None]:
-    """All that training would refuse before torch is there."""
+def _checked(source: str, overrides: Sequence[str]) -> Case:
+    """Refuse all that training would refuse before torch is there."""
     recipe = load_recipe(source, overrides)
     if "RANK" in os.environ:
         raise LmkitError(
@@ -228,16 +208,16 @@ def _checked(source: str, overrides: Sequence[str]) -> tuple[Recipe, Splits, Mod
     if is_repeated(recipe):
         check_repeat(recipe)
         recipe = single_runs(recipe)[0][1]
-    found = find_model(recipe.model.base) if recipe.model.base else None
-    check_model_keys(recipe, found)
+    model = find_model(recipe.model.base) if recipe.model.base else None
+    check_model_keys(recipe, model)
     from lmkit.data.splits import Splits, load_splits
 
     splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation"))
-    return recipe, Splits({"train": splits.rows["train"]}, splits.facts), found
+    return Case(recipe, Splits({"train": splits.rows["train"]}, splits.facts), model)
 
 
 def _hardware_keys(recipe: Recipe, text: str) -> Setting:
-    """The key and value of ``--try``.
+    """Read the key and value of ``--try``.
 
     Raises:
         RecipeError: no such key or value, one that changes what is learned, or one that the loop of one process does not know.
@@ -254,39 +234,36 @@ def _hardware_keys(recipe: Recipe, text: str) -> Setting:
     return {key: getattr(changed.hardware, key.partition(".")[2])}
 
 
-def _fitting(
-    recipe: Recipe, facts: dict[str, Any], first: dict[str, Any], turn: float
-) -> int | None:
-    """Examples of a step that is done within a turn, two micro-batches at least; None: the recipe's are."""
-    step_seconds = first["seconds"] / first["steps"]
+def _fitting(recipe: Recipe, facts: TrialFacts, first: Turn, turn: float) -> int | None:
+    """Return the examples of a step that is done within a turn, two micro-batches at least; None: the recipe's are."""
+    step_seconds = first.seconds / first.steps
     if step_seconds <= turn:
         return None
-    wanted = max(
-        int(recipe.train.batch_size * turn / step_seconds), 2 * facts["examples_a_micro_batch"]
-    )
-    return wanted if wanted < recipe.train.batch_size else None
+    size = int(recipe.train.batch_size * turn / step_seconds)
+    size = max(size, 2 * facts.examples_a_micro_batch)
+    return size if size < recipe.train.batch_size else None
 
 
 # ---------------------------------------------------------------------------------- measuring
 
 
 def _compare(
-    case: Case, own: _Process, asked: list[Setting], turn: float, *, steps_of: int
+    case: Case, own: TrialProcess, asked: list[Setting], turn: float, *, steps_of: int
 ) -> BenchReport:
     """Measure the recipe, and each setting against it."""
     warm = own.turn(turn)
-    settings = asked or choices(case.recipe, own.facts, warm["waited_seconds"] / warm["seconds"])
+    settings = asked or choices(case.recipe, own.facts, warm.data_wait)
     minutes = 2 * turn * (ROUNDS + 1) * len(settings) / 60
     console.say(
         f"settings to try: {len(settings)}; {minutes:.1f} minutes of measuring, and some seconds to start each"
     )
-    turns, peaks = [own.turn(turn)], [own.call("matmul_peak", PEAK_SECONDS)]
-    results: list[Measured] = []
+    turns, peaks = [own.turn(turn)], [own.matmul_peak()]
+    results: list[TriedSetting] = []
     with console.progress_bar(total=len(settings), what="bench", unit="setting") as bar:
         for setting in settings:
             measured, beside = _against(case, own, setting, turn)
             turns += beside
-            peaks.append(own.call("matmul_peak", PEAK_SECONDS))
+            peaks.append(own.matmul_peak())
             results.append(measured)
             if console.is_verbose():
                 console.say(f"{setting}: {measured.to_json()}")
@@ -301,82 +278,79 @@ def _compare(
 
 def _report(
     case: Case,
-    own: _Process,
-    turns: list[dict[str, Any]],
-    results: list[Measured],
+    own: TrialProcess,
+    turns: list[Turn],
+    results: list[TriedSetting],
     peak: float,
     steps_of: int,
 ) -> BenchReport:
     """Sum up the recipe's own turns, and what was measured beside them."""
-    facts, flops = own.facts, own.call("flops_per_token")
-    total = {
-        key: sum(part[key] for part in turns)
-        for key in ("seconds", "examples", "tokens", "slots", "waited_seconds")
-    }
-    speeds = [part["tokens"] / part["seconds"] for part in turns]
-    speed, an_example = total["tokens"] / total["seconds"], total["seconds"] / total["examples"]
-    steps = facts["steps"]
-    minutes = case.recipe.train.max_minutes or 0
+    facts, flops, total = own.facts, own.flops_per_token(), sum_turns(turns)
+    speeds = [part.tokens_per_second for part in turns]
+    speed, an_example = total.tokens_per_second, total.seconds / total.examples
+    in_all: float = (case.recipe.train.max_minutes or 0) * 60
+    if facts.steps:
+        in_all = round(an_example * steps_of * facts.steps, 3)
     return BenchReport(
         recipe=case.recipe.name,
         task=case.recipe.task,
-        device=facts["device"],
-        threads=facts["threads"],
-        parameters=facts["parameters"],
-        precision=facts["precision"],
-        packing=facts["packing"],
-        workers=facts["workers"],
-        micro_batch_tokens=turns[-1]["micro_batch_tokens"],
+        device=facts.device,
+        threads=facts.threads,
+        parameters=facts.parameters,
+        precision=facts.precision,
+        packing=facts.packing,
+        workers=facts.workers,
+        micro_batch_tokens=total.micro_batch_tokens,
         tokens_per_second=round(speed, 1),
         low=round(min(speeds), 1),
         high=round(max(speeds), 1),
-        padding=round(1 - total["tokens"] / total["slots"], 4),
-        peak_memory_bytes=max(part["peak_memory_bytes"] for part in turns),
+        padding=round(total.padding, 4),
+        peak_memory_bytes=total.peak_memory_bytes,
         matmul_flops_per_second=round(peak),
         flops_per_token=None if flops is None else round(flops),
         share_of_peak=None if flops is None else round(speed * flops / peak, 4),
-        data_wait=round(total["waited_seconds"] / total["seconds"], 4),
-        seconds_per_epoch=round(an_example * facts["examples"], 3),
-        seconds_in_all=round(an_example * steps_of * steps, 3) if steps else minutes * 60,
+        data_wait=round(total.data_wait, 4),
+        seconds_per_epoch=round(an_example * facts.examples, 3),
+        seconds_in_all=in_all,
         settings=tuple(results),
         faster=tuple(as_arguments(fastest(results))),
     )
 
 
 def _against(
-    case: Case, own: _Process, setting: Setting, turn: float
-) -> tuple[Measured, list[dict[str, Any]]]:
+    case: Case, own: TrialProcess, setting: Setting, turn: float
+) -> tuple[TriedSetting, list[Turn]]:
     """Measure a setting, turn about with the recipe, so that whatever slows the machine slows both.
 
     Returns:
         The setting's figures, and the recipe's turns.
     """
     recipe = load_recipe(case.recipe, as_arguments(setting))
-    turns: list[dict[str, Any]] = []
-    beside: list[dict[str, Any]] = []
+    turns: list[Turn] = []
+    beside: list[Turn] = []
     try:
-        with _process(Case(recipe, case.splits, case.source)) as trial:
+        with trial_process(Case(recipe, case.splits, case.source)) as trial:
             trial.turn(turn)  # what is slow at first, and what the memory grows to
             for _ in range(ROUNDS):
                 beside.append(own.turn(turn))
                 turns.append(trial.turn(turn))
     except (LmkitError, TrainingStopped) as error:
-        return Measured(setting, "failed", note=str(error).splitlines()[0]), beside
-    speeds = [part["tokens"] / part["seconds"] for part in turns]
-    own_speeds = [part["tokens"] / part["seconds"] for part in beside]
-    ratios = [speed / own_speed for speed, own_speed in zip(speeds, own_speeds, strict=True)]
-    tokens, slots = (sum(part[key] for part in turns) for key in ("tokens", "slots"))
+        return TriedSetting(setting, "failed", note=str(error).splitlines()[0]), beside
+    pairs = zip(turns, beside, strict=True)
+    ratios = [part.tokens_per_second / its.tokens_per_second for part, its in pairs]
+    total = sum_turns(turns)
     speed = Speed(
-        tokens_per_second=round(statistics.median(speeds), 1),
+        tokens_per_second=round(statistics.median(part.tokens_per_second for part in turns), 1),
         ratio=round(statistics.median(ratios), 3),
         low=round(min(ratios), 3),
         high=round(max(ratios), 3),
-        padding=round(1 - tokens / slots, 4),
-        peak_memory_bytes=turns[-1]["peak_memory_bytes"],
+        padding=round(total.padding, 4),
+        peak_memory_bytes=turns[-1].peak_memory_bytes,
     )
-    size, first_size = turns[-1]["micro_batch_tokens"], trial.facts["micro_batch_tokens"]
-    note = f"out of memory: micro-batches of {size} tokens" if size != first_size else None
-    return Measured(setting, verdict(ratios), speed, note), beside
+    note = None
+    if total.micro_batch_tokens != trial.facts.micro_batch_tokens:
+        note = f"out of memory: micro-batches of {total.micro_batch_tokens} tokens"
+    return TriedSetting(setting, verdict(ratios), speed, note), beside
 
 
 def verdict(ratios: Sequence[float]) -> str:
@@ -391,35 +365,33 @@ def verdict(ratios: Sequence[float]) -> str:
     return "slower" if max(ratios) < 1 and median <= 1 - NOISE else "no difference"
 
 
-def choices(recipe: Recipe, facts: dict[str, Any], data_wait: float) -> list[Setting]:
-    """The settings worth trying: those that would compute something in another way than the recipe does."""
+def choices(recipe: Recipe, facts: TrialFacts, data_wait: float) -> list[Setting]:
+    """Return the settings worth trying: those that would compute something in another way than the recipe does."""
     hardware = recipe.hardware
-    found: list[Setting] = []
-    if facts["native_bf16"]:
-        found.append({"hardware.precision": "fp32" if facts["precision"] == "bf16" else "bf16"})
-    found += [{"hardware.micro_batch_tokens": tokens} for tokens in facts["other_micro_batches"]]
-    if facts["packing"] or hardware.packing == "off":
-        found.append({"hardware.packing": "off" if facts["packing"] else "auto"})
-    if facts["attention"] != "SDPA":
-        found.append({"hardware.attention": "sdpa"})
-    if facts["kernels"] != "PyTorch's":
-        found.append({"hardware.kernels": "torch"})
+    settings: list[Setting] = []
+    if facts.native_bf16:
+        settings.append({"hardware.precision": "fp32" if facts.precision == "bf16" else "bf16"})
+    settings += [{"hardware.micro_batch_tokens": tokens} for tokens in facts.other_micro_batches]
+    if facts.packing or hardware.packing == "off":
+        settings.append({"hardware.packing": "off" if facts.packing else "auto"})
+    if facts.attention != "SDPA":
+        settings.append({"hardware.attention": "sdpa"})
+    if facts.kernels != "PyTorch's":
+        settings.append({"hardware.kernels": "torch"})
     if hardware.gradient_checkpointing:
-        found.append({"hardware.gradient_checkpointing": False})
-    if (
-        hardware.compile == "on" or facts["device"] != "cpu"
-    ):  # where auto decides in the run itself, which is longer
-        found.append({"hardware.compile": "off" if hardware.compile == "on" else "on"})
-    if facts["workers"] not in (0, "auto") or data_wait >= WAITING:
-        found += [
-            {"hardware.workers": number} for number in (0, 1, 2) if number != facts["workers"]
-        ]
-    return found
+        settings.append({"hardware.gradient_checkpointing": False})
+    # on a CPU, auto decides in the run itself, which is longer
+    if hardware.compile == "on" or facts.device != "cpu":
+        settings.append({"hardware.compile": "off" if hardware.compile == "on" else "on"})
+    if facts.workers not in (0, "auto") or data_wait >= WAITING:
+        numbers = [number for number in (0, 1, 2) if number != facts.workers]
+        settings += [{"hardware.workers": number} for number in numbers]
+    return settings
 
 
-def combined(results: Sequence[Measured]) -> Setting:
+def combined(results: Sequence[TriedSetting]) -> Setting:
     """Return all that is clearly faster together; of one key the best value."""
-    best: dict[str, Measured] = {}
+    best: dict[str, TriedSetting] = {}
     for measured in results:
         for key in measured.setting:
             if measured.is_faster and (key not in best or measured.ratio > best[key].ratio):
@@ -427,7 +399,7 @@ def combined(results: Sequence[Measured]) -> Setting:
     return {key: measured.setting[key] for key, measured in best.items()}
 
 
-def fastest(results: Sequence[Measured]) -> Setting:
+def fastest(results: Sequence[TriedSetting]) -> Setting:
     """Return the setting with the highest ratio of those that are clearly faster; empty without one."""
     faster = [measured for measured in results if measured.is_faster]
     return max(faster, key=lambda measured: measured.ratio).setting if faster else {}
@@ -439,85 +411,3 @@ def as_arguments(setting: Setting) -> list[str]:
         f"{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in setting.items()
     ]
-
-
-# ---------------------------------------------------------------------------------- the processes
-
-
-class _Process:
-    """A trial in a process of its own.
-
-    Peak memory is a process's, and threads, precision and what torch caches are set once in it. At most two are
-    there at a time, the recipe's and one setting's, and one of them always waits.
-    """
-
-    def __init__(self, case: Case):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(end, case))
-        self._process.start()
-        end.close()
-        self._is_slow = False
-        self.facts: dict[str, Any] = self._answer()
-
-    def turn(self, seconds: float) -> dict[str, Any]:
-        """Steps for about so long, after one that warms up and those that loader workers had ready.
-
-        Where a step takes as long as the turn, it needs no warming up.
-        """
-        workers = self.facts["workers"]
-        settle = 0 if self._is_slow else 1 + READ_AHEAD * (0 if workers == "auto" else workers)
-        found: dict[str, Any] = self.call("turn", seconds, settle=settle)
-        self._is_slow = found["steps"] == 1
-        return found
-
-    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """What a method of the trial returns; what it raises is raised here."""
-        self._pipe.send((method, arguments, options))
-        return self._answer()
-
-    def _answer(self) -> Any:
-        try:
-            is_well, value = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise TrainingStopped(
-                f"the process that measured ended with status {self._process.exitcode}: often the memory is full"
-            ) from None
-        if not is_well:
-            raise value
-        return value
-
-    def end(self) -> None:
-        self._pipe.close()  # which ends it, and its loader workers
-        self._process.join(ENDS_SECONDS)
-        self._process.terminate()
-        self._process.join()
-
-
-@contextmanager
-def _process(case: Case) -> Iterator[_Process]:
-    process = _Process(case)
-    try:
-        yield process
-    finally:
-        process.end()
-
-
-def _serve(pipe: Connection, case: Case) -> None:
-    """Answer what is asked over the pipe until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that started this ends it
-    os.dup2(2, 1)  # stdout has room for the command's one JSON object alone
-    console.configure(as_json=True, quiet=True)
-    try:
-        from lmkit.train.trial import Trial
-
-        trial = Trial(case.recipe, case.splits, case.source)
-        pipe.send((True, trial.facts()))
-        while True:
-            method, arguments, options = pipe.recv()
-            pipe.send((True, getattr(trial, method)(*arguments, **options)))
-    except EOFError:
-        return
-    except (LmkitError, TrainingStopped) as error:
-        pipe.send((False, type(error)(str(error))))

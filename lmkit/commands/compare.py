@@ -303,8 +303,8 @@ def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[Record]]]) -
     Raises:
         RunError: another number of lines, another id, input or gold.
     """
-    fields = task.problem.fields(task.recipe)
-    keys = ["id", "gold", "text_pair", *(field.name for field in fields if not field.gold)]
+    fields = task.problem.fields(task.recipe, task.facts)
+    keys = ["id", "gold", *(field.name for field in fields if not field.gold)]
     (first, reference), *others = runs
     for place, records in others:
         for number, (mine, its) in enumerate(zip_longest(reference, records), 1):

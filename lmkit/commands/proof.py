@@ -1,28 +1,21 @@
-"""``lmkit doctor RECIPE``: that neither the hardware section nor an interruption changes what the recipe learns.
-
-usage, as one of the processes it starts: python -m lmkit.commands.proof steps|fit FOLDER
-"""
+"""``lmkit doctor RECIPE``: neither the hardware section nor an interruption changes what the recipe learns."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import random
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit import console
-from lmkit.data.splits import Splits, load_splits
-from lmkit.errors import ProofFailed
+from lmkit.data.splits import load_splits
+from lmkit.flow.case import Case
+from lmkit.flow.proof_processes import finish, kill, measure_in_two_processes, write_case
 from lmkit.flow.smoke import few_rows, tiny_recipe
-from lmkit.models.source import ModelSource, find_model
+from lmkit.models.source import find_model
 from lmkit.preflight import check_model_keys, check_stage
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.run import TIMES, Run
@@ -34,20 +27,10 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5  # largest relative difference, fp32
 ALL_AT_ONCE = 1 << 40  # tokens
 BATCH, STEPS = 3, 24
-CASE, MEASURED = "case.pickle", "measured.safetensors"
 
 
 @dataclass(frozen=True)
-class Case:
-    """A recipe in small, with everything that its processes need."""
-
-    recipe: Recipe
-    splits: Splits
-    source: ModelSource | None
-
-
-@dataclass(frozen=True)
-class Verdict:
+class Proof:
     """One comparison: what was varied, and the largest differences relative to the largest value.
 
     Args:
@@ -61,6 +44,10 @@ class Verdict:
     verdict: str
     note: str = ""
 
+    @classmethod
+    def skipped(cls, varied: str, note: str) -> Proof:
+        return cls(varied, None, None, "skipped", note)
+
 
 @dataclass(frozen=True)
 class ProofReport:
@@ -72,7 +59,7 @@ class ProofReport:
 
     recipe: str
     task: str
-    proofs: tuple[Verdict, ...]
+    proofs: tuple[Proof, ...]
     seed: int | None
 
     @property
@@ -123,7 +110,7 @@ def prove(
 
 
 def shrunk(recipe: Recipe, folder: Path, *, dropout: float) -> Case:
-    """The same task, architecture and options with a tiny model, a few rows and short steps, in fp32 on one process."""
+    """Return the same task, architecture and options with a tiny model, a few rows and short steps, in fp32 on one process."""
     check_stage(recipe, problem(recipe.task).stage if recipe.task else "finetune")
     if recipe.model.base is None or recipe.model.preset:
         check_model_keys(recipe, None)
@@ -153,99 +140,70 @@ def shrunk(recipe: Recipe, folder: Path, *, dropout: float) -> Case:
 # ---------------------------------------------------------------------------------- the split
 
 
-def prove_splits(case: Case, folder: Path) -> list[Verdict]:
-    """Loss and gradients of every step of an epoch, and evaluation, however the work is cut."""
+def prove_splits(case: Case, folder: Path) -> list[Proof]:
+    """Compare loss and gradients of every step of an epoch, and evaluation, however the work is cut."""
     from lmkit.train.measured import Bench
 
     bench = Bench(case.recipe, case.splits, case.source)
+    budget = bench.budget
     whole = bench.steps(budget=ALL_AT_ONCE)
-    found = [
-        _steps("micro-batch: one example", whole, lambda: bench.steps(budget=1)),
-        _steps("micro-batch: the recipe's", whole, lambda: bench.steps(budget=bench.budget)),
+    proofs = [
+        _compare("micro-batch: one example", whole, bench.steps(budget=1)),
+        _compare("micro-batch: the recipe's", whole, bench.steps(budget=budget)),
     ]
     if bench.packing is not None:
-        found.append(
-            _steps("packed, one example", whole, lambda: bench.steps(budget=1, packed=True))
-        )
-        found.append(
-            _steps(
-                "packed, all at once", whole, lambda: bench.steps(budget=ALL_AT_ONCE, packed=True)
-            )
-        )
+        one, every = (bench.steps(budget=size, packed=True) for size in (1, ALL_AT_ONCE))
+        proofs.append(_compare("packed, one example", whole, one))
+        proofs.append(_compare("packed, all at once", whole, every))
     else:
-        found.append(
-            Verdict("packed", None, None, "skipped", "the task or the model does not pack")
-        )
-    found.append(
-        _steps("loader workers: 2", whole, lambda: bench.steps(budget=bench.budget, workers=2))
-    )
-    found.append(_two_processes(case, whole, folder))
-    if "validation" in case.splits.rows:
-        everything = bench.evaluation(budget=ALL_AT_ONCE)
-        for name, budget in (("one example", 1), ("the recipe's", 2 * bench.budget)):
-            loss, predictions = everything.differences(bench.evaluation(budget=budget))
-            note = f"predictions: {predictions:.1e}"
-            found.append(
-                _verdict(
-                    f"evaluation batch: {name}",
-                    loss,
-                    None,
-                    loss <= TOLERANCE and predictions <= TOLERANCE,
-                    note,
-                )
-            )
-    else:
-        found.append(Verdict("evaluation batch", None, None, "skipped", "no validation rows"))
-    return found
+        proofs.append(Proof.skipped("packed", "the task or the model does not pack"))
+    proofs.append(_compare("loader workers: 2", whole, bench.steps(budget=budget, workers=2)))
+    proofs.append(_two_processes(case, whole, folder))
+    if "validation" not in case.splits.rows:
+        return [*proofs, Proof.skipped("evaluation batch", "no validation rows")]
+    everything = bench.evaluation(budget=ALL_AT_ONCE)
+    for name, size in (("one example", 1), ("the recipe's", 2 * budget)):
+        loss, predictions = everything.differences(bench.evaluation(budget=size))
+        is_same = loss <= TOLERANCE and predictions <= TOLERANCE
+        note = f"predictions: {predictions:.1e}"
+        proofs.append(_judge(f"evaluation batch: {name}", loss, None, is_same, note))
+    return proofs
 
 
-def _steps(varied: str, whole: Measured, measure: Callable[[], Measured]) -> Verdict:
-    loss, gradients = whole.differences(measure())
-    return _verdict(
-        varied, loss, gradients, loss <= TOLERANCE and gradients <= TOLERANCE
-    )  # NaN is not
+def _compare(varied: str, whole: Measured, measured: Measured) -> Proof:
+    loss, gradients = whole.differences(measured)
+    # which nan is not
+    is_same = loss <= TOLERANCE and gradients <= TOLERANCE
+    return _judge(varied, loss, gradients, is_same)
 
 
-def _verdict(
-    varied: str, loss: float | None, gradients: float | None, holds: bool, note: str = ""
-) -> Verdict:
-    return Verdict(varied, loss, gradients, "ok" if holds else "FAILED", note)
+def _judge(
+    varied: str, loss: float | None, gradients: float | None, is_same: bool, note: str = ""
+) -> Proof:
+    return Proof(varied, loss, gradients, "ok" if is_same else "FAILED", note)
 
 
-def _two_processes(case: Case, whole: Measured, folder: Path) -> Verdict:
+def _two_processes(case: Case, whole: Measured, folder: Path) -> Proof:
     import torch
 
-    from lmkit.train.launch import ProcessFailed, launch
-    from lmkit.train.measured import Measured
+    from lmkit.train.launch import ProcessFailed
 
     varied = "processes: 2"
     if "RANK" in os.environ or not torch.distributed.is_available():
-        return Verdict(
-            varied, None, None, "skipped", "torch.distributed cannot start processes here"
-        )
+        return Proof.skipped(varied, "torch.distributed cannot start processes here")
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
-        return Verdict(
-            varied, None, None, "skipped", "one GPU; CUDA_VISIBLE_DEVICES= proves it on the CPU"
-        )
-    _write_case(case, folder)
-    os.environ[console.STARTED_AS] = "[]"
+        return Proof.skipped(varied, "one GPU; CUDA_VISIBLE_DEVICES= proves it on the CPU")
     try:
-        launch(["-m", "lmkit.commands.proof", "steps", str(folder)], processes=2)
+        measured = measure_in_two_processes(case, folder)
     except ProcessFailed as error:
-        return Verdict(varied, None, None, "FAILED", str(error))
-    finally:
-        del os.environ[console.STARTED_AS]
-    return _steps(varied, whole, lambda: Measured.load(folder / MEASURED))
-
-
-def _write_case(case: Case, folder: Path) -> None:
-    (folder / CASE).write_bytes(pickle.dumps(case))  # for our own processes, in a folder of our own
+        return Proof(varied, None, None, "FAILED", str(error))
+    return _compare(varied, whole, measured)
 
 
 # ---------------------------------------------------------------------------------- resuming
 
 
-def prove_resume(case: Case, folder: Path, *, kills: int, seed: int) -> list[Verdict]:
+def prove_resume(case: Case, folder: Path, *, kills: int, seed: int) -> list[Proof]:
     """Train once in peace and once killed ``kills`` times with SIGKILL, each time resumed; compare bit by bit."""
     moments = random.Random(seed)
     runs = []
@@ -253,56 +211,19 @@ def prove_resume(case: Case, folder: Path, *, kills: int, seed: int) -> list[Ver
         (folder / name).mkdir()
         run = Run(folder / name / "run")
         recipe = case.recipe.model_copy(update={"output": str(run.path)})
-        _write_case(Case(recipe, case.splits, case.source), folder / name)
+        write_case(Case(recipe, case.splits, case.source), folder / name)
         runs.append(run)
     whole, killed = runs
-    _finish(whole)
+    finish(whole)
     for number in range(kills):
         share = STEPS // kills
         step, delay = number * share + moments.randrange(1, share), moments.random() * 0.1
-        reached = _kill(killed, step, delay)
+        reached = kill(killed, step, delay)
         console.say(
             f"kill {number + 1} (seed {seed}): {delay:.3f} s after step {step}, at step {reached}"
         )
-    _finish(killed)
+    finish(killed)
     return [_same(name, *map(content, runs)) for name, content in COMPARED.items()]
-
-
-def _start(run: Run) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "lmkit.commands.proof", "fit", str(run.path.parent)]
-    return subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
-def _finish(run: Run) -> None:
-    running = _start(run)
-    _, told = running.communicate()
-    if running.returncode:
-        raise ProofFailed(
-            f"the run ended with status {running.returncode}: {told.decode(errors='replace')[-2000:]}"
-        )
-
-
-def _kill(run: Run, step: int, delay: float) -> int:
-    """SIGKILL the run and its loader workers ``delay`` seconds after a step is logged; returns the step it had logged."""
-    running = _start(run)
-    while running.poll() is None and _logged(run) < step:
-        time.sleep(0.002)
-    time.sleep(delay)
-    if running.poll() is None:
-        os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
-    return _logged(run)
-
-
-def _logged(run: Run) -> int:
-    """The step of the last whole line of the log."""
-    try:
-        lines = run.log_file.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return 0
-    return max((int(line.split(b",", 1)[0].rsplit(b" ", 1)[1]) for line in lines), default=0)
 
 
 def _weights(run: Run) -> dict[str, bytes]:
@@ -329,41 +250,6 @@ COMPARED: dict[str, Callable[[Run], Any]] = {
 }
 
 
-def _same(name: str, whole: Any, killed: Any) -> Verdict:
-    same = whole == killed
-    return Verdict(
-        name,
-        None,
-        None,
-        "ok" if same else "FAILED",
-        "the same bit by bit" if same else "not the same",
-    )
-
-
-# ---------------------------------------------------------------------------------- the processes
-
-
-def run_part(what: str, folder: Path) -> None:
-    """Do what one of the started processes is for."""
-    case: Case = pickle.loads((folder / CASE).read_bytes())
-    if what == "fit":
-        from lmkit.train.fit import fit
-
-        run = Run(case.recipe.output)
-        run.start(resume=run.recipe_file.is_file(), overwrite=False)
-        fit(case.recipe, case.splits, case.source, run, resume=True)
-        return
-    from lmkit.train.measured import Bench
-
-    bench = Bench(case.recipe, case.splits, case.source)
-    measured = bench.steps(budget=bench.budget)
-    if console.is_first_process():
-        measured.save(folder / MEASURED)
-    bench.setup.parallelism.end()
-
-
-if __name__ == "__main__":
-    # by its name and not as __main__, so that what was pickled is found
-    from lmkit.commands.proof import run_part
-
-    run_part(sys.argv[1], Path(sys.argv[2]))
+def _same(name: str, whole: object, killed: object) -> Proof:
+    is_same = whole == killed
+    return _judge(name, None, None, is_same, "the same bit by bit" if is_same else "not the same")

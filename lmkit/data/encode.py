@@ -157,7 +157,7 @@ def _encoded_batches(
     """Yield columns batch by batch; ``row`` counts the rows that stay."""
     rows_before = 0
     starts = range(0, len(rows), BATCH_ROWS)
-    for start in console.progress(starts, total=len(starts), what="tokenising", unit="batch"):
+    for start in console.progress_bar(starts, total=len(starts), what="tokenising", unit="batch"):
         batch = list(enumerate(rows[start : start + BATCH_ROWS], start))
         try:
             columns = task.encode([row for _, row in batch])

@@ -103,9 +103,13 @@ class Rows(Sequence[Row]):
         if self._selection is not None:
             chosen = self._selection[chosen]
         fingerprint = hash_of([self.fingerprint, hashlib.sha256(chosen.tobytes()).hexdigest()])
-        kept = self.rejected if rejected is None else rejected
+        rejected = self.rejected if rejected is None else rejected
         return Rows(
-            self.path, files=self.files, rejected=kept, fingerprint=fingerprint, selection=chosen
+            self.path,
+            files=self.files,
+            rejected=rejected,
+            fingerprint=fingerprint,
+            selection=chosen,
         )
 
     def without(self, indices: Sequence[int], *, rejected: list[Row]) -> Rows:

@@ -14,6 +14,7 @@ from lmkit.data.reading import Peek, find_rows, load_rows, peek
 from lmkit.data.sources import Source
 from lmkit.errors import RecipeError
 from lmkit.recipe.schema import Data, Recipe
+from lmkit.records import DataFile
 from lmkit.tasks.base import Problem
 from lmkit.tasks.fields import Field
 
@@ -72,19 +73,19 @@ def load_splits(
     if any(field.kind == "tags" for field in gold) and rows:
         tags = data.labels if facts is None else facts["labels"]
         rows = prepare_tags(
-            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, known=tags
+            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, model_tags=tags
         )
     all_training_rows = rows.get("train")  # labels are those of all folds
     rows = _set_aside(rows, data, wanted)
     if facts is None:
         labels = data.labels or []
         if gold and not labels:
-            labels = labels_of(all_training_rows or rows["train"], gold[0].name)
+            labels = labels_of(all_training_rows or rows["train"], gold[0])
         facts = problem.learn(rows["train"], labels)
     for field in gold:
         for split, checked in rows.items():
             rows[split] = check_labels(
-                checked, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row
+                checked, field, facts["labels"], split=split, on_bad_row=data.on_bad_row
             )
     return Splits({split: rows[split] for split in rows if split in wanted}, facts)
 
@@ -184,11 +185,10 @@ def slices_of(recipe: Recipe, problem: Problem, split: str) -> list[str]:
     return [name for name in dict.fromkeys(recipe.eval.slices) if name not in no_columns]
 
 
-def provenance(splits: Splits) -> list[dict[str, Any]]:
+def provenance(splits: Splits) -> list[DataFile]:
     """Return every data file with its rows and sha256, for the manifest."""
-    entries = []
-    for split, rows in splits.rows.items():
-        for file in rows.files:
-            entry = {"path": file.path, "rows": file.rows, "sha256": file.sha256}
-            entries.append({"split": split, **entry, "bytes": file.bytes})
-    return entries
+    return [
+        DataFile(split, file.path, file.rows, file.sha256, file.bytes)
+        for split, rows in splits.rows.items()
+        for file in rows.files
+    ]

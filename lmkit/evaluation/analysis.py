@@ -6,7 +6,6 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,12 @@ from lmkit.evaluation.calibration import Calibration, calibration, temperature_s
 from lmkit.evaluation.mistakes import Confusion, confusion
 from lmkit.evaluation.slices import Slice, slice_metrics
 from lmkit.evaluation.suspicions import Suspicions, find_suspicions
+from lmkit.metrics.entities import ErrorCounts
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe.schema import Eval
-from lmkit.records import Interval, Record, Stored
+from lmkit.records import DataFile, Interval, Record, Stored
 from lmkit.run import Run
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.base import Task
 
 WORST = 100
@@ -37,13 +36,13 @@ class Background:
         baseline: rows that baselines are learned from; None: no baselines.
         fitted_on: predictions on other rows, to fit a temperature on; None: no temperature.
         run: where the model comes from, if from a run.
-        data: the files of the split: ``{"path", "rows", "sha256", "bytes"}``.
+        data: the files of the split.
     """
 
     train: Rows | str = "the training data is not known"
     fitted_on: Sequence[Record] | None = None
     run: Run | None = None
-    data: list[dict[str, Any]] = field(default_factory=list)
+    data: list[DataFile] = field(default_factory=list)
     baseline: Rows | None = None
 
 
@@ -62,7 +61,7 @@ class Analysis(Stored):
     kind: str
     slices: Mapping[str, list[Slice]]
     confusion: Confusion | None = None
-    entity_errors: Mapping[str, Any] | None = None
+    entity_errors: ErrorCounts | None = None
     calibration: Calibration | None = None
     worst: list[Worst]
     suspicions: Suspicions
@@ -90,7 +89,7 @@ def analyse(
             kind=options.interval,
         )
 
-    answer = answer_of(task)
+    answer = task.answer
     curve = calibration(records, answer)
     if curve is not None and background.fitted_on is not None:
         scaling = temperature_scaling(records, background.fitted_on)

@@ -25,7 +25,6 @@ from lmkit.metrics.statistics import Statistics
 from lmkit.recipe.schema import Eval
 from lmkit.records import Metrics, Record
 from lmkit.run import atomic_directory, write_rejects
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.base import Task
 from lmkit.tasks.registry import headline
 
@@ -78,7 +77,7 @@ def _validate(forward: Forward, encoded: Encoded, metric: str) -> float:
         if not task.problem.tunes(
             task.recipe, task.facts
         ):  # else answers are not yet those the model will give
-            decision = answer_of(task).only_decision(records)
+            decision = task.answer.only_decision(records)
             suspicions.warn_of_one_decision(decision, split="validation", training=True)
         return measure(records, task, seconds=0).value(metric)
 
@@ -173,7 +172,7 @@ def evaluate_split(
         (aside / "report.html").write_text(page, encoding="utf-8")
     metric = headline(task.name, metrics.metrics)
     value = metrics.metrics[metric].value
-    suspicions.say(analysis.suspicions, answer_of(task), split=split, metric=metric, value=value)
+    suspicions.say(analysis.suspicions, task.answer, split=split, metric=metric, value=value)
     return metrics
 
 

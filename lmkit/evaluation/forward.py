@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -79,7 +79,9 @@ class Forward:
         """Yield the record of every row of a split, in order; nothing on ranks other than the first."""
         owners = encoded.pieces.column("row")
         starts = range(0, len(encoded.rows), CHUNK_ROWS)
-        for start in console.progress(starts, total=len(starts), what="predicting", unit="chunk"):
+        for start in console.progress_bar(
+            starts, total=len(starts), what="predicting", unit="chunk"
+        ):
             rows = encoded.rows[start : start + CHUNK_ROWS]
             first, last = owners.searchsorted([start, start + CHUNK_ROWS]).tolist()
             yield from self.records(rows, encoded.take(range(first, last)), first_row=start)
@@ -168,10 +170,18 @@ class Forward:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode(), self.processes.autocast():
+            with self._faster(), torch.inference_mode(), self.processes.autocast():
                 yield
         finally:
             self.model.train(was_training)
+
+    def _faster(self) -> AbstractContextManager[Any]:
+        """Compute the model with the fast paths that are shown to be right on it, as ``hardware.fast`` says."""
+        if self.task.recipe.hardware.fast == "off":
+            return nullcontext()
+        from lmkit.fast.registry import choose_paths
+
+        return choose_paths(self.model, self.processes.device).applied(self.model)
 
 
 def forward_tokens(budget: int, task: Task, device: torch.device) -> int:

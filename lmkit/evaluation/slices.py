@@ -15,9 +15,9 @@ from lmkit.data.encode import Encoded
 from lmkit.data.row import SLICE_COLUMN
 from lmkit.errors import RecipeError
 from lmkit.records import Interval, Record, Stored
-from lmkit.tasks.answers import Answer, answer_of
+from lmkit.tasks.answers import Answer
 from lmkit.tasks.base import Task
-from lmkit.tasks.mlm.task import IDEOGRAPH, word_numbers
+from lmkit.tasks.words import IDEOGRAPH, word_numbers
 
 PARTS = 4  # quartiles
 MOST = 24  # slices of one name: of a column with more values the most frequent, and all others together
@@ -58,7 +58,7 @@ def slice_metrics(
 
 def members(name: str, records: Sequence[Record], encoded: Encoded, task: Task) -> Members:
     """Sort rows into slices; with several labels (entities) to a row, a row is in a slice of each."""
-    answer = answer_of(task)
+    answer = task.answer
     if name == "length":
         return by_range([num_words(record, answer) for record in records])
     if name in ("unknown", "fragmentation"):
@@ -95,7 +95,7 @@ def word_shares(records: Sequence[Record], task: Task, name: str) -> list[float]
             place="eval.slices",
             remedy="leave fragmentation out",
         )
-    answer = answer_of(task)
+    answer = task.answer
     shares: list[float] = []
     for start in range(0, len(records), BATCH_ROWS):
         batch = records[start : start + BATCH_ROWS]

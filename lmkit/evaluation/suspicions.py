@@ -13,7 +13,7 @@ from lmkit import console
 from lmkit.data.rows import Rows
 from lmkit.evaluation.overlap import find_overlap
 from lmkit.records import Interval, Record, Stored
-from lmkit.tasks.answers import Answer, Doubt, answer_of
+from lmkit.tasks.answers import Answer, Doubt
 from lmkit.tasks.base import Task
 
 MOST = 100  # rows that are listed of each suspicion; all are counted
@@ -93,7 +93,7 @@ def find_suspicions(
         train: the training rows; or why there are none to compare with.
         measured: the metrics of some rows.
     """
-    answer = answer_of(task)
+    answer = task.answer
     doubts = answer.doubtful(records)
     return Suspicions(
         overlap_with_training(records, train, task, measured),
@@ -124,7 +124,7 @@ def overlap_with_training(
         return "\n".join(part for part in parts if part)
 
     twins = find_overlap(
-        map(answer_of(task).text, records), lambda: (text(row) for row in _all(train, names))
+        map(task.answer.text, records), lambda: (text(row) for row in _all(train, names))
     )
     seen = {*twins.exact, *twins.near}
     clean = None

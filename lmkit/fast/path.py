@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -30,3 +31,17 @@ class FastPath(Protocol):
 
     def applied(self, model: Any) -> AbstractContextManager[Any]:
         """Let this model be computed so while active, and leave nothing behind."""
+
+
+@contextmanager
+def has_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object an attribute of its own while active; what it had before comes back."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lmkit.fast.path import FastPath
@@ -11,20 +12,63 @@ from lmkit.fast.path import FastPath
 if TYPE_CHECKING:
     import torch
 
+    from lmkit.batch import Batch
+    from lmkit.fast.packing import Packing
 
-def paths() -> list[FastPath]:
-    """Return the fast paths that any model may have, in the order in which they are applied."""
+
+@dataclass(frozen=True)
+class FastPaths:
+    """The paths that one model is computed with.
+
+    Args:
+        paths: in the order in which they are applied.
+        reasons: why others are not used, by name.
+    """
+
+    paths: tuple[FastPath, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[Any]:
+        """Let this model be computed faster while active, in a forward and backward pass."""
+        with ExitStack() as stack:
+            for path in self.paths:
+                stack.enter_context(path.applied(model))
+            yield model
+
+    def transform(self, batch: Batch) -> Batch:
+        """Lay out a batch as the paths read it; while they are applied, and before the pass."""
+        for path in self.paths:
+            batch = path.transform(batch)
+        return batch
+
+
+def paths_for_any_model() -> list[FastPath]:
+    """List the paths that ask nothing of the data."""
     from lmkit.fast.attention import CpuAttention
     from lmkit.fast.dropout import FastDropout
+    from lmkit.fast.search import Search
+    from lmkit.fast.token_loss import TokenLoss
 
-    return [CpuAttention(), FastDropout()]
+    return [CpuAttention(), FastDropout(), TokenLoss(), Search()]
 
 
-@contextmanager
-def computed_faster(model: Any, device: torch.device) -> Iterator[None]:
-    """Apply the paths that are available."""
-    with ExitStack() as stack:
-        for path in paths():
-            if path.available(model, device) is None:
-                stack.enter_context(path.applied(model))
-        yield
+def choose_paths(model: Any, device: torch.device, packing: Packing | None = None) -> FastPaths:
+    """Try the paths on a model, where it is computed.
+
+    Args:
+        packing: how it takes several texts in a row, shown to be exact; None: each text has its own.
+    """
+    from lmkit.fast.unpadding import SharedRows
+
+    candidates = paths_for_any_model()
+    if packing is not None:
+        candidates.append(SharedRows(packing))
+    chosen, reasons = [], {}
+    for path in candidates:
+        reason = path.available(model, device)
+        if reason is None:
+            chosen.append(path)
+        else:
+            reasons[path.name] = reason
+    return FastPaths(tuple(chosen), reasons)

@@ -8,8 +8,15 @@ the first token, the processors of the logits.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from lmkit.batch import Batch
+from lmkit.fast.path import has_attribute
+from lmkit.heads import unwrap
+from lmkit.tasks.generation import Written, ends_of, generate
 
 if TYPE_CHECKING:
     import torch
@@ -17,19 +24,32 @@ if TYPE_CHECKING:
 LEAVING = 0.875  # of the sentences in the batch are left when those that have ended are taken out: taking out costs a copy too
 NEVER = -1e9  # the score of what has not ended, as transformers has it
 
-Found = tuple[list[list[int]], list[float] | None]
+
+class Search:
+    """The path that lets a task search faster: ``lmkit_search`` of the model, while applied."""
+
+    name = "search"
+    experimental = False
+
+    def available(self, model: Any, device: torch.device) -> str | None:
+        inner = unwrap(model)
+        is_writer = inner.config.is_encoder_decoder and inner.can_generate()
+        return None if is_writer else "the model writes no text from another"
+
+    def transform(self, batch: Batch) -> Batch:
+        return batch
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[Any]:
+        inner = unwrap(model)
+        with has_attribute(inner, "lmkit_search", partial(search, inner)):
+            yield model
 
 
-def search(model: Any, inputs: dict[str, torch.Tensor], encoded: Any) -> Found:
-    """What an encoder-decoder writes, as its ``generation_config`` says: greedily, or by beam search with ``early_stopping=False``.
+def search(model: Any, batch: dict[str, torch.Tensor], encoded: Any) -> Written:
+    """Write what the model's ``generation_config`` says: greedily, or by beam search with ``early_stopping=False``.
 
-    Args:
-        inputs: ``input_ids`` and ``attention_mask``, ``(sentences, length)``.
-        encoded: what the encoder made of them.
-
-    Returns:
-        Tokens by sentence, without the decoder's start, the end mark included where there is one; and
-        with several beams the scores of the best, log-probabilities over ``length ** length_penalty``.
+    Args and returns are those of ``lmkit.tasks.generation.generate``, which it asks where it cannot do it faster.
     """
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -37,31 +57,16 @@ def search(model: Any, inputs: dict[str, torch.Tensor], encoded: Any) -> Found:
 
     assert model.generation_config.early_stopping in (None, False)
     assert not model.generation_config.do_sample
-    hidden = encoded.last_hidden_state
     attention = CpuAttention()
     is_ours = attention.available(model, model.device) is None
     with attention.applied(model) if is_ours else nullcontext():
-        found: Found | None = model.generate(
-            **inputs,
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        written: Written | None = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.last_hidden_state),
             custom_generate=_search,
         )
-    if found is not None:
-        return found
-    beams = model.generation_config.num_beams
-    output = model.generate(
-        **inputs,
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-        return_dict_in_generate=True,
-        output_scores=beams > 1,
-    )
-    ends = _ends(model.generation_config)
-    texts = [ids[1:] for ids in output.sequences.tolist()]  # padded at the end
-    lengths = [
-        next((at for at, token in enumerate(ids, 1) if token in ends), len(ids)) for ids in texts
-    ]
-    trimmed = [ids[:length] for ids, length in zip(texts, lengths, strict=True)]
-    return trimmed, output.sequences_scores.tolist() if beams > 1 else None
+    return generate(model, batch, encoded) if written is None else written
 
 
 def _search(
@@ -72,7 +77,7 @@ def _search(
     stopping_criteria: Any,
     generation_config: Any,
     **inputs: Any,
-) -> Found | None:
+) -> Written | None:
     """The loop that takes the place of transformers' own (``custom_generate``); None where it cannot.
 
     That is where the model's cache is of another kind, or the vocabulary is too small for a first step of one beam.
@@ -181,18 +186,12 @@ def _greedy(decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping: Any)
 
 def _num_candidates(options: Any) -> int:
     """So many that as many as there are beams go on, even if every beam ends in every way."""
-    return int(max(2, 1 + len(_ends(options))) * options.num_beams)
-
-
-def _ends(options: Any) -> list[int]:
-    """The marks that end a sentence."""
-    ends = options.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return int(max(2, 1 + len(ends_of(options))) * options.num_beams)
 
 
 def _beam_search(
     decoder: _Decoder, ids: torch.Tensor, processor: Any, stopping: Any, options: Any
-) -> Found:
+) -> Written:
     """As ``GenerationMixin._beam_search`` of transformers 5.
 
     A sentence ends when its likeliest unfinished beam, divided by the length so far, is no better than the worst of as many

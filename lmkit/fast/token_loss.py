@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from lmkit.batch import IGNORE
+from lmkit.batch import IGNORE, Batch
+from lmkit.fast.path import has_attribute
 from lmkit.heads import only_at, unwrap
 from lmkit.models.memory import is_out_of_memory
 from lmkit.models.trials import TOLERANCE, TRIAL_ERRORS, in_evaluation
@@ -35,6 +37,27 @@ class _Captured:
     hidden: torch.Tensor | None = None
     dtype: torch.dtype | None = None
     times: int = 0
+
+
+class TokenLoss:
+    """The path that lets a task take the loss without logits: ``lmkit_token_loss`` of the model, while applied."""
+
+    name = "loss"
+    experimental = False
+
+    def available(self, model: Any, device: torch.device) -> str | None:
+        head = _linear_head(model)
+        if head is None:
+            return "the model has no head that is a plain linear layer over the vocabulary"
+        return None if _scale_of(model, head) is not None else "the loss needs the model's logits"
+
+    def transform(self, batch: Batch) -> Batch:
+        return batch
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[Any]:
+        with has_attribute(unwrap(model), "lmkit_token_loss", partial(token_loss, model)):
+            yield model
 
 
 def token_loss(

@@ -14,7 +14,6 @@ from lmkit.recipe import Recipe
 from lmkit.recipe.schema import Eval
 from lmkit.run import Run
 from lmkit.subject import Subject, facts_of, tokenizer_of
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.registry import problem
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def load_forward(subject: Subject, task: Task) -> Forward:
 
 
 def _check_temperature(task: Task) -> None:
-    if not answer_of(task).has_temperature:
+    if not task.answer.has_temperature:
         raise RecipeError(
             "a temperature is fitted where each text has one label",
             place="eval.temperature",

@@ -13,7 +13,7 @@ from lmkit.preflight import check_choice, check_model_keys
 from lmkit.recipe import Recipe
 from lmkit.recipe.load import dump_recipe
 from lmkit.recipe.paths import local_paths
-from lmkit.records import Metrics
+from lmkit.records import Manifest, Metrics
 from lmkit.run import Run, command_line, write_text
 from lmkit.startup import importing
 from lmkit.tasks.registry import problem
@@ -115,16 +115,17 @@ def _train_in_processes(
             raise
         finally:
             del os.environ[console.STARTED_AS]
-    manifest, validation = run.manifest, None
+    ending, validation = Manifest.from_json(run.manifest).ending, None
+    assert ending is not None
     if run.eval_folder("validation").is_dir():
         validation = Metrics.from_json(run.metrics("validation"))
     return TrainingSummary(
         run=str(run.path),
         task=recipe.task,
-        steps=manifest["steps"],
-        tokens=manifest["tokens_seen"],
-        seconds=manifest["seconds"],
-        best_step=manifest["best_step"],
+        steps=ending.steps,
+        tokens=ending.tokens_seen,
+        seconds=ending.seconds,
+        best_step=ending.best_step,
         validation=validation,
         processes=processes,
     )

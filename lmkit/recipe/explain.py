@@ -8,7 +8,8 @@ import msgspec
 
 from lmkit.errors import RecipeError
 from lmkit.recipe.convert import describe
-from lmkit.recipe.keys import explain_unknown, recipe_type
+from lmkit.recipe.further import recipe_type
+from lmkit.recipe.keys import explain_unknown
 from lmkit.recipe.section import Key, Section, bare, keys_of, members_of, metas_of
 
 
@@ -43,15 +44,15 @@ def explain(dotted: str) -> dict[str, Any]:
     return explained | {"keys": [f"{dotted}.{name}" for name in keys_of(section)]}
 
 
-def json_schema(section: type[Section] | None = None) -> dict[str, Any]:
+def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of recipes: editors complete and check by it."""
-    start = {}
-    if section is None:
-        section = recipe_type()
-        start["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-        start["title"] = "lmkit recipe"
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, "title": "lmkit recipe"} | _section_schema(recipe_type())
+
+
+def _section_schema(section: type[Section]) -> dict[str, Any]:
     properties = {name: _property(key) for name, key in keys_of(section).items()}
-    return start | {"type": "object", "additionalProperties": False, "properties": properties}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def _property(key: Key) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def _schema_of(annotation: Any) -> dict[str, Any]:
         return {"anyOf": [_schema_of(member) for member in members]}
     plain = bare(members[0])
     if isinstance(plain, type) and issubclass(plain, Section):
-        return json_schema(plain)
+        return _section_schema(plain)
     schema = msgspec.json.schema(members[0])
     schema.pop("description", None)
     origin, inner = get_origin(plain), get_args(plain)

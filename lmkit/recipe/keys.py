@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Annotated, Any, cast
-
-import msgspec
 
 from lmkit.errors import nearest
 from lmkit.recipe.foreign import FOREIGN
-from lmkit.recipe.schema import Recipe
-from lmkit.recipe.section import Section, about, keys_of
-
-
-@cache
-def recipe_type() -> type[Recipe]:
-    """Return the recipe with the sections that tasks of other packages bring along."""
-    from lmkit.tasks.registry import problems
-
-    sections: list[tuple[str, Any, Any]] = []
-    for problem in problems():
-        section = problem.section_type
-        if problem.section is not None and section is not None:
-            annotation = Annotated[section, about(f"{problem.name} only")]  # type: ignore[valid-type]
-            sections.append((problem.section, annotation, msgspec.field(default_factory=section)))
-    if not sections:
-        return Recipe
-    whole = msgspec.defstruct("Recipe", sections, bases=(Recipe,), frozen=True, kw_only=True)
-    return cast("type[Recipe]", whole)
+from lmkit.recipe.further import recipe_type
+from lmkit.recipe.section import Section, keys_of
 
 
 def known_keys(section: type[Section] | None = None, prefix: str = "") -> list[str]:
-    """Return every dotted key that a recipe, or one of its sections, may have."""
+    """Return every dotted key that a recipe may have, or a section of it."""
     keys = []
     for name, key in keys_of(section or recipe_type()).items():
         keys.append(prefix + name)

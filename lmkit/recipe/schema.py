@@ -290,6 +290,12 @@ class Hardware(Section, frozen=True, kw_only=True):
             "compute activations again in the backward pass: less memory, more time, the same gradients"
         ),
     ] = False
+    fast: Annotated[
+        Literal["auto", "off"],
+        about(
+            "whatever only makes it faster, where it is shown to compute the same on this model; off: none of it, each text in a row of its own, the same result up to rounding"
+        ),
+    ] = "auto"
     packing: Annotated[
         Literal["auto", "off"],
         about(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lmkit.metrics.entities import Match, Span
+    from lmkit.metrics.entities import ErrorCounts, Match, Span
 
 LETTERS = 1000  # of a text that are shown as an excerpt
 SHOWN = 80  # characters of the answer that all rows have
@@ -173,7 +173,7 @@ class Answer:
         names = [name for name in labels if name in occurring]
         return names + sorted(occurring - set(names))
 
-    def errors(self, records: Iterable[Record]) -> dict[str, Any] | None:
+    def errors(self, records: Iterable[Record]) -> ErrorCounts | None:
         """Count kinds of mistakes; None where a mistake is only that."""
         return None
 
@@ -468,7 +468,7 @@ class Entities(Tags):
 
         return [*sorted(occurring - {NOTHING}), NOTHING]
 
-    def errors(self, records: Iterable[Record]) -> dict[str, Any] | None:
+    def errors(self, records: Iterable[Record]) -> ErrorCounts | None:
         from lmkit.metrics.entities import count_matches
 
         return count_matches(match for record in records for match in _matches(record))
@@ -536,12 +536,6 @@ class Tokens(Answer):
 
     def display(self, record: Record) -> Display:
         return Display([Line([Part(excerpt(self.text(record), 400))])])
-
-
-def answer_of(task: Any) -> Answer:
-    """Return the kind of a task's answers."""
-    answer: Answer = task.problem.answer(task.facts)
-    return answer
 
 
 def excerpt(text: str, letters: int = LETTERS) -> str:

@@ -95,10 +95,12 @@ class Problem(ABC):
 
     name: ClassVar[str]  # as ``task:`` of a recipe has it
     aliases: ClassVar[tuple[str, ...]] = ()  # other names that a recipe may have
+    foreign_names: ClassVar[tuple[str, ...]] = ()  # in other tools, answered with its name here
     stage: ClassVar[Literal["pretrain", "finetune"]]
     section: ClassVar[str | None] = None  # its own part of the recipe
     section_type: ClassVar[Any] = None  # a Section, where recipe/schema.py has no such part
     keys: ClassVar[tuple[str, ...]] = ()  # of lmkit's recipe, that it reads and some other does not
+    decided_keys: ClassVar[tuple[str, ...]] = ()  # of those, that a trained model cannot change
     eval_keys: ClassVar[frozenset[str]] = frozenset()  # of ``eval``, likewise
     auto_class: ClassVar[str]  # of transformers
     smoke_preset: ClassVar[str]  # the family that stands in where a smoke run has no model
@@ -232,6 +234,11 @@ class Scored:
         """Return the name of the problem."""
         return self.problem.name
 
+    @property
+    def answer(self) -> Answer:
+        """Return the kind of answer that is given to a row."""
+        return self.problem.answer(self.facts)
+
 
 class Task(ABC):
     """A problem with its facts, recipe and tokenizer. It answers six questions, and is complete once constructed.
@@ -264,6 +271,11 @@ class Task(ABC):
         """Return the name of the problem."""
         return self.problem.name
 
+    @property
+    def answer(self) -> Answer:
+        """Return the kind of answer that is given to a row."""
+        return self.problem.answer(self.facts)
+
     # ------------------------------------------------------------------ the six questions
 
     def model_config(self) -> dict[str, Any]:
@@ -290,12 +302,13 @@ class Task(ABC):
         """Return the *sum* of the cross-entropies of the labels that count, in nats; its weight is ``batch.items``."""
         from torch.nn.functional import cross_entropy
 
-        smoothing = self.recipe.train.label_smoothing if model.training else 0.0
-        if self.predicts_tokens:
-            from lmkit.fast.token_loss import token_loss
+        from lmkit.heads import unwrap
 
-            loss = token_loss(
-                model, self.inputs(model, batch), batch.labels, label_smoothing=smoothing
+        smoothing = self.recipe.train.label_smoothing if model.training else 0.0
+        without_logits = getattr(unwrap(model), "lmkit_token_loss", None)
+        if self.predicts_tokens and without_logits is not None:
+            loss: torch.Tensor | None = without_logits(
+                self.inputs(model, batch), batch.labels, label_smoothing=smoothing
             )
             if loss is not None:
                 return loss

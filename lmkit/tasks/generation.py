@@ -74,3 +74,42 @@ def shift(model: Any, labels: torch.Tensor) -> torch.Tensor:
     )
     shifted[:, 0] = model.config.decoder_start_token_id
     return shifted
+
+
+# tokens by sentence, and with several beams the score of each
+Written = tuple[list[list[int]], list[float] | None]
+
+
+def generate(model: Any, batch: dict[str, torch.Tensor], encoded: Any) -> Written:
+    """Let transformers write what the model's ``generation_config`` says.
+
+    Args:
+        batch: ``input_ids`` and ``attention_mask``, ``(sentences, length)``.
+        encoded: what the encoder made of them.
+
+    Returns:
+        Tokens by sentence, without the decoder's start, the end mark included where there is one; and
+        with several beams the scores of the best, log-probabilities over ``length ** length_penalty``.
+    """
+    from transformers.modeling_outputs import BaseModelOutput
+
+    beams = model.generation_config.num_beams
+    output = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded.last_hidden_state),
+        return_dict_in_generate=True,
+        output_scores=beams > 1,
+    )
+    ends = ends_of(model.generation_config)
+    texts = []
+    for ids in output.sequences[:, 1:].tolist():  # padded at the end
+        length = next((at for at, token in enumerate(ids, 1) if token in ends), len(ids))
+        texts.append(ids[:length])
+    return texts, output.sequences_scores.tolist() if beams > 1 else None
+
+
+def ends_of(options: Any) -> list[int]:
+    """Return the marks that end a sentence."""
+    ends = options.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

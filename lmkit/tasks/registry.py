@@ -55,6 +55,12 @@ def real_name(name: str) -> str | None:
     return next((other.name for other in problems() if name in other.aliases), None)
 
 
+def name_here(foreign: str) -> str | None:
+    """Return the name of the problem that another tool gives this name; None: nobody knows it."""
+    foreign = foreign.lower().replace("_", "-")
+    return next((other.name for other in problems() if foreign in other.foreign_names), None)
+
+
 def readers_of(key: str) -> tuple[str, ...]:
     """Return the names of the problems that read a key of the recipe which others do not; none: all read it."""
     return tuple(other.name for other in problems() if _reads(other, key))

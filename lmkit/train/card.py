@@ -10,24 +10,24 @@ from typing import Any
 from lmkit.evaluation.evaluate import metrics_table
 from lmkit.models.adapters import TASK_TYPES
 from lmkit.recipe.schema import Recipe
-from lmkit.records import Metrics
+from lmkit.records import Manifest, Metrics
 from lmkit.tasks.base import Card, Problem, Task
 
 
-def model_card(
-    recipe: Recipe, task: Task, manifest: dict[str, Any], validation: Metrics | None
-) -> str:
-    """README.md of a run directory."""
-    parameters = manifest["parameters"]
+def model_card(recipe: Recipe, task: Task, manifest: Manifest, validation: Metrics | None) -> str:
+    """Return README.md of a run directory that ended."""
+    trained, parameters = manifest.parameters["trained"], manifest.parameters["total"]
     files = "\n".join(
-        f"- {entry['split']}: `{entry['path'].rsplit('/', 1)[-1]}`, {entry['rows']} rows, sha256 `{entry['sha256'][:16]}`"
-        for entry in manifest["data"]
+        f"- {file.split}: `{file.path.rsplit('/', 1)[-1]}`, {file.rows} rows, sha256 `{file.sha256[:16]}`"
+        for file in manifest.data
     )
+    ending = manifest.ending
+    assert ending is not None
     lines = [
         f"# {recipe.name}",
-        f"Task: {task.name}. Weights from: {manifest['model']}. {parameters['total']:,} parameters, {parameters['trained']:,} trained.",
+        f"Task: {task.name}. Weights from: {manifest.model}. {parameters:,} parameters, {trained:,} trained.",
         f"## Data\n{files}",
-        f"## Training\n{manifest['steps']} steps of {recipe.train.batch_size} examples, {manifest['tokens_seen']:,} tokens, {manifest['seconds']:.0f} seconds; seed {recipe.seed}. `recipe.yaml` repeats it; `manifest.json` says with what.",
+        f"## Training\n{ending.steps} steps of {recipe.train.batch_size} examples, {ending.tokens_seen:,} tokens, {ending.seconds:.0f} seconds; seed {recipe.seed}. `recipe.yaml` repeats it; `manifest.json` says with what.",
     ]
     if labels := task.facts.get("labels"):
         lines.append("## Labels\n" + ", ".join(f"`{label}`" for label in labels))

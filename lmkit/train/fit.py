@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from lmkit import console
@@ -23,14 +24,14 @@ from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.load import dump_recipe
 from lmkit.recipe.schema import Recipe
-from lmkit.records import Metrics
+from lmkit.records import Manifest, Metrics
 from lmkit.run import Run, atomic_directory, write_json, write_rejects, write_text
 from lmkit.tasks.base import Task
 from lmkit.train import card
 from lmkit.train.averages import use_average
 from lmkit.train.checkpoint import average_weights, averaged, checkpoint_steps, load_weights
 from lmkit.train.device import micro_batch_tokens
-from lmkit.train.manifest import announce, end_manifest, start_manifest
+from lmkit.train.manifest import announce, end_of, start_manifest
 from lmkit.train.plans import evaluation_interval, metric_of
 from lmkit.train.prepare import prepare
 from lmkit.train.progress import Progress
@@ -110,6 +111,8 @@ def _fit(
     if setup.parallelism.is_first:
         run.start(resume=resume, overwrite=overwrite)
         _write_start(run, setup, manifest)
+    if line := setup.parallelism.describe():
+        console.say(line)
     announce(manifest, setup.total, metric)
     if resume:
         restore(run, setup, progress)
@@ -130,9 +133,9 @@ def _fit(
     setup.parallelism.end()
 
     seconds = time.perf_counter() - started
-    manifest |= end_manifest(setup, progress, averaged_steps, seconds)
+    manifest = replace(manifest, ending=end_of(setup, progress, averaged_steps, seconds))
     if setup.parallelism.is_first:
-        write_json(run.manifest_file, manifest)
+        write_json(run.manifest_file, manifest.to_json())
         write_text(run.card_file, card.model_card(recipe, setup.task, manifest, metrics))
     return TrainingSummary(
         run=str(run.path),
@@ -146,11 +149,11 @@ def _fit(
     )
 
 
-def _write_start(run: Run, setup: Setup, manifest: dict[str, Any]) -> None:
+def _write_start(run: Run, setup: Setup, manifest: Manifest) -> None:
     """Write what is known before the first step; of a resumed run, too: it may have more steps now."""
     write_text(run.recipe_file, dump_recipe(setup.recipe))
     write_rejects(run.rejects_file, setup.prepared.splits.rejected)
-    write_json(run.manifest_file, manifest)
+    write_json(run.manifest_file, manifest.to_json())
 
 
 def choose_weights(setup: Setup, run: Run, progress: Progress) -> list[int]:

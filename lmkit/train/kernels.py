@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError
-from lmkit.fast.packing import Packing
 from lmkit.run import versions
 from lmkit.train.decisions import ATTENTION, KERNELS, Decision
 from lmkit.train.device import choose_precision, device_name
 
 if TYPE_CHECKING:
+    from lmkit.fast.packing import Packing
     from lmkit.train.setup import Setup
 
 TRIED_ON = ("cuda",)
@@ -130,12 +130,14 @@ def choose_kernels(setup: Setup, kept: Mapping[str, Decision]) -> Decision:
 
 def _fuse(setup: Setup, ways: dict[str, int]) -> tuple[bool, str]:
     """Put Liger's kernels in place on all processes or on none; return whether they are, and why."""
-    from lmkit.fast.liger import fuse, liger_kernels
-
+    if not setup.computation.is_fast:
+        return False, "hardware.fast is off"
     if setup.parallelism.device.type not in TRIED_ON:
         return False, "they need a GPU"
     if not setup.parallelism.computes_alone:
         return False, "the weights are in parts, and no process can try them alone"
+    from lmkit.fast.liger import fuse, liger_kernels
+
     kernels, modules, parts = liger_kernels(), ExitStack(), ""
     if isinstance(kernels, str):
         problem: str | None = kernels

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ from lmkit.batch import Batch
 from lmkit.data.encode import Encoded
 from lmkit.data.plan import Plan
 from lmkit.errors import TrainingStopped
-from lmkit.fast.packing import Packing
-from lmkit.fast.registry import computed_faster
-from lmkit.fast.unpadding import choose_packing, shared_rows
 from lmkit.models.build import build_model, count_parameters
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
+from lmkit.models.padding import warn_of_padding
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
 from lmkit.train.averages import update_ema
@@ -41,6 +39,10 @@ from lmkit.train.parallelism.base import Parallelism
 from lmkit.train.plans import plan_of, total_steps
 from lmkit.train.prepare import Prepared
 from lmkit.train.spikes import Spikes
+
+if TYPE_CHECKING:
+    from lmkit.fast.packing import Packing
+    from lmkit.fast.registry import FastPaths
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,35 @@ class Computation:
     """How the passes of a model are computed faster; none of it changes what they compute.
 
     Args:
+        is_fast: fast paths may be used (``hardware.fast``).
         packing: how several texts share a row; None: each has its own.
         is_compiled: the layers are compiled kernels.
         undo: makes the model again what it was, when it is closed.
     """
 
+    is_fast: bool
     packing: Packing | None = None
     is_compiled: bool = False
     undo: ExitStack = field(default_factory=ExitStack)
+    _paths: tuple[Packing | None, FastPaths] | None = field(default=None, init=False)
 
     @contextmanager
     def applied(self, model: Any, batch: Batch) -> Iterator[Batch]:
         """While active, a pass of the model on the batch that is given is computed so."""
-        device = batch.labels.device
-        with shared_rows(model, self.packing, batch) as given, computed_faster(model, device):
-            yield given
+        if not self.is_fast:
+            yield batch
+            return
+        paths = self._paths_of(model, batch.labels.device)
+        with paths.applied(model):
+            yield paths.transform(batch)
+
+    def _paths_of(self, model: Any, device: torch.device) -> FastPaths:
+        """Choose the fast paths once for each way of packing, which a trial may change."""
+        if self._paths is None or self._paths[0] is not self.packing:
+            from lmkit.fast.registry import choose_paths
+
+            self._paths = self.packing, choose_paths(model, device, self.packing)
+        return self._paths[1]
 
     def for_evaluation(self) -> AbstractContextManager[Any]:
         """While active, compiled layers run as they were: an evaluation is short and would compile them once more."""
@@ -304,11 +320,9 @@ def set_up(recipe: Recipe, prepared: Prepared, *, folder: str | None = None) -> 
     """
     trackers = recipe.logging.to if folder is not None else None
     parallelism = start_processes(recipe.hardware, trackers=trackers, folder=folder)
-    if line := parallelism.describe():
-        console.say(line)
     built = build_model(recipe, prepared.task, prepared.source)
     parallelism.check(recipe, built.model)
-    packing = choose_packing(recipe, prepared.task.problem, built.model)
+    packing = _packing_of(recipe, prepared.task, built.model)
     encoded = prepared.encoded["train"]
     plan = plan_of(recipe, encoded)
     model = parallelism.prepare(built.model)
@@ -320,7 +334,7 @@ def set_up(recipe: Recipe, prepared: Prepared, *, folder: str | None = None) -> 
         parallelism=parallelism,
         model=model,
         optimizer=parallelism.prepare_optimizer(_optimizer_of(recipe, model)),
-        computation=Computation(packing),
+        computation=Computation(recipe.hardware.fast != "off", packing),
         batches=StepBatches(
             encoded,
             plan,
@@ -333,6 +347,16 @@ def set_up(recipe: Recipe, prepared: Prepared, *, folder: str | None = None) -> 
         new_modules=built.new,
         spikes=Spikes(recipe.train, []) if recipe.train.on_spike is not None else None,
     )
+
+
+def _packing_of(recipe: Recipe, task: Task, model: Any) -> Packing | None:
+    """Find how the model takes several texts in a row; without fast paths no file of theirs is even imported."""
+    if recipe.hardware.fast == "off":
+        warn_of_padding(model)
+        return None
+    from lmkit.fast.unpadding import choose_packing
+
+    return choose_packing(recipe, task.problem, model)
 
 
 def _optimizer_of(recipe: Recipe, model: Any) -> Any:

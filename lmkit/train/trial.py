@@ -20,6 +20,7 @@ from lmkit.train.device import (
     wait_for_device,
 )
 from lmkit.train.loop import Step, train_steps
+from lmkit.train.measurements import TrialFacts, Turn
 from lmkit.train.plans import UNLIMITED
 from lmkit.train.prepare import prepare
 from lmkit.train.setup import Computation, decide, decide_compile, set_up
@@ -45,7 +46,7 @@ class Trial:
         self._memory = 0
         self._steps = train_steps(self._setup)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TrialFacts:
         """Return what was chosen for the recipe here, and which other settings would compute something else."""
         import torch
 
@@ -54,22 +55,22 @@ class Trial:
         cut, largest = self._cut(budget)
         trained, parameters = setup.parameter_counts
         sizes = [size for size in (largest // 2, 2 * budget) if size]
-        return {
-            "device": device_name(setup.parallelism.device),
-            "threads": torch.get_num_threads(),
-            "parameters": {"trained": trained, "total": parameters},
-            "precision": choose_precision(hardware),
-            "native_bf16": native_bf16(),
-            "micro_batch_tokens": budget,
-            "other_micro_batches": [size for size in sizes if self._cut(size)[0] != cut],
-            "packing": setup.batches.packed,
-            "attention": setup.decisions[ATTENTION].chosen,
-            "kernels": setup.decisions[KERNELS].chosen,
-            "workers": hardware.workers,
-            "examples": len(setup.encoded),
-            "examples_a_micro_batch": max(1, round(sum(cut) / len(cut))),
-            "steps": self._total if self._total < UNLIMITED else None,
-        }
+        return TrialFacts(
+            device=device_name(setup.parallelism.device),
+            threads=torch.get_num_threads(),
+            parameters={"trained": trained, "total": parameters},
+            precision=choose_precision(hardware),
+            native_bf16=native_bf16(),
+            micro_batch_tokens=budget,
+            other_micro_batches=[size for size in sizes if self._cut(size)[0] != cut],
+            packing=setup.batches.packed,
+            attention=setup.decisions[ATTENTION].chosen,
+            kernels=setup.decisions[KERNELS].chosen,
+            workers=hardware.workers,
+            examples=len(setup.encoded),
+            examples_a_micro_batch=max(1, round(sum(cut) / len(cut))),
+            steps=self._total if self._total < UNLIMITED else None,
+        )
 
     def _cut(self, budget: int) -> tuple[list[int], int]:
         """Return the examples in each micro-batch of some steps, and the tokens that the largest has room for."""
@@ -80,7 +81,7 @@ class Trial:
         sizes = [len(part) * int(batches.slots[part].max()) for part in parts]
         return [len(part) for part in parts], max(sizes)
 
-    def turn(self, seconds: float, *, settle: int) -> dict[str, Any]:
+    def turn(self, seconds: float, *, settle: int) -> Turn:
         """Run steps for about so long, at least one.
 
         Args:
@@ -102,16 +103,16 @@ class Trial:
         self._wait()
         took = time.perf_counter() - begun
         self._memory = max(self._memory, peak_memory_bytes())
-        return {
-            "seconds": took,
-            "steps": len(steps),
-            "examples": sum(len(self._setup.plan.examples(step.number - 1)) for step in steps),
-            "tokens": sum(step.tokens for step in steps),
-            "slots": sum(step.slots for step in steps),
-            "waited_seconds": sum(step.waited_seconds for step in steps),
-            "micro_batch_tokens": self._setup.batches.budget,
-            "peak_memory_bytes": self._memory,
-        }
+        return Turn(
+            seconds=took,
+            steps=len(steps),
+            examples=sum(len(self._setup.plan.examples(step.number - 1)) for step in steps),
+            tokens=sum(step.tokens for step in steps),
+            slots=sum(step.slots for step in steps),
+            waited_seconds=sum(step.waited_seconds for step in steps),
+            micro_batch_tokens=self._setup.batches.budget,
+            peak_memory_bytes=self._memory,
+        )
 
     def matmul_peak(self, seconds: float) -> float:
         """Measure the FLOP/s of the fastest of some products of large square matrices, in the precision of the recipe."""
@@ -148,7 +149,7 @@ class Trial:
 
         from lmkit.models.memory import is_out_of_memory
 
-        setup = replace(self._setup, computation=Computation())
+        setup = replace(self._setup, computation=Computation(self._setup.computation.is_fast))
         if setup.recipe.hardware.gradient_checkpointing:
             _keep_activations(setup.model)
         self._setup.computation.undo.close()  # nothing is counted inside of compiled kernels

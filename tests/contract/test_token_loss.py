@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import transformers
 
 from lmkit.batch import IGNORE
 from lmkit.fast import token_loss
+from lmkit.fast.token_loss import TokenLoss
 from lmkit.heads import unwrap
 
 FUSED = [
@@ -31,9 +32,8 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
 
     def find(task: Any, model: Any, batch: Any, *, fused: bool = True) -> tuple[Any, Any]:
         ways = []
-        for way in (token_loss.token_loss, lambda *arguments, **options: None):
-            with monkeypatch.context() as patch, counting() as logits:
-                patch.setattr(token_loss, "token_loss", way)
+        for way in (TokenLoss().applied(model), nullcontext()):
+            with way, counting() as logits:
                 model.train().zero_grad()
                 loss = task.loss(model, batch)
                 (loss / batch.items).backward()
@@ -106,20 +106,16 @@ def test_loss_and_gradients_are_those_of_the_logits(
     ("task", "architecture"),
     [("mlm", "bert"), ("clm", "llama"), ("denoise", "t5"), ("translation", "marian")],
 )
-def test_evaluation_has_the_loss_of_the_logits(
-    tiny: Any, monkeypatch: Any, task: str, architecture: str
-) -> None:
+def test_evaluation_has_the_loss_of_the_logits(tiny: Any, task: str, architecture: str) -> None:
     recipe = tiny.recipe(task, architecture, train={"label_smoothing": 0.1})
     model = tiny.model(recipe)
     learned, batch = batch_of(tiny, recipe)
     with torch.inference_mode():
-        without = learned.loss(model, batch)
-        monkeypatch.setattr(token_loss, "token_loss", lambda *arguments, **options: None)
+        with TokenLoss().applied(model):
+            without = learned.loss(model, batch)
         torch.testing.assert_close(without, learned.loss(model, batch), atol=1e-5, rtol=1e-5)
-    monkeypatch.undo()
-    learned.loss(
-        model.train(), batch
-    ).backward()  # the trial was made in inference mode, and training goes on
+    with TokenLoss().applied(model.train()):
+        learned.loss(model, batch).backward()  # the trial was made in inference mode
 
 
 @pytest.mark.parametrize(
@@ -172,7 +168,7 @@ def test_an_adapter_on_the_head_keeps_the_plain_way(tiny: Any, losses: Any) -> N
     recipe = tiny.recipe("clm", "llama", model={"config": {"tie_word_embeddings": False}})
     task, batch = batch_of(tiny, recipe)
     model = tiny.model(recipe)
-    assert task.loss(model, batch).item() > 0  # tried, and found exact
+    assert TokenLoss().available(model, model.device) is None  # tried, and found exact
     adapted = get_peft_model(
         model, LoraConfig(r=4, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
     )
@@ -188,8 +184,9 @@ def test_the_head_is_tried_once_and_left_as_it_was(tiny: Any, monkeypatch: Any) 
     trials = []
     real = token_loss._trial
     monkeypatch.setattr(token_loss, "_trial", lambda *given: (trials.append(1), real(*given))[1])
-    for _ in range(3):
-        task.loss(model, batch)
+    with TokenLoss().applied(model):
+        for _ in range(3):
+            task.loss(model, batch)
     head = unwrap(model).get_output_embeddings()
     assert (len(trials), "forward" in vars(head)) == (1, False)
     assert model(**task.inputs(model, batch)).logits.shape[-1] == len(head.weight)

@@ -42,9 +42,7 @@ def test_a_proof_that_fails_is_said_and_ends_with_1(
         return summed(task, model, batch) / batch.items
 
     monkeypatch.setattr(MaskedLanguageModeling, "loss", averaged)
-    monkeypatch.setattr(
-        proof, "_two_processes", lambda *_: proof.Verdict("processes: 2", None, None, "skipped")
-    )
+    monkeypatch.setattr(proof, "_two_processes", lambda *_: proof.Proof.skipped("processes: 2", ""))
     ended = command("doctor", "language.yaml", cwd=project)
     assert ended.status == 1
     assert "a proof failed" in ended.err

@@ -41,7 +41,7 @@ class Roles:
     with_gold: bool = True
 
     @property
-    def wanted(self) -> list[Field]:
+    def fields_read(self) -> list[Field]:
         """The fields that are read."""
         return [field for field in self.fields if self.with_gold or not field.gold]
 
@@ -191,7 +191,7 @@ def _remedy(first: FirstRow, field: Field, form: Form, close: str) -> str:
     file_format = find_format(first.path)
     assert file_format is not None
     if file_format.is_text:
-        pair = parallel.hint(first.path, key=first.key, wanted=form.fields)
+        pair = parallel.hint(first.path, key=first.key, fields_read=form.fields)
         needs = f"{field.name} needs .jsonl, .csv, .tsv, .conll or .parquet"
         return pair or f"a text file has texts alone; {needs}"
     name_it = f"say which it is: data.columns={{{field.name}: {close}}}"

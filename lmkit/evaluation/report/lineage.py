@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from lmkit.records import Interval, Metrics
+from lmkit.records import Interval, Manifest, Metrics
 from lmkit.run import Run
 from lmkit.tasks.registry import headline
 
@@ -40,23 +39,27 @@ class Parent:
         return None
 
 
-def manifest_of(run: Run | None) -> dict[str, Any]:
-    """Return manifest.json of a run; empty where there is none or it cannot be read."""
+def manifest_of(run: Run | None) -> Manifest | None:
+    """Return manifest.json of a run; None where there is none or it cannot be read."""
     try:
-        return run.manifest if run is not None else {}
-    except (OSError, ValueError):
-        return {}
+        return Manifest.from_json(run.manifest) if run is not None else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def parents(run: Run | None) -> list[Parent]:
     """Return the parent of a run, its parent, and so on."""
     ancestors: list[Parent] = []
     seen = set()
-    while (place := manifest_of(run).get("parent")) and place not in seen and len(ancestors) < MOST:
-        seen.add(place)
-        run = Run(place)
-        manifest = manifest_of(run)
-        ancestors.append(Parent(run.path.name, str(manifest.get("task", "gone")), _metrics(run)))
+    manifest = manifest_of(run)
+    while manifest is not None and manifest.parent and len(ancestors) < MOST:
+        if manifest.parent in seen:
+            break
+        seen.add(manifest.parent)
+        parent = Run(manifest.parent)
+        manifest = manifest_of(parent)
+        task = manifest.task if manifest is not None else "gone"
+        ancestors.append(Parent(parent.path.name, task, _metrics(parent)))
     return ancestors
 
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lmkit import __version__
@@ -16,9 +16,8 @@ from lmkit.evaluation.report.plots import Figure, IntervalBar
 from lmkit.evaluation.report.render import read_trusted, render
 from lmkit.evaluation.report.rows import hues_of, rows_of
 from lmkit.evaluation.report.where import where
-from lmkit.records import Interval, Metrics, Record
+from lmkit.records import DataFile, Interval, Manifest, Metrics, Record
 from lmkit.run import Run, command_line
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.base import Task
 from lmkit.tasks.registry import headline
 
@@ -43,8 +42,9 @@ def report(
     background: Background,
 ) -> str:
     """Return one HTML page that asks nothing of the network: styles, figures and script are in it, and its policy forbids the rest."""
-    metric, answer = headline(metrics.task, metrics.metrics), answer_of(task)
+    metric, answer = headline(metrics.task, metrics.metrics), task.answer
     run, ancestors = background.run, lineage.parents(background.run)
+    manifest = lineage.manifest_of(run)
     script = read_trusted("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values: dict[str, object] = {
@@ -63,12 +63,12 @@ def report(
         "rows": rows_of(records, answer, analysis.suspicions),
         "hues": hues_of(analysis.confusion.labels if analysis.confusion else ()),
         "learning": _learning(run),
-        "files": _files(metrics.split, background),
+        "files": _files(metrics.split, background, manifest),
         "labels": task.facts.get("labels") or [],
         "labels_shown": LABELS_SHOWN,
         "ancestors": ancestors,
         **where(metrics, analysis, records, answer, metric),
-        **_made(metrics, run),
+        **_made(metrics, run, manifest),
     }
     return render("report.html", values)
 
@@ -134,38 +134,31 @@ def _validation_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[plo
     return curves
 
 
-def _files(split: str, background: Background) -> list[Mapping[str, Any]]:
+def _files(split: str, background: Background, manifest: Manifest | None) -> list[DataFile]:
     """Return the files that were evaluated, and those that the model was trained with."""
-    files: list[Mapping[str, Any]] = [{"split": split, **entry} for entry in background.data]
-    evaluated = {entry["sha256"] for entry in files}
-    files += [
-        entry
-        for entry in lineage.manifest_of(background.run).get("data", ())
-        if entry["sha256"] not in evaluated
-    ]
+    files = [replace(file, split=split) for file in background.data]
+    evaluated = {file.sha256 for file in files}
+    if manifest is not None:
+        files += [file for file in manifest.data if file.sha256 not in evaluated]
     return files
 
 
-def _made(metrics: Metrics, run: Run | None) -> dict[str, object]:
+def _made(metrics: Metrics, run: Run | None, manifest: Manifest | None) -> dict[str, object]:
     """Return the command that repeats the run, and how the numbers were made."""
-    manifest = lineage.manifest_of(run)
-    versions = manifest.get("versions", {})
-    facts = {
-        "run": run.path if run else None,
-        "weights from": manifest.get("model"),
-        "parameters": _parameters(manifest),
-        "seed": manifest.get("seed"),
-        "commit": manifest.get("git_commit"),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "how the numbers were made": metrics.signature,
-    }
+    facts: dict[str, object] = {"run": run.path if run else None}
+    if manifest is not None:
+        counts = manifest.parameters
+        versions = [f"{name} {version}" for name, version in manifest.versions.items()]
+        facts |= {
+            "weights from": manifest.model,
+            "parameters": f"{counts['total']:,}, of them {counts['trained']:,} trained",
+            "seed": manifest.seed,
+            "commit": manifest.git_commit,
+            "versions": ", ".join(versions),
+        }
+    facts["how the numbers were made"] = metrics.signature
     return {
         "command": shlex.join(command_line()),
-        "model_command": shlex.join(map(str, manifest.get("command", ()))),
+        "model_command": shlex.join(map(str, manifest.command)) if manifest else "",
         "facts": [(name, value) for name, value in facts.items() if value not in (None, "")],
     }
-
-
-def _parameters(manifest: Mapping[str, Any]) -> str | None:
-    counts = manifest.get("parameters")
-    return f"{counts['total']:,}, of them {counts['trained']:,} trained" if counts else None

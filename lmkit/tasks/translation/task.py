@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmkit.batch import IGNORE, Batch, Columns, Piece, Row, flat, lay_out, pad
 from lmkit.heads import logits_at, unwrap
 from lmkit.tasks.base import Facts, Problem, Task, TooLong
-from lmkit.tasks.generation import set_generation, shift
+from lmkit.tasks.generation import generate, set_generation, shift
 from lmkit.tasks.languages import set_languages, target_of
 
 if TYPE_CHECKING:
@@ -118,8 +119,6 @@ class Translation(Task):
         import torch
         from torch.nn.functional import cross_entropy
 
-        from lmkit.fast.search import search
-
         inner = unwrap(model)
         encoded = inner.get_encoder()(**batch.inputs, return_dict=True)
         nll, items = [0.0] * len(pieces), [0] * len(pieces)
@@ -135,7 +134,8 @@ class Translation(Task):
                 .tolist()
             )
             items = counted.sum(1).tolist()
-        written, scores = search(inner, batch.inputs, encoded)
+        search = getattr(inner, "lmkit_search", None) or partial(generate, inner)
+        written, scores = search(batch.inputs, encoded)
         ends = inner.generation_config.eos_token_id
         marks = set(ends) if isinstance(ends, list) else {ends}
         texts = self.target_tokenizer.batch_decode(

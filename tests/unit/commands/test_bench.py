@@ -10,8 +10,8 @@ import pytest
 from lmkit.commands import bench
 from lmkit.commands.bench import (
     BenchReport,
-    Measured,
     Speed,
+    TriedSetting,
     choices,
     combined,
     fastest,
@@ -19,18 +19,24 @@ from lmkit.commands.bench import (
 )
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe
+from lmkit.train.measurements import TrialFacts, Turn
 
-FACTS: dict[str, Any] = {
-    "device": "cpu",
-    "native_bf16": False,
-    "precision": "fp32",
-    "other_micro_batches": [],
-    "packing": False,
-    "attention": "SDPA",
-    "kernels": "PyTorch's",
-    "workers": 0,
-    "examples_a_micro_batch": 4,
-}
+FACTS = TrialFacts(
+    device="cpu",
+    threads=1,
+    parameters={"trained": 10, "total": 2000},
+    precision="fp32",
+    native_bf16=False,
+    micro_batch_tokens=128,
+    other_micro_batches=[],
+    packing=False,
+    attention="SDPA",
+    kernels="PyTorch's",
+    workers=0,
+    examples=100,
+    examples_a_micro_batch=4,
+    steps=10,
+)
 
 
 def recipe(**sections: Any) -> Any:
@@ -63,7 +69,7 @@ def recipe(**sections: Any) -> Any:
 def test_only_settings_that_compute_it_in_another_way_are_tried(
     facts: dict[str, Any], waiting: float, hardware: dict[str, Any], expected: list[dict[str, Any]]
 ) -> None:
-    assert choices(recipe(hardware=hardware), FACTS | facts, waiting) == expected
+    assert choices(recipe(hardware=hardware), replace(FACTS, **facts), waiting) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,9 +86,9 @@ def test_a_setting_within_noise_makes_no_difference(ratios: list[float], expecte
     assert verdict(ratios) == expected
 
 
-def rows(*entries: tuple[dict[str, Any], float, str]) -> list[Measured]:
+def rows(*entries: tuple[dict[str, Any], float, str]) -> list[TriedSetting]:
     return [
-        Measured(setting, verdict, Speed(1000.0, ratio, ratio, ratio, 0.0, 2**30))
+        TriedSetting(setting, verdict, Speed(1000.0, ratio, ratio, ratio, 0.0, 2**30))
         for setting, ratio, verdict in entries
     ]
 
@@ -112,7 +118,17 @@ def test_a_step_too_long_for_a_turn_is_made_shorter_but_not_below_two_micro_batc
     long = recipe(train={"batch_size": 100})
 
     def fitting(seconds: float) -> int | None:
-        return bench._fitting(long, FACTS, {"seconds": seconds, "steps": 1}, turn=2.0)
+        first = Turn(
+            seconds=seconds,
+            steps=1,
+            examples=100,
+            tokens=800,
+            slots=800,
+            waited_seconds=0.0,
+            micro_batch_tokens=128,
+            peak_memory_bytes=2**30,
+        )
+        return bench._fitting(long, FACTS, first, turn=2.0)
 
     assert [fitting(seconds) for seconds in (1.0, 2.0, 4.0, 1000.0)] == [None, None, 50, 8]
 
@@ -130,10 +146,10 @@ def test_only_keys_that_leave_what_is_learned_alone_are_tried() -> None:
 
 
 def test_the_tables_end_with_the_keys_to_copy() -> None:
-    packing = Measured(
+    packing = TriedSetting(
         {"hardware.packing": "off"}, "slower", Speed(999.0, 0.8, 0.7, 0.9, 0.125, 2**29)
     )
-    compiled = Measured({"hardware.compile": "on"}, "failed", note="why")
+    compiled = TriedSetting({"hardware.compile": "on"}, "failed", note="why")
     report = BenchReport(
         recipe="mine",
         task="mlm",

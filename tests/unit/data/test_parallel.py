@@ -192,7 +192,7 @@ def test_both_files_are_given_as_key_and_value() -> None:
     )
     splits = load_splits(recipe, TRANSLATION, wanted=("train", "validation"))
     assert splits.rows["validation"][0]["target"] == "eins"
-    assert [(entry["split"], entry["path"]) for entry in provenance(splits)] == [
+    assert [(file.split, file.path) for file in provenance(splits)] == [
         ("train", "a.en"),
         ("train", "a.de"),
         ("validation", "a.en"),

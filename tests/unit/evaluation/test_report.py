@@ -21,7 +21,6 @@ from lmkit.evaluation.slices import Slice
 from lmkit.evaluation.suspicions import DoubtfulGold, Overlap, Suspicions
 from lmkit.recipe import load_recipe
 from lmkit.records import BaselineScore, Interval, Metrics, Record
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.base import Scored
 from lmkit.tasks.registry import problem
 
@@ -45,7 +44,7 @@ def page(
         labels = tuple(sorted(tags))
     facts = {"labels": list(labels), **problem(task).recover(records)}
     made = Scored(problem(task), load_recipe({"task": task, "name": "x"}), facts)
-    answer = answer_of(made)
+    answer = made.answer
     lines = [Record(record) for record in records]
     metric = {"classification": "accuracy", "ner": "f1", "translation": "bleu"}.get(task, "loss")
     metrics = Metrics(

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkit.batch import IGNORE
-from lmkit.tasks.mlm.task import IDEOGRAPH, choose, word_numbers
+from lmkit.tasks.mlm.task import choose
+from lmkit.tasks.words import IDEOGRAPH, word_numbers
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
 THIRTEEN = "Call me Ishmael and I will sail about a little with the whale"

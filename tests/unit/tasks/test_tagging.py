@@ -22,7 +22,6 @@ from lmkit.metrics.tagging import chunks
 from lmkit.models.build import build_model, load_trained, save_model
 from lmkit.models.source import find_model
 from lmkit.run import Run
-from lmkit.tasks.answers import answer_of
 from lmkit.tasks.ner import problem as ner
 from lmkit.tasks.ner.problem import TAGGING
 from lmkit.tasks.ner.task import WordTagging, sequence_losses
@@ -148,7 +147,7 @@ def test_entities_without_types_are_entities_all_the_way(
     if tagging:
         assert all(chunks(r["prediction"]) == chunks(r["prediction"], strict=True) for r in records)
     gold = [{**record, "prediction": record["gold"]} for record in records]
-    answer = answer_of(task)
+    answer = task.answer
     assert answer.kind == "entities"
     assert task.problem.score(task.facts, gold).values()["f1_strict"] == 1
     assert task.problem.score(task.facts, gold).label_values()["_"]["support"] == 16

@@ -17,8 +17,9 @@ import pytest
 import safetensors.torch
 from safetensors.torch import load_file
 
-from lmkit.commands.proof import COMPARED, _logged
+from lmkit.commands.proof import COMPARED
 from lmkit.errors import TrainingStopped
+from lmkit.flow.proof_processes import logged_step
 from lmkit.run import Run
 from lmkit.tasks.mlm.task import MaskedLanguageModeling
 from lmkit.train.checkpoint import checkpoint_steps
@@ -82,7 +83,7 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_one_every_time(
         run = Run(recipe.output)
         step, delay = moments.randrange(STEPS), moments.random() * 0.05
         process = in_a_fork(tiny, recipe)
-        while process.is_alive() and _logged(run) < step:
+        while process.is_alive() and logged_step(run) < step:
             time.sleep(0.001)
         time.sleep(delay)
         try:
@@ -90,7 +91,7 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_one_every_time(
         except ProcessLookupError:  # it has no group of its own yet, or is done
             process.kill()
         process.join()
-        landed.add(_logged(run))
+        landed.add(logged_step(run))
         assert_same(tiny.fit(recipe, resume=True), whole)
     assert len(landed) > 1
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lmkit.train.measurements import TrialFacts
 from lmkit.train.trial import Trial
 
 ROOM_FOR_ALL = 10**6
@@ -20,13 +21,12 @@ def test_a_turn_counts_what_the_steps_read_and_goes_on_where_the_last_one_ended(
     recipe = tiny.recipe("classification", train={"batch_size": 4})
     trial, encoded = trial_of(tiny, recipe), tiny.prepared(recipe).encoded["train"]
     epoch = [trial.turn(0, settle=0) for _ in range(3)]  # 10 rows: 4, 4 and 2
-    assert [(turn["steps"], turn["examples"]) for turn in epoch] == [(1, 4), (1, 4), (1, 2)]
-    assert sum(turn["tokens"] for turn in epoch) == encoded.tokens
+    assert [(turn.steps, turn.examples) for turn in epoch] == [(1, 4), (1, 4), (1, 2)]
+    assert sum(turn.tokens for turn in epoch) == encoded.tokens
     assert all(
-        turn["slots"] >= turn["tokens"] and 0 < turn["waited_seconds"] < turn["seconds"]
-        for turn in epoch
+        turn.slots >= turn.tokens and 0 < turn.waited_seconds < turn.seconds for turn in epoch
     )
-    assert trial.turn(0, settle=1)["examples"] == 4  # one step of four was left out
+    assert trial.turn(0, settle=1).examples == 4  # one step of four was left out
 
 
 def test_nothing_is_written(tiny: Any) -> None:
@@ -36,13 +36,13 @@ def test_nothing_is_written(tiny: Any) -> None:
 
 
 def test_other_micro_batches_are_those_that_would_be_cut_otherwise(tiny: Any) -> None:
-    def facts(tokens: int) -> dict[str, Any]:
+    def facts(tokens: int) -> TrialFacts:
         return trial_of(tiny, tiny.recipe("mlm", hardware={"micro_batch_tokens": tokens})).facts()
 
-    assert [tokens > 64 for tokens in facts(64)["other_micro_batches"]] == [False, True]
-    half_of_a_step = facts(ROOM_FOR_ALL)["other_micro_batches"]
+    assert [tokens > 64 for tokens in facts(64).other_micro_batches] == [False, True]
+    half_of_a_step = facts(ROOM_FOR_ALL).other_micro_batches
     assert [tokens < 4 * 32 for tokens in half_of_a_step] == [True]
-    assert facts(1)["examples_a_micro_batch"] == 1
+    assert facts(1).examples_a_micro_batch == 1
 
 
 def test_the_price_of_a_token_is_that_of_the_matrix_products(tiny: Any) -> None:
