@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -128,20 +128,23 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     metric  value
     f1        0.5
     """
-    cells = [[str(cell) for cell in row] for row in rows]
-    numeric = [
-        all(row[i][:1].isdigit() or row[i][:1] in "-" for row in cells) and bool(cells)
-        for i in range(len(header))
-    ]
-    widths = [max(_width(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    lines = []
-    for row in [list(header), *cells]:
-        padded = [
-            " " * (width - _width(cell)) + cell if right else cell + " " * (width - _width(cell))
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    lines = [list(header), *([str(cell) for cell in row] for row in rows)]
+    columns = [_align(column) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] in "-"
+
+
+def _align(column: Sequence[str]) -> list[str]:
+    """Pad the cells of a column, whose first is its header, to one width; numbers to the right."""
+    width = max(_width(cell) for cell in column)
+    is_numeric = len(column) > 1 and all(_is_number(cell) for cell in column[1:])
+    padding = [" " * (width - _width(cell)) for cell in column]
+    if is_numeric:
+        return [space + cell for space, cell in zip(padding, column, strict=True)]
+    return [cell + space for space, cell in zip(padding, column, strict=True)]
 
 
 def readable(number: float | None, digits: int = 3) -> str:
@@ -157,22 +160,20 @@ def readable(number: float | None, digits: int = 3) -> str:
     return f"{number:.1f}" if abs(number) >= 10 else f"{number:.{digits}f}"
 
 
-def progress(
-    items: Iterable[Any], *, total: int | None, what: str, unit: str = "it"
-) -> Iterator[Any]:
-    """Iterate with a bar on stderr (only on a terminal, only in the first process)."""
-    with progress_bar(total=total, what=what, unit=unit) as bar:
-        for item in items:
-            yield item
-            bar.update()
-
-
-def progress_bar(*, total: int | None, what: str, unit: str = "step", initial: int = 0) -> Any:
-    """A tqdm bar: steps done, time left, and whatever ``set_postfix_str`` is given."""
+def progress_bar(
+    items: Iterable[Any] | None = None,
+    *,
+    total: int | None,
+    what: str,
+    unit: str = "step",
+    initial: int = 0,
+) -> Any:
+    """Return a tqdm bar on stderr (only on a terminal, only in the first process); iterating it yields the items."""
     from tqdm import tqdm
 
     shown = _state.level > 0 and is_first_process() and sys.stderr.isatty()
     return tqdm(
+        items,
         total=total,
         desc=what,
         unit=unit,

@@ -13,18 +13,12 @@ from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.shipped import SUFFIXES, shipped_recipes
 from lmkit.run import Run, is_run
-from lmkit.tasks.registry import names, problem
+from lmkit.tasks.registry import names, problem, problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DECIDED = (
-    "data.labels",
-    "tagging.crf",
-    "tagging.crf_learning_rate",
-    "classification.kind",
-    "classification.class_weights",
-)
+DECIDED = ("tokenizer", "lora", "train", "data.labels")  # when a run was trained, whatever its task
 
 
 @dataclass(frozen=True)
@@ -102,10 +96,11 @@ def _is_recipe(name: str) -> bool:
 
 def _refuse_decided(overrides: Sequence[str], run: Path) -> None:
     """Refuse keys that were decided when the run was trained: they would silently have no effect."""
+    decided = {*DECIDED, *(key for solved in problems() for key in solved.decided_keys)}
     for override in overrides:
         key = override.partition("=")[0].strip()
         section = key.split(".")[0]
-        is_decided = section in ("tokenizer", "lora", "train", "translation") or key in DECIDED
+        is_decided = section in decided or key in decided
         if section == "model" and key not in ("model.trust_remote_code", "model.revision"):
             is_decided = True
         if is_decided:

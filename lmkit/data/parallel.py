@@ -20,7 +20,7 @@ def find_parallel(
     *,
     key: str,
     fields: Sequence[Field],
-    wanted: Sequence[Field],
+    fields_read: Sequence[Field],
 ) -> ByRole:
     """Find the text files of each role, as many for one as for the other.
 
@@ -28,14 +28,14 @@ def find_parallel(
 
     Args:
         files: what the recipe names, by role. key: the recipe's key, for messages.
-        fields: all that the task has. wanted: those that are to be read.
+        fields: all that the task has. fields_read: those that are to be read.
 
     Raises:
         DataError: an unknown or a missing role, a file that is not there or not text, unequal numbers of files.
     """
-    _check_roles(files, key, fields, wanted)
+    _check_roles(files, key, fields, fields_read)
     paths: ByRole = {}
-    for field in wanted:
+    for field in fields_read:
         text_files = sources.find_files(files[field.name], key=f"{key}.{field.name}", lines=True)
         assert isinstance(text_files, list)
         paths[field.name] = text_files
@@ -50,19 +50,19 @@ def find_parallel(
 
 
 def _check_roles(
-    files: Mapping[str, object], key: str, fields: Sequence[Field], wanted: Sequence[Field]
+    files: Mapping[str, object], key: str, fields: Sequence[Field], fields_read: Sequence[Field]
 ) -> None:
     names = [field.name for field in fields]
     for role in files:
         if role not in names:
             problem = f"this task has no column {role!r}"
             raise DataError(problem, place=key, remedy=suggest(role, names))
-    for field in wanted:
+    for field in fields_read:
         if field.kind not in ("text", "label"):
             remedy = "name one file with both, such as .conll or .jsonl"
             raise DataError(f"{field.name} are not read line by line", place=key, remedy=remedy)
         if field.name not in files:
-            example = ", ".join(f"{field.name}: FILE" for field in wanted)
+            example = ", ".join(f"{field.name}: FILE" for field in fields_read)
             remedy = f"for example {{{example}}}"
             raise DataError(f"no file for {field.name!r}", place=key, remedy=remedy)
 
@@ -119,10 +119,10 @@ def _differs_in_one_part(path: Path, other: Path) -> bool:
     return sum(a != b for a, b in zip(parts, other_parts, strict=True)) == 1
 
 
-def hint(path: Path, *, key: str, wanted: Sequence[Field]) -> str | None:
+def hint(path: Path, *, key: str, fields_read: Sequence[Field]) -> str | None:
     """Return what to write where one of two parallel files is named alone; None where that does not fit."""
-    texts = [field.name for field in wanted if field.kind == "text"]
-    if len(texts) != 2 or len(wanted) != 2 or not key.startswith("data."):
+    texts = [field.name for field in fields_read if field.kind == "text"]
+    if len(texts) != 2 or len(fields_read) != 2 or not key.startswith("data."):
         return None
     other = _sibling(path)
     if other is None:

@@ -126,7 +126,7 @@ def _read_into(
     reader = (ParallelReader if files.roles else Reader)(files, forms, roles, options)
     rows = itertools.islice(reader.rows(), options.max_rows)
     first_row = list(itertools.islice(rows, 1))  # it decides the form
-    schema = schema_of([*roles.wanted, *reader.forms[0].adds, *roles.slice_fields])
+    schema = schema_of([*roles.fields_read, *reader.forms[0].adds, *roles.slice_fields])
     write_rows(path, schema, itertools.chain(first_row, rows))
     summary = json.dumps({"counts": reader.counts, "rejected": reader.rejected})
     temporary = summary_path.with_name(f"{summary_path.name}.{os.getpid()}.tmp")
@@ -145,23 +145,23 @@ def find_rows(source: Source, roles: Roles) -> list[Path] | HubId | parallel.ByR
             source.entry,
             key=source.key,
             fields=roles.fields,
-            wanted=roles.wanted,
+            fields_read=roles.fields_read,
         )
     try:
         return sources.find_files(source.entry, key=source.key)
     except DataError as error:
-        hint = _parallel_hint(source, roles.wanted)
+        hint = _parallel_hint(source, roles.fields_read)
         if hint is None:
             raise
         raise DataError(error.problem, place=error.place, remedy=hint) from None
 
 
-def _parallel_hint(source: Source, wanted: Sequence[Field]) -> str | None:
+def _parallel_hint(source: Source, fields_read: Sequence[Field]) -> str | None:
     """Return what to write where one of two parallel files is named alone."""
     if not isinstance(source.entry, str):
         return None
     path = Path.cwd() / source.entry
-    return parallel.hint(path, key=source.key, wanted=wanted) if path.is_file() else None
+    return parallel.hint(path, key=source.key, fields_read=fields_read) if path.is_file() else None
 
 
 # a field -> the first values of its column, None where there is no such column
@@ -192,8 +192,8 @@ def peek(source: Source, columns: Mapping[str, str], document: Document) -> Peek
         keys = find_field(rows[0], field, roles) if rows else None
         if keys is None:
             return None
-        found = (_value_or_none(row, keys) for row in rows)
-        return [value for value in found if value is not None]
+        column = (_value_or_none(row, keys) for row in rows)
+        return [value for value in column if value is not None]
 
     return values
 

@@ -6,7 +6,6 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from lmkit.evaluation.calibration import Calibration, calibration, temperature_s
 from lmkit.evaluation.mistakes import Confusion, confusion
 from lmkit.evaluation.slices import Slice, slice_metrics
 from lmkit.evaluation.suspicions import Suspicions, find_suspicions
+from lmkit.metrics.entities import ErrorCounts
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.metrics.statistics import Statistics
 from lmkit.recipe.schema import Eval
@@ -61,7 +61,7 @@ class Analysis(Stored):
     kind: str
     slices: Mapping[str, list[Slice]]
     confusion: Confusion | None = None
-    entity_errors: Mapping[str, Any] | None = None
+    entity_errors: ErrorCounts | None = None
     calibration: Calibration | None = None
     worst: list[Worst]
     suspicions: Suspicions

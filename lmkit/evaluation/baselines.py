@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from lmkit import console
+from lmkit.batch import IGNORE, Batch, Piece
 from lmkit.data.encode import Encoded, encode
 from lmkit.data.rows import Rows
 from lmkit.errors import RecipeError
 from lmkit.evaluation.compare import Test, compare_pair, score_together
-from lmkit.evaluation.ngram import KneserNey, grams
+from lmkit.evaluation.ngram import Integers, KneserNey, grams
 from lmkit.metrics.intervals import bootstrap_intervals
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.schema import Eval, Recipe
@@ -27,10 +28,8 @@ Answers = dict[str, list[Record]]  # by baseline
 # more would take minutes, and what is beyond is said
 MOST_ROWS, MOST_TOKENS = 20_000, 2_000_000
 ORDER = 4
-MODELS_OWN = (
-    "pseudo_perplexity",
-    "truncated",
-)  # read off what the model did, which its baselines' records only carry on
+# read off what the model did, which its baselines' records only carry on
+MODELS_OWN = ("pseudo_perplexity", "truncated")
 
 
 def compare_baselines(
@@ -41,8 +40,8 @@ def compare_baselines(
     Args:
         test: the rows the model was evaluated on. records: what it said.
     """
-    answers = answers_of(task, train, test, records)
-    return {name: _score(found, records, task, options) for name, found in answers.items()}
+    by_baseline = answers_of(task, train, test, records)
+    return {name: _score(answers, records, task, options) for name, answers in by_baseline.items()}
 
 
 def answers_of(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
@@ -130,7 +129,7 @@ def check_baselines(recipe: Recipe, facts: Facts) -> None:
 
 
 def _first(train: Rows, most: int = MOST_ROWS) -> list[dict[str, Any]]:
-    """The training rows; of many a sample, for files may be sorted by label."""
+    """Return the training rows; of many a sample, since files may be sorted by label."""
     if len(train) <= most:
         return list(train)
     console.say(f"baselines: learned from a sample of {most:,} of {len(train):,} training rows")
@@ -148,53 +147,66 @@ def _answer(records: Sequence[Record], predictions: Sequence[Any]) -> list[Recor
 
 
 def language_model(task: Task, train: Rows, test: Encoded, records: Sequence[Record]) -> Answers:
-    """The n-gram model over the model's tokens, asked for the tokens that the model is asked for.
-
-    For a masked model these are the hidden ones, from what is to be seen on their left; for a decoder that fills gaps
-    those that it writes, from what it wrote before.
-    """
-    vocabulary = len(task.tokenizer)
-    is_causal = task.problem.architecture == "decoder"
-    writes = task.problem.architecture == "encoder-decoder"
-
-    def asked(seen: Sequence[int], labels: Sequence[int], *, causal: bool = is_causal) -> Any:
-        return grams(seen, labels, order=ORDER, causal=causal, pad=vocabulary)
-
-    def written(labels: Sequence[int]) -> Any:
-        return asked([vocabulary, *labels[:-1]], labels, causal=True)
-
-    learned = encode(train, task, tokenizer_hash(task.tokenizer))
-    parts, tokens = [], 0
-    for number, piece in enumerate(learned.pieces):
-        if writes:
-            parts.append(
-                written(task.collate([[piece | {"piece": number}]], epoch=0).labels[0].tolist())
-            )
-        else:  # every token but the first is one to learn from
-            parts.append(
-                asked(piece["input_ids"], piece.get("labels") or [-100, *piece["input_ids"][1:]])
-            )
-        tokens += len(parts[-1])
-        if tokens > MOST_TOKENS:
-            console.say(
-                f"baselines: learned from the first {tokens:,} of about {learned.tokens:,} training tokens"
-            )
-            break
-    model = KneserNey(np.concatenate(parts), vocabulary)
-    answers: list[Record] = []
+    """Ask an n-gram model over the model's tokens for the tokens that the model is asked for."""
+    questions = _Questions(task)
+    model = KneserNey(questions.of_training(train), questions.vocabulary)
+    answers = []
     for number, record in enumerate(records):
-        batches = [task.collate([[piece]]) for piece in test.example(number)]
-        lines = [
-            (batch.inputs["input_ids"][0].tolist(), batch.labels[0].tolist()) for batch in batches
-        ]
-        wanted = np.concatenate(
-            [written(labels) if writes else asked(seen, labels) for seen, labels in lines]
-        )
-        probability, likeliest = model.predict(wanted)
+        asked = questions.of_row(test.example(number))
+        probability, likeliest = model.predict(asked)
         sums = {
             "nll": float(-np.log(probability).sum()),
-            "items": len(wanted),
-            "correct": int((likeliest == wanted[:, -1]).sum()),
+            "items": len(asked),
+            "correct": int((likeliest == asked[:, -1]).sum()),
         }
         answers.append(Record({**record, **sums}))
     return {f"kneser_ney_{ORDER}_gram": answers}
+
+
+class _Questions:
+    """The tokens that a language model is asked for, each with those before it.
+
+    A masked model is asked for the hidden ones, from what is to be seen on their left; a decoder that fills gaps
+    for those that it writes, from what it wrote before.
+    """
+
+    def __init__(self, task: Task):
+        self.task, self.vocabulary = task, len(task.tokenizer)
+        self.is_causal = task.problem.architecture == "decoder"
+        self.writes = task.problem.architecture == "encoder-decoder"
+
+    def of_training(self, rows: Rows) -> Integers:
+        """Return the tokens to learn from; of many, the first ones."""
+        learned = encode(rows, self.task, tokenizer_hash(self.task.tokenizer))
+        parts: list[Integers] = []
+        tokens = 0
+        for number, piece in enumerate(learned.pieces):
+            parts.append(self._of_training_piece(piece | {"piece": number}))
+            tokens += len(parts[-1])
+            if tokens > MOST_TOKENS:
+                console.say(
+                    f"baselines: learned from the first {tokens:,} of about {learned.tokens:,} training tokens"
+                )
+                break
+        return np.concatenate(parts)
+
+    def of_row(self, pieces: Sequence[Piece]) -> Integers:
+        """Return the tokens of a row that the model is asked for."""
+        batches = [self.task.collate([[piece]]) for piece in pieces]
+        return np.concatenate([self._of_batch(batch) for batch in batches])
+
+    def _of_training_piece(self, piece: Piece) -> Integers:
+        if self.writes:
+            return self._of_batch(self.task.collate([[piece]], epoch=0))
+        # every token but the first is one to learn from
+        labels = piece.get("labels") or [IGNORE, *piece["input_ids"][1:]]
+        return self._asked(piece["input_ids"], labels)
+
+    def _of_batch(self, batch: Batch) -> Integers:
+        return self._asked(batch.inputs["input_ids"][0].tolist(), batch.labels[0].tolist())
+
+    def _asked(self, seen: Sequence[int], labels: Sequence[int]) -> Integers:
+        if self.writes:  # what was written before is the context
+            seen = [self.vocabulary, *labels[:-1]]
+        is_causal = self.is_causal or self.writes
+        return grams(seen, labels, order=ORDER, causal=is_causal, pad=self.vocabulary)

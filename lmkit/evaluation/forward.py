@@ -79,7 +79,9 @@ class Forward:
         """Yield the record of every row of a split, in order; nothing on ranks other than the first."""
         owners = encoded.pieces.column("row")
         starts = range(0, len(encoded.rows), CHUNK_ROWS)
-        for start in console.progress(starts, total=len(starts), what="predicting", unit="chunk"):
+        for start in console.progress_bar(
+            starts, total=len(starts), what="predicting", unit="chunk"
+        ):
             rows = encoded.rows[start : start + CHUNK_ROWS]
             first, last = owners.searchsorted([start, start + CHUNK_ROWS]).tolist()
             yield from self.records(rows, encoded.take(range(first, last)), first_row=start)

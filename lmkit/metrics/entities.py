@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lmkit.metrics.tagging import chunks
+from lmkit.records import Stored, jsonable
 
 Span = tuple[int, int, str]  # start, end (exclusive) in words, type
 NOTHING = "(none)"  # on either side of the confusion of entities: missed, spurious
@@ -22,7 +24,7 @@ class Match(NamedTuple):
 
     @property
     def types(self) -> tuple[str, str]:
-        """The types of both, ``(none)`` for the absent one."""
+        """Return the types of both, ``(none)`` for the absent one."""
         return (
             self.gold[2] if self.gold else NOTHING,
             self.predicted[2] if self.predicted else NOTHING,
@@ -71,8 +73,19 @@ def match_tags(gold: Sequence[str], predicted: Sequence[str]) -> list[Match]:
     return match_entities(chunks(gold), chunks(predicted))
 
 
-def count_matches(matches: Iterable[Match]) -> dict[str, Any]:
-    """Count the kinds of matches, in all and by type (of the gold; spurious ones by the predicted type)."""
+@dataclass(frozen=True)
+class ErrorCounts(Stored):
+    """How many entities are matched how, in all and by type (of the gold; spurious ones by the predicted type)."""
+
+    total: Mapping[str, int]
+    by_type: Mapping[str, Mapping[str, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.total, "by_type": jsonable(self.by_type)}
+
+
+def count_matches(matches: Iterable[Match]) -> ErrorCounts:
+    """Count the kinds of matches."""
     total: Counter[str] = Counter()
     by_type: dict[str, Counter[str]] = {}
     for match in matches:
@@ -80,7 +93,7 @@ def count_matches(matches: Iterable[Match]) -> dict[str, Any]:
         assert owner is not None
         total[match.kind] += 1
         by_type.setdefault(owner[2], Counter())[match.kind] += 1
-    return _counts(total) | {"by_type": {name: _counts(by_type[name]) for name in sorted(by_type)}}
+    return ErrorCounts(_counts(total), {name: _counts(by_type[name]) for name in sorted(by_type)})
 
 
 def _counts(kinds: Mapping[str, int]) -> dict[str, int]:

@@ -26,6 +26,7 @@ from lmkit.models.source import DESCRIPTION, ModelSource
 from lmkit.models.tokenizer import num_tokens, pieces_of, save_tokenizer
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.languages import target_of
+from lmkit.tasks.registry import problems
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -434,8 +435,8 @@ def save_model(model: Any, task: Task, folder: Path) -> None:
 
 def describe(task: Task) -> dict[str, Any]:
     """What is needed to read text with this model: the task, what it learned of the data, the options of reading."""
-    kept = {"seed", "data", "masking", "classification", "tagging", "translation", "generation"}
-    kept |= {task.problem.section or "data"}
+    kept = {"seed", "data", "generation"}
+    kept |= {problem.section for problem in problems() if problem.section is not None}
     recipe = task.recipe.model_dump(include=kept) | {"task": task.name}
     recipe["data"] = {
         key: recipe["data"][key] for key in ("max_length", "overlap", "long_text", "document")

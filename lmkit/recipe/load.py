@@ -1,4 +1,4 @@
-"""From a YAML file, a shipped name or a mapping, with KEY=VALUE on top, to a checked Recipe."""
+"""Load recipes: from a YAML file, a shipped name or a mapping, with KEY=VALUE on top, to a checked Recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from lmkit import console
 from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.convert import Mistake, convert_section
-from lmkit.recipe.foreign import FOREIGN_TASKS
 from lmkit.recipe.further import recipe_type
 from lmkit.recipe.keys import explain_unknown, known_keys
 from lmkit.recipe.paths import anchor_paths, make_absolute
@@ -39,25 +38,7 @@ def load_recipe(
     Raises:
         RecipeError: names every unknown key and wrong value at once, with the nearest valid name.
     """
-    values: dict[str, Any]
-    if isinstance(source, Recipe):
-        values, place, stem = source.model_dump(), "recipe", source.name
-    elif isinstance(source, Mapping):
-        values, place, stem = _plain(source), "recipe", "run"
-    else:
-        path = find_recipe(str(source))
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot be read: {error}", place=str(path)) from None
-        loaded = parse_yaml(text, str(path))
-        if not isinstance(loaded, dict):
-            found = "empty" if loaded is None else f"a {type(loaded).__name__}"
-            raise RecipeError(
-                f"a recipe is a mapping of keys to values, this is {found}", place=str(path)
-            )
-        values, place, stem = loaded, str(path), path.stem
-        anchor_paths(values, path.parent)
+    values, place, stem = _read(source)
     given = [_apply(values, override) for override in overrides]
     recipe = _validate(values, place, given)
     task = _check_task(recipe, place) if recipe.task else ""
@@ -79,14 +60,34 @@ def load_recipe(
     return recipe.model_copy(update={"name": name, "task": task, "output": output})
 
 
+def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, Any], str, str]:
+    """Return the values of a recipe, what messages call it, and its name where it gives none."""
+    if isinstance(source, Recipe):
+        return source.model_dump(), "recipe", source.name
+    if isinstance(source, Mapping):
+        return _to_plain(source), "recipe", "run"
+    path = find_recipe(str(source))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read: {error}", place=str(path)) from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        kind = "empty" if values is None else f"a {type(values).__name__}"
+        problem = f"a recipe is a mapping of keys to values, this is {kind}"
+        raise RecipeError(problem, place=str(path))
+    anchor_paths(values, path.parent)
+    return values, str(path), path.stem
+
+
 def _check_task(recipe: Recipe, place: str) -> str:
     """Refuse an unknown task, and keys that the task does not read; return its real name."""
-    from lmkit.tasks.registry import names, problem, readers_of, real_name
+    from lmkit.tasks.registry import name_here, names, problem, readers_of, real_name
 
     if real_name(recipe.task) is None:
         task = recipe.task
-        name_here = FOREIGN_TASKS.get(task.lower().replace("_", "-"))
-        remedy = f"here it is {name_here}" if name_here else suggest(task, names())
+        here = name_here(task)
+        remedy = f"here it is {here}" if here else suggest(task, names())
         raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
     solved = problem(recipe.task)
     task = solved.name
@@ -133,19 +134,19 @@ def dump_recipe(recipe: Recipe) -> str:
     return dump_yaml(values)
 
 
-def _plain(value: Any) -> Any:
-    """Plain values of what a Python caller has: numbers and texts of NumPy, views and sets."""
+def _to_plain(value: Any) -> Any:
+    """Convert what a Python caller may have to plain values: numbers and texts of NumPy, views and sets."""
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(entry) for key, entry in value.items()}
+        return {_to_plain(key): _to_plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, Set)):
-        return [_plain(entry) for entry in value]
+        return [_to_plain(entry) for entry in value]
     if isinstance(value, str):
         return str.__str__(value)
     return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _apply(values: dict[str, Any], override: str) -> str:
-    """Set one key from KEY=VALUE in place; returns the key."""
+    """Set one key from KEY=VALUE in place; return the key."""
     key, equals, text = override.partition("=")
     key = key.strip()
     parts = key.split(".")
@@ -164,7 +165,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
 
 
 def _validate(values: Mapping[str, Any], place: str, given: Sequence[str] = ()) -> Recipe:
-    """The checked recipe; what is wrong is said of the file, unless it was ``given`` as KEY=VALUE."""
+    """Check the values; a mistake is one of the file, unless its key was ``given`` as KEY=VALUE."""
     mistakes: list[Mistake] = []
     recipe = convert_section(recipe_type(), values, mistakes)
     if recipe is not None:
@@ -184,7 +185,7 @@ EXAMPLES = {
 
 
 def _explain(mistake: Mistake) -> str:
-    """The dotted key, and what to say of it."""
+    """Describe a mistake, after its dotted key."""
     key = ".".join(mistake.path)
     if mistake.expected is None:
         return f"{key}: {explain_unknown(mistake.path)}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lmkit.metrics.entities import Match, Span
+    from lmkit.metrics.entities import ErrorCounts, Match, Span
 
 LETTERS = 1000  # of a text that are shown as an excerpt
 SHOWN = 80  # characters of the answer that all rows have
@@ -173,7 +173,7 @@ class Answer:
         names = [name for name in labels if name in occurring]
         return names + sorted(occurring - set(names))
 
-    def errors(self, records: Iterable[Record]) -> dict[str, Any] | None:
+    def errors(self, records: Iterable[Record]) -> ErrorCounts | None:
         """Count kinds of mistakes; None where a mistake is only that."""
         return None
 
@@ -435,7 +435,7 @@ class Tags(Answer):
                 parts.append(Part(word))
             else:
                 parts.append(Part(word, "deleted", f"{gold} → {tag}"))
-        return Display([Line(parts)], pairs=[pairs[number] for number in wrong])
+        return Display([Line(_join_plain(parts))], pairs=[pairs[number] for number in wrong])
 
 
 @dataclass(frozen=True)
@@ -468,7 +468,7 @@ class Entities(Tags):
 
         return [*sorted(occurring - {NOTHING}), NOTHING]
 
-    def errors(self, records: Iterable[Record]) -> dict[str, Any] | None:
+    def errors(self, records: Iterable[Record]) -> ErrorCounts | None:
         from lmkit.metrics.entities import count_matches
 
         return count_matches(match for record in records for match in _matches(record))
@@ -503,7 +503,7 @@ class Entities(Tags):
                 is_wrong = (position, end, name) in wrong
                 parts.append(Part(text, _entity_mark(name, is_wrong=is_wrong), name))
             position = end
-        return parts
+        return _join_plain(parts)
 
 
 @dataclass(frozen=True)
@@ -598,3 +598,14 @@ def _leave_out(parts: list[Part]) -> None:
     """Add a mark for words that are left out, once for all that follow one another."""
     if not parts or parts[-1] is not LEFT_OUT:
         parts.append(LEFT_OUT)
+
+
+def _join_plain(parts: Iterable[Part]) -> list[Part]:
+    """Join words that follow one another without a mark: a page of long texts has a tenth of the parts."""
+    joined: list[Part] = []
+    for is_plain, group in itertools.groupby(parts, key=lambda part: not part.mark):
+        if is_plain:
+            joined.append(Part(" ".join(part.text for part in group)))
+        else:
+            joined += group
+    return joined

@@ -104,7 +104,7 @@ def repeated_layers(model: Any) -> list[Any]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """While active, compiled layers run as they were."""
+    """Run compiled layers as they were while active."""
     import torch
 
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -213,12 +213,8 @@ class _Passes:
 
 
 def _compiler() -> str | None:
-    """The C++ compiler that torch.compile would call."""
-    return next(
-        (
-            found
-            for name in (os.environ.get("CXX"), "g++", "clang++", "cl")
-            if name and (found := shutil.which(name))
-        ),
-        None,
-    )
+    """Return the C++ compiler that torch.compile would call."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "cl"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None

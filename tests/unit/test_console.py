@@ -89,5 +89,5 @@ def test_table_is_aligned_for_wide_letters_too(rows: list[list[Any]], expected: 
 
 
 def test_progress_hands_on_everything_and_shows_nothing_without_a_terminal(capsys: Outputs) -> None:
-    assert list(console.progress([1, 2], total=2, what="counting")) == [1, 2]
+    assert list(console.progress_bar([1, 2], total=2, what="counting")) == [1, 2]
     assert capsys.readouterr() == ("", "")

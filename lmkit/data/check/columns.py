@@ -41,8 +41,8 @@ class Roles:
     with_gold: bool = True
 
     @property
-    def wanted(self) -> list[Field]:
-        """The fields that are read."""
+    def fields_read(self) -> list[Field]:
+        """Return the fields that are read."""
         return [field for field in self.fields if self.with_gold or not field.gold]
 
     @property
@@ -161,7 +161,7 @@ class FirstRow:
 
     @property
     def column_names(self) -> list[str]:
-        """What data.columns may call the columns, or the parts of one that holds an object."""
+        """Return the names that data.columns may use: of columns, or of the parts of one that holds an object."""
         names = []
         for column, value in self.row.items():
             is_object = isinstance(value, dict) and bool(value)
@@ -191,7 +191,7 @@ def _remedy(first: FirstRow, field: Field, form: Form, close: str) -> str:
     file_format = find_format(first.path)
     assert file_format is not None
     if file_format.is_text:
-        pair = parallel.hint(first.path, key=first.key, wanted=form.fields)
+        pair = parallel.hint(first.path, key=first.key, fields_read=form.fields)
         needs = f"{field.name} needs .jsonl, .csv, .tsv, .conll or .parquet"
         return pair or f"a text file has texts alone; {needs}"
     name_it = f"say which it is: data.columns={{{field.name}: {close}}}"

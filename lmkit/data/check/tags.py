@@ -27,7 +27,7 @@ def prepare_tags(
     *,
     on_bad_row: OnBadRow,
     repair: bool = False,
-    known: Collection[str] | None = None,
+    model_tags: Collection[str] | None = None,
     field: str = "tags",
 ) -> dict[str, Rows]:
     """Return every split with its tags checked and, where they mark entities, in IOB2.
@@ -38,14 +38,14 @@ def prepare_tags(
     Args:
         repair: sequences of right tags in a wrong order are read as conlleval reads them (see ``tags.to_iob2``),
             counted and reported.
-        known: the tags of the model, or of ``data.labels``: where they hold other bare letters than ``B``, ``I`` and ``O``,
+        model_tags: the tags of the model, or of ``data.labels``: where they hold other bare letters than ``B``, ``I`` and ``O``,
             such tags are meant as they are (a hub model's ``B``, ``M``, ``E``, ``S`` of word segmentation).
 
     Raises:
         DataError: a tag that cannot stand where it stands, at its line; or no row is left.
         RecipeError: ``repair``, where nothing can be wrong.
     """
-    scheme = _choose_scheme(splits, known, field)
+    scheme = _choose_scheme(splits, model_tags, field)
     to_check = {}
     if scheme != "plain":
         to_check = {split: rows for split, rows in splits.items() if "offsets" not in rows.names}
@@ -73,12 +73,12 @@ def prepare_tags(
 
 
 def _choose_scheme(
-    splits: dict[str, Rows], known: Collection[str] | None, field: str
+    splits: dict[str, Rows], model_tags: Collection[str] | None, field: str
 ) -> tags.Scheme:
     learned_from = splits["train"] if "train" in splits else next(iter(splits.values()))
     scheme = scheme_of(learned_from, field)
     is_bare = scheme.startswith("bare ")
-    if is_bare and known is not None and not set(known) <= set("BIO"):
+    if is_bare and model_tags is not None and not set(model_tags) <= set("BIO"):
         return "plain"
     if "train" in splits and scheme == "plain":
         _check_plain(splits["train"], field)

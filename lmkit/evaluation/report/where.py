@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 from lmkit.console import readable
@@ -15,7 +14,7 @@ from lmkit.evaluation.mistakes import Confusion
 from lmkit.evaluation.report import plots
 from lmkit.evaluation.report.plots import Figure, IntervalBar, StackedPart
 from lmkit.evaluation.slices import Slice
-from lmkit.metrics.entities import ERROR_KINDS
+from lmkit.metrics.entities import ERROR_KINDS, ErrorCounts
 from lmkit.records import Interval, Metrics, Record
 from lmkit.tasks.answers import Answer
 
@@ -103,19 +102,19 @@ def slice_figure(name: str, slices: Sequence[Slice], headline: str) -> SliceFigu
     return SliceFigure(NAMES.get(name, name), lines)
 
 
-def errors_of(counts: Mapping[str, Any] | None) -> Errors | None:
+def errors_of(counts: ErrorCounts | None) -> Errors | None:
     """Put the kinds of errors of every type on one scale, the most frequent types first."""
     if counts is None:
         return None
     kinds = ("correct", *ERROR_KINDS)
-    by_type = sorted(counts["by_type"].items(), key=lambda item: -sum(item[1].values()))
+    by_type = sorted(counts.by_type.items(), key=lambda item: -sum(item[1].values()))
     shown = by_type[:MOST_LABELS]
     most = max((sum(of_type.values()) for _, of_type in shown), default=0)
     bars = []
     for name, of_type in shown:
         present = [(kind, of_type[kind]) for kind in kinds if of_type[kind]]
         bars.append((name, plots.stacked_bar(present, most)))
-    return Errors([(kind, counts[kind]) for kind in kinds], bars)
+    return Errors([(kind, counts.total[kind]) for kind in kinds], bars)
 
 
 def calibration_figure(calibration: Calibration | None) -> Figure | None:
