@@ -163,7 +163,7 @@ def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> di
     if not any(field.kind in ("label", "tags") for field in solved.fields(recipe)):
         return {}
     from lmkit.data.splits import peek_split
-    from lmkit.models.load import load_config
+    from lmkit.models.config import load_config
 
     first_rows = None if split is None else peek_split(recipe, split)
     return solved.read_config(load_config(model, recipe), recipe, first_rows)

@@ -203,7 +203,7 @@ def _evaluate_rows(
 def load_forward(subject: Subject, task: Task) -> Forward:
     """Load the model of a subject, ready to predict."""
     from lmkit.evaluation.forward import Forward
-    from lmkit.models.build import load_trained
+    from lmkit.models.load import load_trained
     from lmkit.train.device import micro_batch_tokens
     from lmkit.train.parallelism import start_processes
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.errors import ModelError, RecipeError
 from lmkit.heads import num_positions, unwrap
-from lmkit.models.load import from_pretrained, new_modules
+from lmkit.models.pretrained import from_pretrained
 from lmkit.models.quantized import check_quantization, quantization
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe.schema import Lora, Model, Recipe
@@ -60,7 +60,7 @@ def check_adapter_keys(recipe: Recipe) -> None:
 def add_lora(
     model: PreTrainedModel,
     recipe: Recipe,
-    source: ModelSource,
+    source: ModelSource | None,
     *,
     auto_class: str,
     new: list[str],
@@ -69,13 +69,20 @@ def add_lora(
     """Freeze the model and add low-rank updates (Hu et al. 2022).
 
     Args:
-        source: where the model was loaded from.
+        source: where the model was loaded from; None for random weights.
         new: modules that no weights were loaded for; trained whole, and saved.
         added: ids of tokens that the base did not know; their rows are trained, and saved.
 
     Raises:
-        RecipeError: ``lora.targets`` names what cannot be adapted, or added tokens and this architecture do not go together.
+        RecipeError: the weights are random, ``lora.targets`` names what cannot be adapted, or added tokens and this
+            architecture do not go together.
     """
+    if source is None:
+        raise RecipeError(
+            "LoRA adapts trained weights, and this model starts from random ones",
+            place="lora",
+            remedy="give model.base, or lora: null",
+        )
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     options = recipe.lora
@@ -324,13 +331,8 @@ def load_adapter(
             console.warn(
                 f"the adapter was trained on a {bits} base, which is loaded in full precision here: {error.problem}"
             )
-    model, info = from_pretrained(model_class, base, options, changes)
-    missing = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
-    if lost := [
-        name
-        for name in new_modules(model, missing)
-        if not any(f".{name}." in f".{key}" for key in shapes)
-    ]:
+    model, new = from_pretrained(model_class, base, options, changes)
+    if lost := [name for name in new if not any(f".{name}." in f".{key}" for key in shapes)]:
         raise ModelError(
             f"neither the adapter nor its base has weights for {', '.join(lost)}",
             place=source.location,
