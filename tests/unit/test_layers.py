@@ -200,7 +200,7 @@ HOMES = {
     "typer": {"cli"},
     "datasets": {"data", "metrics"},  # features of the modules of the evaluate library
     "pyarrow": {"data"},
-    "accelerate": {"train", "evaluation"},
+    "accelerate": {"train"},
     "peft": {"models"},
     "tokenizers": {"models", "train"},
     "safetensors": {"train", "models"},
