@@ -18,18 +18,9 @@ import style
 
 SOURCES = style.read_sources()
 
-LONG_FUNCTIONS = {
-    "models/tokenizer.py:train_tokenizer",
-}
-MANY_ARGUMENTS = {
-    "fast/flash.py:_attend",
-    "fast/flash.py:_flash_attns.attend",
-    "fast/flash.py:_torchs.attend",
-    "fast/linear_cross_entropy.py:linear_cross_entropy",
-}
-LONG_FILES = {
-    "fast/flash.py",
-}
+LONG_FUNCTIONS: set[str] = set()
+MANY_ARGUMENTS: set[str] = set()
+LONG_FILES: set[str] = set()
 IN_CIRCLES: set[str] = set()
 SWITCHES: set[str] = set()
 
