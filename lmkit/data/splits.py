@@ -77,7 +77,6 @@ def load_splits(
                 on_bad_row=data.on_bad_row,
                 repair=recipe.tagging.repair,
                 model_tags=data.labels if facts is None else facts["labels"],
-                field=field.name,
             )
     all_training_rows = rows.get("train")  # labels are those of all folds
     rows = _set_aside(rows, data, wanted)
