@@ -70,14 +70,11 @@ def load_splits(
 
     rows = {split: _load(recipe, problem, fields, split) for split in read}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
-    for field in gold if rows else ():
-        if field.kind == "tags":
-            rows = prepare_tags(
-                rows,
-                on_bad_row=data.on_bad_row,
-                repair=recipe.tagging.repair,
-                model_tags=data.labels if facts is None else facts["labels"],
-            )
+    if any(field.kind == "tags" for field in gold) and rows:
+        tags = data.labels if facts is None else facts["labels"]
+        rows = prepare_tags(
+            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, model_tags=tags
+        )
     all_training_rows = rows.get("train")  # labels are those of all folds
     rows = _set_aside(rows, data, wanted)
     if facts is None:
