@@ -1,4 +1,4 @@
-"""The rows of a recipe's splits, checked against each other. No torch: mistakes in the data answer at once."""
+"""Load the rows of a recipe's splits, checked against each other. No torch: mistakes in the data answer at once."""
 
 from __future__ import annotations
 
