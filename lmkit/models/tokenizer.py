@@ -79,17 +79,7 @@ def train_tokenizer(
     Raises:
         ModelError: the texts hold too little to reach more than the single characters.
     """
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
     # a gap takes the space before it along, which is written with what fills it
@@ -105,7 +95,61 @@ def train_tokenizer(
         "special_tokens": list(marks),
         "show_progress": False,
     }
-    unknown = SPECIAL[role]["unk_token"]
+    tokenizer, trainer = _untrained(texts, options, SPECIAL[role]["unk_token"], trainer_options)
+    try:
+        tokenizer.train_from_iterator(texts(), trainer)
+    except Exception as error:  # tokenizers knows no other class
+        if "not large enough" not in str(error):
+            raise
+        raise ModelError(
+            f"{options.vocab_size} pieces do not hold every letter of the texts",
+            place="tokenizer.train.vocab_size",
+            remedy="raise it, or take algorithm: bpe, which writes rare letters as bytes",
+        ) from None
+    if options.algorithm != "bpe":
+        tokenizer = _settled(tokenizer, marks)
+    if tokenizer.get_vocab_size() <= len(marks):
+        raise ModelError(
+            "the texts are too few to learn a tokenizer from",
+            place="tokenizer.train",
+            remedy="give more text, or tokenizer.base",
+        )
+    _frame_texts(tokenizer, role)
+    extra: dict[str, Any] = {"add_prefix_space": True} if options.algorithm == "bpe" else {}
+    if sentinels:
+        extra["extra_special_tokens"] = sentinels
+    names = (
+        ["input_ids", "token_type_ids", "attention_mask"]
+        if role == "encoder"
+        else ["input_ids", "attention_mask"]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=names,
+        clean_up_tokenization_spaces=False,
+        **special,
+        **extra,
+    )
+
+
+def _untrained(
+    texts: Callable[[], Iterable[str]],
+    options: TokenizerTraining,
+    unknown: str | None,
+    trainer_options: dict[str, Any],
+) -> tuple[Any, Any]:
+    """Make a tokenizer of the algorithm that is asked for, and its trainer."""
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
+
     if options.algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown, max_input_chars_per_word=100))
         tokenizer.normalizer = normalizers.BertNormalizer(
@@ -138,24 +182,13 @@ def train_tokenizer(
         )
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(unk_token=unknown, **trainer_options)
-    try:
-        tokenizer.train_from_iterator(texts(), trainer)
-    except Exception as error:  # tokenizers knows no other class
-        if "not large enough" not in str(error):
-            raise
-        raise ModelError(
-            f"{options.vocab_size} pieces do not hold every letter of the texts",
-            place="tokenizer.train.vocab_size",
-            remedy="raise it, or take algorithm: bpe, which writes rare letters as bytes",
-        ) from None
-    if options.algorithm != "bpe":
-        tokenizer = _settled(tokenizer, marks)
-    if tokenizer.get_vocab_size() <= len(marks):
-        raise ModelError(
-            "the texts are too few to learn a tokenizer from",
-            place="tokenizer.train",
-            remedy="give more text, or tokenizer.base",
-        )
+    return tokenizer, trainer
+
+
+def _frame_texts(tokenizer: Any, role: Role) -> None:
+    """Let the tokenizer put special tokens around texts, as its role asks."""
+    from tokenizers import processors
+
     identity = {
         name: (token, tokenizer.token_to_id(token)) for name, token in SPECIAL[role].items()
     }
@@ -171,22 +204,6 @@ def train_tokenizer(
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
         )
-    extra: dict[str, Any] = {"add_prefix_space": True} if options.algorithm == "bpe" else {}
-    if sentinels:
-        extra["extra_special_tokens"] = sentinels
-    names = (
-        ["input_ids", "token_type_ids", "attention_mask"]
-        if role == "encoder"
-        else ["input_ids", "attention_mask"]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        model_input_names=names,
-        clean_up_tokenization_spaces=False,
-        **special,
-        **extra,
-    )
 
 
 def _continuing(texts: Iterable[str], normalizer: Any) -> list[str]:

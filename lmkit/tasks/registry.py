@@ -39,13 +39,13 @@ def problem(name: str) -> Problem:
 @cache
 def problems() -> tuple[Problem, ...]:
     """Return all problems; of a broken package only a warning."""
-    found = []
+    loaded = []
     for name in names():
         try:
-            found.append(_load(name))
+            loaded.append(_load(name))
         except RecipeError as error:
             console.warn(str(error))
-    return tuple(found)
+    return tuple(loaded)
 
 
 def real_name(name: str) -> str | None:
@@ -88,10 +88,10 @@ def _entries() -> dict[str, list[EntryPoint]]:
     """Return the entry points by name."""
     from importlib.metadata import entry_points
 
-    found: dict[str, list[EntryPoint]] = {}
+    by_name: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, []).append(entry)
-    return found
+        by_name.setdefault(entry.name, []).append(entry)
+    return by_name
 
 
 @cache

@@ -77,7 +77,8 @@ def _proven(
     Args:
         is_proven: the kernel that the run had needs no proof of its results once more.
     """
-    from lmkit.fast.flash import kernels, refuted
+    from lmkit.fast.flash import kernels
+    from lmkit.fast.flash_proof import refuted
 
     packing = setup.computation.packing
     assert packing is not None

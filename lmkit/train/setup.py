@@ -125,9 +125,9 @@ class Computation:
     def _paths_of(self, model: Any, device: torch.device) -> FastPaths:
         """Choose the fast paths once for each way of packing, which a trial may change."""
         if self._paths is None or self._paths[0] is not self.packing:
-            from lmkit.fast.registry import choose_paths
+            from lmkit.fast.registry import choose_for_training
 
-            self._paths = self.packing, choose_paths(model, device, self.packing)
+            self._paths = self.packing, choose_for_training(model, device, self.packing)
         return self._paths[1]
 
     def for_evaluation(self) -> AbstractContextManager[Any]:

@@ -132,9 +132,9 @@ class ClassificationProblem(Problem):
         if kind == "regression":
             return facts | {"labels": ["value"]}
         if len(labels) < (2 if kind == "single_label" else 1):
-            found = f"all rows have one label: {labels[0]!r}" if labels else "no row has a label"
+            fault = f"all rows have one label: {labels[0]!r}" if labels else "no row has a label"
             raise DataError(
-                found,
+                fault,
                 place="data.train",
                 remedy="classification needs at least two; is data.columns.label the right column?",
             )
