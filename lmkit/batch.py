@@ -89,7 +89,7 @@ class Batch:
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Ragged integers -> ``(len(sequences), longest)``, padded at the end.
+    """Pad ragged integers at the end, to ``(len(sequences), longest)``.
 
     >>> pad([[1, 2], [3]], 0).tolist()
     [[1, 2], [3, 0]]
@@ -105,7 +105,7 @@ def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 def _padded(
     flat: np.ndarray, lengths: Sequence[int], value: int, *, left: bool = False
 ) -> torch.Tensor:
-    """Rows that follow one another in ``flat`` -> ``(len(lengths), longest)``."""
+    """Pad rows that follow one another in ``flat``, to ``(len(lengths), longest)``."""
     import numpy as np
     import torch
 
@@ -166,24 +166,24 @@ def lay_out(
 
 
 def counted(labels: torch.Tensor) -> torch.Tensor:
-    """Which labels count: all but -100, and of numbers all but NaN."""
+    """Tell which labels count: all but -100, and of numbers all but NaN."""
     return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE
 
 
 def uncounted(labels: torch.Tensor) -> torch.Tensor:
-    """Labels of the same shape and type of which none counts."""
+    """Return labels of the same shape and type that do not count."""
     import torch
 
     return torch.full_like(labels, math.nan if labels.is_floating_point() else IGNORE)
 
 
 def flat(examples: Sequence[Sequence[Piece]]) -> list[Piece]:
-    """The pieces of examples one after the other: the rows of an unpacked batch."""
+    """Return the pieces of examples one after the other: the rows of an unpacked batch."""
     return [piece for example in examples for piece in example]
 
 
 def keyed_rng(*key: int) -> Any:
-    """A NumPy generator that depends on the key alone: (seed, epoch, piece), whatever was drawn before.
+    """Return a NumPy generator that depends on the key alone: (seed, epoch, piece), whatever was drawn before.
 
     Philox is a counter-based generator (Salmon et al. 2011), so neighbouring keys are independent.
     """

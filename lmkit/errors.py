@@ -22,7 +22,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LmkitError(Exception):
-    """A mistake of the user: what was found, where, and what to do about it.
+    """A mistake of the user: its place, and what to do about it.
 
     Args:
         problem: what is wrong, one sentence without a full stop.
@@ -64,36 +64,36 @@ class ProofFailed(Exception):
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a disk had no room, also as safetensors tells it, which hands on the text of the error alone."""
+    """Tell if a disk had no room; safetensors hands on the text of that error alone."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return told is not None and int(told[1]) in FULL
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return number is not None and int(number[1]) in FULL
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line; its name where it says nothing."""
+    """Return the first line of an error's message; its name where it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like ``name``, or None when nothing is close."""
-    names = list(known)
-    if swapped := [
-        each for each in names if sorted(each) == sorted(name)
-    ]:  # ``seesd`` is nearer to seeds than to seed
-        return swapped[0]
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name most like ``name``, or None when nothing is close."""
+    names = list(names)
+    # ``seesd`` is nearer to seeds than to seed
+    for candidate in names:
+        if sorted(candidate) == sorted(name):
+            return candidate
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return close[0] if close else None
 
 
-def suggest(name: str, known: Iterable[str], *, most: int = 12) -> str:
-    """What to say of an unknown name: the nearest known one, or all of them where they are few.
+def suggest(name: str, names: Iterable[str], *, most: int = 12) -> str:
+    """Suggest a remedy for an unknown name: the nearest one, and all of them where they are few.
 
     >>> suggest("llma", ["llama", "bert"])
     "did you mean 'llama'? known: bert, llama"
     """
-    names = sorted(known)
+    names = sorted(names)
     shown = ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
     close = nearest(name, names)
     return (f"did you mean {close!r}? " if close else "") + f"known: {shown}"

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def unwrap(model: Any) -> Any:
-    """The Hugging Face model inside PEFT's wrapper. There is no other: processes sum their gradients beside the model."""
+    """Return the Hugging Face model inside PEFT's wrapper. There is no other: processes sum their gradients beside the model."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def num_positions(model: Any) -> int | None:
-    """How many tokens the model has positions for; None: there is no table of them (T5, XLNet, Mamba).
+    """Return how many tokens the model has positions for; None: there is no table of them (T5, XLNet, Mamba).
 
     The positions of RoBERTa and its kin begin behind that of the padding, so it reads two fewer than its table holds.
     """
@@ -38,7 +38,7 @@ def num_positions(model: Any) -> int | None:
 
 
 def learns_positions(model: Any) -> bool:
-    """Whether each position has a vector of its own that is learned (BERT, GPT-2, BART): those that no text reached are random.
+    """Tell if each position has a vector of its own that is learned (BERT, GPT-2, BART): those that no text reached are random.
 
     Rotary, sinusoidal and relative positions go on by themselves.
     """
@@ -53,12 +53,12 @@ def learns_positions(model: Any) -> bool:
 
 
 def crf_of(model: Any) -> Any:
-    """The CRF layer of a word tagger (``tagging.crf``), or None."""
+    """Return the CRF layer of a word tagger (``tagging.crf``), or None."""
     return getattr(unwrap(model), "crf", None)
 
 
 def head_in_fp32(model: Any) -> None:
-    """From now on the linear layers behind the backbone compute in fp32 under autocast, too; nothing changes without it.
+    """Have the linear layers behind the backbone compute in fp32 under autocast, too; without it nothing changes.
 
     bf16 has eight bits: a number read off it comes in steps of 1/64 between 2 and 4, and many that differ become ties. A
     classifier's layers have few outputs, so the second product costs next to nothing. Layers that LoRA adds are left as they
@@ -101,7 +101,7 @@ class Selection:
 
 @contextmanager
 def only_at(model: Any, chosen: torch.Tensor) -> Iterator[Selection]:
-    """While active, the backbone passes on the hidden states of the chosen positions only.
+    """Have the backbone pass on the hidden states of the chosen positions only, while active.
 
     A forward hook on ``base_model`` replaces ``last_hidden_state`` ``(batch, length, width)`` by
     ``(1, chosen, width)`` before any head runs, whatever the architecture.
@@ -133,13 +133,14 @@ def only_at(model: Any, chosen: torch.Tensor) -> Iterator[Selection]:
 def logits_at(
     model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ``(1, chosen, vocabulary)`` and labels ``(1, chosen)`` at the chosen positions.
+    """Return logits ``(1, chosen, vocabulary)`` and labels ``(1, chosen)`` at the chosen positions.
 
     Args:
         inputs: of the model. labels, chosen: ``(batch, length)``, aligned with the logits.
     """
     with only_at(model, chosen):
         logits = model(**inputs).logits
-    found = labels[chosen][None]
+    chosen_labels = labels[chosen][None]
     # whole where there was no backbone to select at, or where the head reads something else of it (ProphetNet)
-    return logits if logits.shape[:2] == found.shape else logits[chosen][None], found
+    is_whole = logits.shape[:2] != chosen_labels.shape
+    return logits[chosen][None] if is_whole else logits, chosen_labels

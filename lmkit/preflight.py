@@ -41,8 +41,8 @@ def check_stage(recipe: Recipe, stage: str) -> None:
     )
 
 
-def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
-    """What can be said of the model section before torch is there."""
+def check_model_keys(recipe: Recipe, source: ModelSource | None) -> None:
+    """Refuse a model section that contradicts itself, its tokenizer, or the source of its weights."""
     from lmkit.models.adapters import check_adapter_keys
     from lmkit.models.presets import is_encoder_decoder, preset_config
     from lmkit.train.optim import check_optimizer
@@ -63,26 +63,26 @@ def check_model_keys(recipe: Recipe, found: ModelSource | None) -> None:
                 place="model.preset",
                 remedy=f"for example {solved.smoke_preset}-mini",
             )
-    if found is None and not model.preset and "model_type" not in model.config:
+    if source is None and not model.preset and "model_type" not in model.config:
         raise RecipeError(
             "no model: neither model.base nor model.preset is given",
             place="model",
             remedy="model.base=RUN_OR_DIRECTORY for trained weights, model.preset=bert-mini for random ones",
         )
-    if recipe.lora is not None and found is None:
+    if recipe.lora is not None and source is None:
         raise RecipeError(
             "LoRA adapts trained weights, and this model starts from random ones",
             place="lora",
             remedy="give model.base, or lora=null",
         )
-    if found is None and recipe.tokenizer.base is None and recipe.tokenizer.train is None:
+    if source is None and recipe.tokenizer.base is None and recipe.tokenizer.train is None:
         raise RecipeError(
             "a model with random weights has no tokenizer",
             place="tokenizer",
             remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train; or give tokenizer.base",
         )
     _check_joint(recipe)
-    if found is not None and recipe.tokenizer.train is not None:
+    if source is not None and recipe.tokenizer.train is not None:
         raise RecipeError(
             "a new tokenizer does not fit the weights of model.base",
             place="tokenizer.train",

@@ -29,10 +29,11 @@ class Stored:
 
     def to_json(self) -> dict[str, Any]:
         stored = {}
-        for one in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, one.name)
-            if value != one.default and not (one.default_factory is dict and value == {}):
-                stored[one.name] = jsonable(value)
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            is_default = value == item.default or (item.default_factory is dict and not value)
+            if not is_default:
+                stored[item.name] = jsonable(value)
         return stored
 
 
@@ -283,5 +284,5 @@ class Manifest(Stored):
 
 def _known(cls: type[Stored], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries that are fields; a later version may have written more."""
-    names = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+    names = {item.name for item in fields(cls)}  # type: ignore[arg-type]
     return {name: value for name, value in stored.items() if name in names}

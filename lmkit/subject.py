@@ -6,25 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe import Recipe, load_recipe
 from lmkit.recipe.shipped import SUFFIXES, shipped_recipes
 from lmkit.run import Run, is_run
-from lmkit.tasks.registry import names, problem
+from lmkit.tasks.registry import names, problem, problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DECIDED = (
-    "data.labels",
-    "tagging.crf",
-    "tagging.crf_learning_rate",
-    "classification.kind",
-    "classification.class_weights",
-)
+    from lmkit.tasks.base import Facts
+
+DECIDED = ("tokenizer", "lora", "train", "data.labels")  # when a run was trained, whatever its task
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Subject:
 
 
 def find_subject(
-    source: str | Path | Mapping[str, Any] | Recipe,
+    source: str | Path | Mapping[str, object] | Recipe,
     overrides: Sequence[str] = (),
     *,
     output: str | None = None,
@@ -102,10 +98,11 @@ def _is_recipe(name: str) -> bool:
 
 def _refuse_decided(overrides: Sequence[str], run: Path) -> None:
     """Refuse keys that were decided when the run was trained: they would silently have no effect."""
+    decided = {*DECIDED, *(key for solved in problems() for key in solved.decided_keys)}
     for override in overrides:
         key = override.partition("=")[0].strip()
         section = key.split(".")[0]
-        is_decided = section in ("tokenizer", "lora", "train", "translation") or key in DECIDED
+        is_decided = section in decided or key in decided
         if section == "model" and key not in ("model.trust_remote_code", "model.revision"):
             is_decided = True
         if is_decided:
@@ -151,7 +148,7 @@ def tokenizer_of(recipe: Recipe, model: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> dict[str, Any]:
+def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> Facts:
     """Return what a model knows of its labels; a foreign one has the ``id2label`` of its config.
 
     Args:

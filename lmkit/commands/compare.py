@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,55 +166,56 @@ def _test_by_module(test: Test) -> Test:
 
 
 def find_system(name: str) -> System:
-    """The runs that one argument names."""
-    runs = []
+    """Find the runs that one argument names."""
+    runs: list[list[Path]] = []
     for part in filter(None, name.split(",")):
-        path = Path(part).expanduser()
-        if not path.is_dir():
-            beside = (
-                [str(found) for found in path.parent.glob("*") if found.is_dir()]
-                if path.parent.is_dir()
-                else []
-            )
-            close = nearest(part, beside)
-            raise RunError(
-                "no such directory",
-                place=part,
-                remedy=f"did you mean {close}?" if close else "name an evaluated run",
-            )
-        if (path / "summary.json").is_file():
-            summary = _read_json(path / "summary.json")
-            each = [path / entry["run"] for entry in summary["runs"]]
-            runs += [each] if summary["over"] == "folds" else [[run] for run in each]
-        else:
-            runs.append([path])
+        folder = Path(part).expanduser()
+        if not folder.is_dir():
+            raise _no_directory(part)
+        if not (folder / "summary.json").is_file():
+            runs.append([folder])
+            continue
+        summary = _read_json(folder / "summary.json")
+        parts = [folder / entry["run"] for entry in summary["runs"]]
+        runs += [parts] if summary["over"] == "folds" else [[run] for run in parts]
     return System(name, runs)
 
 
+def _no_directory(name: str) -> RunError:
+    """Return the error for a directory that is not there, with the nearest beside it."""
+    folders = [path for path in Path(name).expanduser().parent.glob("*") if path.is_dir()]
+    close = nearest(name, map(str, folders))
+    remedy = f"did you mean {close}?" if close else "name an evaluated run"
+    return RunError("no such directory", place=name, remedy=remedy)
+
+
 def evaluations(run: list[Path], split: str | None, systems: Sequence[System]) -> list[Path]:
-    """The folders with the predictions of a run's places: of the split asked for, else of the first that all have."""
-    every = [place for system in systems for each in system.runs for place in each]
-    wanted = (
-        [split] if split else [name for name in SPLITS if all(_has(place, name) for place in every)]
-    )
-    if not wanted:
-        wanted = [
-            next((name for name in SPLITS if any(_has(place, name) for place in every)), "test")
-        ]
+    """Find the predictions of a run's places: of the split asked for, else of the first that all have."""
+    split = split or _common_split(systems)
     for place in run:
-        if not _has(place, wanted[0]):
-            there = [
-                found.name
-                for found in sorted((place / "eval").glob("*"))
-                if _has(place, found.name)
-            ]
-            also = f"; there are: {', '.join(there)} (--split)" if there else ""
-            raise RunError(
-                f"not evaluated on {wanted[0]}{also}",
-                place=str(place),
-                remedy=f"lmkit eval {place}",
-            )
-    return [place if _is_evaluation(place) else place / "eval" / wanted[0] for place in run]
+        if _has(place, split):
+            continue
+        splits = [folder.name for folder in sorted((place / "eval").glob("*"))]
+        splits = [name for name in splits if _has(place, name)]
+        also = f"; there are: {', '.join(splits)} (--split)" if splits else ""
+        raise RunError(
+            f"not evaluated on {split}{also}",
+            place=str(place),
+            remedy=f"lmkit eval {place}",
+        )
+    return [place if _is_evaluation(place) else place / "eval" / split for place in run]
+
+
+def _common_split(systems: Sequence[System]) -> str:
+    """Return the first split that all were evaluated on, else one that some were."""
+    places = [place for system in systems for run in system.runs for place in run]
+    for name in SPLITS:
+        if all(_has(place, name) for place in places):
+            return name
+    for name in SPLITS:
+        if any(_has(place, name) for place in places):
+            return name
+    return SPLITS[0]
 
 
 def _is_evaluation(folder: Path) -> bool:
@@ -226,30 +227,27 @@ def _has(place: Path, split: str) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(
-            f"not readable as JSON: {error}",
-            place=str(path),
-            remedy="evaluate it anew: lmkit eval RUN",
-        ) from None
-    return found
+    values: dict[str, Any] = _parse(path.read_text(encoding="utf-8"), str(path))
+    return values
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """The lines of predictions.jsonl."""
+    """Yield the lines of predictions.jsonl."""
     path = folder / "predictions.jsonl"
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            try:
-                yield Record.from_json(json.loads(line))
-            except ValueError as error:
-                raise RunError(
-                    f"not readable as JSON: {error}",
-                    place=f"{path}:{number}",
-                    remedy="evaluate it anew: lmkit eval RUN",
-                ) from None
+            yield Record.from_json(_parse(line, f"{path}:{number}"))
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RunError(
+            f"not readable as JSON: {error}",
+            place=place,
+            remedy="evaluate it anew: lmkit eval RUN",
+        ) from None
 
 
 def _read_all(run: Sequence[Path]) -> list[Record]:
@@ -272,29 +270,26 @@ def _one_task(described: Sequence[tuple[Path, dict[str, Any]]]) -> str:
 
 
 def _task(place: Path, name: str, records: Sequence[Sequence[Sequence[Record]]]) -> Scored:
-    """The task with what its model learned; where the model is not beside the predictions, the labels that occur."""
+    """Return the task with what its model learned; where the model is not beside the predictions, with the labels in them."""
     run = place.absolute().parents[1]
     recipe, facts = Recipe(task=name), {}
     if is_run(run) and is_model_directory(run / "model"):
-        recipe, facts = (
-            load_recipe(Run(run).recipe_file),
-            dict(find_model(str(run)).description.get("facts", {})),
-        )
+        recipe = load_recipe(Run(run).recipe_file)
+        facts = dict(find_model(str(run)).description.get("facts", {}))
     solved = problem(name)
     facts = solved.recover(records[0][0]) | facts
     has_labels = any(field.kind in ("label", "tags") for field in solved.fields(recipe))
     if "labels" not in facts and has_labels:
-        values = [
-            record[key]
-            for side in records
-            for found in side
-            for record in found
-            for key in ("gold", "prediction")
-        ]
-        facts["labels"] = sorted(
-            {label for value in values for label in (value if isinstance(value, list) else [value])}
-        )
+        facts["labels"] = sorted(_labels_in(chain(*chain(*records))))
     return Scored(solved, recipe, facts)
+
+
+def _labels_in(records: Iterable[Record]) -> set[str]:
+    labels: set[str] = set()
+    for record in records:
+        for value in (record["gold"], record["prediction"]):
+            labels |= set(value) if isinstance(value, list) else {value}
+    return labels
 
 
 def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[Record]]]) -> None:
@@ -303,22 +298,31 @@ def check_examples(task: Scored, runs: Sequence[tuple[str, Sequence[Record]]]) -
     Raises:
         RunError: another number of lines, another id, input or gold.
     """
-    fields = task.problem.fields(task.recipe)
-    keys = ["id", "gold", "text_pair", *(field.name for field in fields if not field.gold)]
-    (first, reference), *others = runs
-    for place, records in others:
-        for number, (mine, its) in enumerate(zip_longest(reference, records), 1):
-            if mine is None or its is None:
-                difference = f"{len(records)} examples, and {first} has {len(reference)}"
-            elif key := next((key for key in keys if mine.get(key) != its.get(key)), None):
-                difference = f"line {number} is another example than in {first}: {key} is {_short(its.get(key))}, there {_short(mine.get(key))}"
-            else:
-                continue
+    fields = task.problem.fields(task.recipe, task.facts)
+    keys = ["id", "gold", *(field.name for field in fields if not field.gold)]
+    first, reference = runs[0]
+    for place, records in runs[1:]:
+        difference = _first_difference(keys, reference, records, first)
+        if difference is not None:
             raise RunError(
                 difference,
                 place=f"{place}/predictions.jsonl",
                 remedy="evaluate both on the same file: lmkit eval RUN data.test=FILE",
             )
+
+
+def _first_difference(
+    keys: Sequence[str], reference: Sequence[Record], records: Sequence[Record], first: str
+) -> str | None:
+    """Say where examples first differ from those of the ``first`` run; None: nowhere."""
+    for number, (expected, record) in enumerate(zip(reference, records, strict=False), 1):
+        for key in keys:
+            if expected.get(key) != record.get(key):
+                values = f"{_short(record.get(key))}, there {_short(expected.get(key))}"
+                return f"line {number} is another example than in {first}: {key} is {values}"
+    if len(reference) != len(records):
+        return f"{len(records)} examples, and {first} has {len(reference)}"
+    return None
 
 
 def _short(value: Any, most: int = 60) -> str:
@@ -336,20 +340,18 @@ def _check_tokens(
     is_pretrained = task.problem.stage == "pretrain"
     if metric == "bits_per_byte" or (not is_pretrained and metric != "loss"):
         return
-    manifests = [run[0].absolute().parents[1] / "manifest.json" for side in places for run in side]
+    manifests = [run[0].absolute().parents[1] / "manifest.json" for run in chain(*places)]
     if is_pretrained and all(path.is_file() for path in manifests):
-        differ = (
-            len({_read_json(path)["tokenizer"]["sha256"] for path in manifests}) > 1
-        )  # masks may, with the seed
+        # masks may differ, with the seed
+        hashes = {_read_json(path)["tokenizer"]["sha256"] for path in manifests}
+        differ = len(hashes) > 1
     else:
-        items = [[record["items"] for record in run] for side in records for run in side]
-        differ = any(each != items[0] for each in items[1:])
+        items = [[record["items"] for record in run] for run in chain(*records)]
+        differ = any(counts != items[0] for counts in items)
     if differ:
-        remedy = (
-            "--metric bits_per_byte does not depend on tokens"
-            if any(each.name == "bits_per_byte" for each in task.problem.metrics(task.facts))
-            else "compare runs with one tokenizer"
-        )
+        remedy = "compare runs with one tokenizer"
+        if any(measure.name == "bits_per_byte" for measure in task.problem.metrics(task.facts)):
+            remedy = "--metric bits_per_byte does not depend on tokens"
         raise RunError(
             "the runs cut the text into different tokens, so what they lose a token is no measure",
             place=f"--metric {metric}",

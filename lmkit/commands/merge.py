@@ -153,16 +153,16 @@ def _prove_same(
     return model, difference
 
 
-def _task_of(found: ModelSource) -> str:
-    if "task" in found.description:
-        return str(found.description["task"])
-    named = adapter_config(found).get("task_type")
+def _task_of(adapter: ModelSource) -> str:
+    if "task" in adapter.description:
+        return str(adapter.description["task"])
+    named = adapter_config(adapter).get("task_type")
     for solved in sorted(problems(), key=lambda solved: solved.stage != "finetune"):
         if named is not None and TASK_TYPES.get(solved.auto_class) == named:
             return solved.name
     raise ModelError(
         f"an adapter of task_type {named!r}",
-        place=found.location,
+        place=adapter.location,
         remedy=f"lmkit merges {', '.join(TASK_TYPES.values())}, and its own",
     )
 

@@ -95,8 +95,9 @@ class Predictor:
         """Return the answers, and how many of the rows were cut."""
         from lmkit.evaluation.forward import refuse_nan
 
+        fields = self.task.problem.fields(self.recipe, self.task.facts)
         for row in rows:
-            if not str(row.get("text", row.get("source", "x"))).strip() or row.get("tokens") == []:
+            if any(_is_empty(row, field) for field in fields):
                 raise DataError("empty text", place=f"text {row['id'] + 1}", remedy="leave it out")
         responder = self.task.problem.responder(self.task)
         if responder is not None:
@@ -203,3 +204,10 @@ def text_lines(stream: Iterable[str]) -> list[str]:
             "no line came", place="stdin", remedy="give texts, --file FILE, or lines on stdin"
         )
     return lines
+
+
+def _is_empty(row: Row, field: Field) -> bool:
+    """Tell if a row has nothing to read where a model reads text or words."""
+    if field.kind == "text" and not field.gold:
+        return not str(row.get(field.name, "x")).strip()
+    return field.kind == "words" and row.get(field.name) == []

@@ -1,1 +1,1 @@
-"""From files to the batches of a step: sources, check, tags, encode, plan."""
+"""Files to the batches of a step: sources, check, tags, encode, plan."""

@@ -37,7 +37,7 @@ def array_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def numbers(values: Any, dtype: Any, there: pa.Buffer | None = None) -> pa.Array:
-    """A list or NumPy array of numbers."""
+    """Make an array of a list or NumPy array of numbers."""
     array = np.ascontiguousarray(values, dtype=dtype)
     return pa.Array.from_buffers(
         pa.from_numpy_dtype(array.dtype), len(array), [there, pa.py_buffer(array)]

@@ -1,4 +1,4 @@
-"""Rows -> pieces of tokens, cached by content and memory-mapped."""
+"""Encode rows as pieces of tokens, cached by content and memory-mapped."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ class Encoded:
         return np.stack([self.groups.sums(self.pieces.sizes(name)) for name in names], axis=1)
 
     def example(self, number: int) -> list[Piece]:
-        """The pieces of an example, each with its number in ``piece``."""
+        """Return the pieces of an example, each with its number in ``piece``."""
         return self.examples([number])[0]
 
     def examples(self, numbers: Sequence[int]) -> list[list[Piece]]:
-        """The pieces of several examples, read at once."""
+        """Return the pieces of several examples, read at once."""
         groups = [self.groups[number] for number in numbers]
         rows = iter(self.take([piece for group in groups for piece in group]))
         return [[next(rows) for _ in group] for group in groups]
 
     def take(self, numbers: Sequence[int]) -> list[Piece]:
-        """These pieces, each with its number in ``piece``."""
+        """Return these pieces, each with its number in ``piece``."""
         return [
             piece | {"piece": number}
             for number, piece in zip(numbers, self.pieces.take(numbers), strict=True)

@@ -52,7 +52,7 @@ class Pieces(Sequence[Piece]):
         return (self[index] for index in range(len(self)))
 
     def take(self, numbers: Sequence[int]) -> list[Piece]:
-        """These pieces, in this order."""
+        """Return these pieces, in this order."""
         owners = (np.searchsorted(self._starts, numbers, side="right") - 1).tolist()
         starts = self._starts.tolist()
         return [
@@ -76,7 +76,7 @@ class Pieces(Sequence[Piece]):
         return list(self._table.column_names)
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
-        """A column that has a whole number for each piece."""
+        """Return a column that has a whole number for each piece."""
         return np.concatenate(
             [_numbers(batch.column(name))[0] for batch in self._batches], dtype=np.int64
         )
@@ -85,7 +85,7 @@ class Pieces(Sequence[Piece]):
         return name in self.names and pa.types.is_list(self._table.schema.field(name).type)
 
     def sizes(self, name: str) -> np.ndarray[Any, Any]:
-        """How many numbers each piece has in a column of lists."""
+        """Count the numbers that each piece has in a column of lists."""
         return np.concatenate(
             [np.diff(_view(batch.column(name).offsets)) for batch in self._batches], dtype=np.int64
         )
@@ -98,7 +98,7 @@ def _numbers(column: pa.Array) -> Column:
 
 
 def _view(array: pa.Array) -> np.ndarray[Any, Any]:
-    """The numbers of an array without nulls; its own ``to_numpy`` imports pandas."""
+    """Return the numbers of an array without nulls; its own ``to_numpy`` imports pandas."""
     dtype = np.dtype(array.type.to_pandas_dtype())
     return np.frombuffer(
         array.buffers()[1] or b"", dtype, len(array), array.offset * dtype.itemsize

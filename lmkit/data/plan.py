@@ -1,4 +1,4 @@
-"""Which rows make each optimizer step, on which rank, in which micro-batch.
+"""Plan which rows make each optimizer step, on which rank, in which micro-batch.
 
 The first is decided from (seed, epoch, number of examples) alone, with ``train.group_by_length`` from their lengths too, so what
 a step learns from never depends on the hardware. The second and third only deal the step's examples out.
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last step of an epoch takes what is left: every example of every epoch contributes once."""
+        """Count the steps; the last takes what is left, so every example of every epoch contributes once."""
         return math.ceil(self.num_examples / self.batch_size)
 
     def position(self, step: int) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class Plan:
         return divmod(step, self.steps_per_epoch)
 
     def order(self, epoch: int) -> Index:
-        """The examples of an epoch in its order, keyed on (seed, epoch)."""
+        """Return the examples of an epoch in its order, keyed on (seed, epoch)."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch])))
         order = rng.permutation(self.num_examples)
         return (
@@ -58,14 +58,14 @@ class Plan:
         )
 
     def examples(self, step: int, order: Index | None = None) -> Index:
-        """The examples of a step counted from 0; ``order`` saves making the epoch's order again."""
+        """Return the examples of a step counted from 0; ``order`` saves making the epoch's order again."""
         epoch, within = self.position(step)
         order = self.order(epoch) if order is None else order
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
 
 def _grouped(order: Index, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> Index:
-    """Batches of alike length, made of ``POOL`` batches at a time, in random order; what is left comes last."""
+    """Return batches of alike length, made of ``POOL`` batches at a time, in random order; what is left comes last."""
     whole = len(order) // batch_size * batch_size
     pools = np.split(order[:whole], range(POOL * batch_size, whole, POOL * batch_size))
     batches = np.concatenate([_alike(pool, lengths, batch_size) for pool in pools]).reshape(
@@ -75,7 +75,7 @@ def _grouped(order: Index, lengths: np.ndarray, batch_size: int, rng: np.random.
 
 
 def _alike(examples: Index, lengths: np.ndarray, batch_size: int) -> Index:
-    """The examples of whole batches, halved across the side that differs most until a batch is left (Bentley's k-d tree, 1975).
+    """Order the examples of whole batches, halved across the side that differs most until a batch is left (Bentley's k-d tree, 1975).
 
     With one side this is sorting. With two, each is padded less than where their sum is sorted.
     """
@@ -133,9 +133,9 @@ def micro_batches(
     before = [0]  # where the last micro-batch of their cut begins
     for end, size in enumerate(sizes, 1):
         first = max(0, end - max(1, budget // max(size, 1)))
-        tried = costs[first:end] + size * np.arange(end - first, 0, -1)
-        best = int(tried.argmin())
-        costs[end] = tried[best] + budget * PASS
+        totals = costs[first:end] + size * np.arange(end - first, 0, -1)
+        best = int(totals.argmin())
+        costs[end] = totals[best] + budget * PASS
         before.append(first + best)
     cuts = [len(sizes)]
     while cuts[-1] > 0:
@@ -168,16 +168,16 @@ class Groups(Sequence[list[int]]):
         return self.pieces[end - int(self.sizes[number]) : end].tolist()
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """The sum of the pieces' values by group."""
+        """Sum the pieces' values by group."""
         return np.add.reduceat(values[self.pieces], self._ends - self.sizes)
 
     def largest(self, values: np.ndarray) -> np.ndarray:
-        """The largest of the pieces' values by group."""
+        """Return the largest of the pieces' values by group."""
         return np.maximum.reduceat(values[self.pieces], self._ends - self.sizes)
 
 
 def by_row(owners: np.ndarray) -> Groups:
-    """The pieces of each row, which follow one another.
+    """Group the pieces of each row, which follow one another.
 
     >>> list(by_row(np.array([0, 0, 1])))
     [[0, 1], [2]]
@@ -231,7 +231,7 @@ def fill(lengths: Sequence[int] | np.ndarray, size: int) -> Groups:
 
 
 def rows_to_share(lengths: Sequence[int]) -> np.ndarray | None:
-    """Where the tokens of a padded batch go when texts share rows: places in the flattened batch, -1 for padding.
+    """Lay out the tokens of a padded batch in rows that texts share: places in the flattened batch, -1 for padding.
 
     Args:
         lengths: tokens of each text of the batch, which is padded at the end.

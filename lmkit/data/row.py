@@ -1,4 +1,4 @@
-"""What is known of a row and of the file it came from before any is read: neither numpy nor Arrow is needed."""
+"""Rows and the files they come from, as far as neither numpy nor Arrow is needed."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def short_path(path: Path) -> str:
 
 
 def hash_of(value: Any) -> str:
-    """The SHA-256 of a value that JSON can hold."""
+    """Return the SHA-256 of a value that JSON can hold."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

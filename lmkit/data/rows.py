@@ -54,7 +54,7 @@ class Rows(Sequence[Row]):
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of the Arrow file: ``names``, and where each row comes from."""
+        """Return the columns of the Arrow file: ``names``, and where each row comes from."""
         return self._table.schema
 
     def __len__(self) -> int:
@@ -77,12 +77,12 @@ class Rows(Sequence[Row]):
     def batches(
         self, size: int = BATCH_ROWS, *, names: list[str] | None = None
     ) -> Iterator[list[Row]]:
-        """All rows in order, ``size`` at a time; with ``names``, these columns alone."""
+        """Yield all rows in order, ``size`` at a time; with ``names``, these columns alone."""
         for start in range(0, len(self), size):
             yield self._take(np.arange(start, min(start + size, len(self))), names or self.names)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One column: mapped, not copied, unless the rows are a selection."""
+        """Return one column: mapped, not copied, unless the rows are a selection."""
         column = self._table[name]
         return (
             column if self._selection is None else column.take(numbers(self._selection, np.int64))
@@ -98,7 +98,7 @@ class Rows(Sequence[Row]):
         return f"{self.files[row['_file']].path}:{line}"
 
     def select(self, indices: Iterable[int], *, rejected: list[Row] | None = None) -> Rows:
-        """These rows alone, in this order; ``rejected`` takes the place of the list of rows left out."""
+        """Return these rows alone, in this order; ``rejected`` takes the place of the list of rows left out."""
         chosen = np.fromiter(indices, np.int64)
         if self._selection is not None:
             chosen = self._selection[chosen]
@@ -113,7 +113,7 @@ class Rows(Sequence[Row]):
         )
 
     def without(self, indices: Sequence[int], *, rejected: list[Row]) -> Rows:
-        """All rows but these; ``rejected`` as of ``select``."""
+        """Return all rows but these; ``rejected`` as of ``select``."""
         return self.select(np.delete(np.arange(len(self)), indices), rejected=rejected)
 
     def _take(self, indices: np.ndarray[Any, Any], names: list[str]) -> list[Row]:
@@ -139,7 +139,7 @@ def _open_rows(
 
 
 def schema_of(fields: list[Field]) -> pa.Schema:
-    """The columns of the Arrow file of a task's rows: the fields, and where each row comes from."""
+    """Return the columns of the Arrow file of a task's rows: the fields, and where each row comes from."""
     text = pa.large_string()  # offsets of 64 bits: a document may be as long as it likes
     words = pa.list_(text)
     kinds = {
@@ -162,7 +162,7 @@ ENDS = (b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0")  # of Arrow's files and streams
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a cached Arrow file is there to its end: a machine that went down may have left a part, or zeros."""
+    """Tell whether a cached Arrow file is there to its end: a machine that went down may have left a part, or zeros."""
     try:
         with path.open("rb") as file:
             return file.seek(-8, os.SEEK_END) > 8 and file.read().endswith(

@@ -1,4 +1,4 @@
-"""From what the recipe names to files: paths, globs, directories and samples, or a data set on the Hugging Face hub."""
+"""Find the files that a recipe names: paths, globs, directories and samples, or a data set on the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a recipe's splits, checked against each other. No torch: mistakes in the data answer at once."""
+"""Load the rows of a recipe's splits, checked against each other. No torch: mistakes in the data answer at once."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def load_splits(
     if facts is None:
         labels = data.labels or []
         if gold and not labels:
-            labels = labels_of(all_training_rows or rows["train"], gold[0].name)
+            labels = labels_of(all_training_rows or rows["train"], gold[0])
         facts = problem.learn(rows["train"], labels)
     for field in gold:
         for split, checked in rows.items():
             rows[split] = check_labels(
-                checked, field.name, facts["labels"], split=split, on_bad_row=data.on_bad_row
+                checked, field, facts["labels"], split=split, on_bad_row=data.on_bad_row
             )
     return Splits({split: rows[split] for split in rows if split in wanted}, facts)
 

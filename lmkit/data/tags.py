@@ -48,7 +48,7 @@ def split_tag(tag: str) -> tuple[str, str]:
 
 
 def are_bare(distinct: Collection[str]) -> bool:
-    """Whether these tags, all that a corpus has, are prefixes without types: nothing else, and ``B`` beside ``O`` or ``I``.
+    """Tell whether these tags, all that a corpus has, are prefixes without types: nothing else, and ``B`` beside ``O`` or ``I``.
 
     Some parts of speech have one letter, too, so one other tag is enough to make all of them plain.
 
@@ -60,7 +60,7 @@ def are_bare(distinct: Collection[str]) -> bool:
 
 
 def _split(tag: str, scheme: Scheme) -> tuple[str, str]:
-    """As ``split_tag``, but bare tags have a type, too, all the same."""
+    """Split a tag as ``split_tag`` does, but give all bare tags one type."""
     return (tag, "any") if scheme.startswith("bare ") and tag != "O" else split_tag(tag)
 
 
@@ -69,7 +69,7 @@ def _prefixes(scheme: Scheme) -> Sequence[str]:
 
 
 def written_otherwise(distinct: Collection[str]) -> str | None:
-    """A tag of plain ones that seem to mark entities in another spelling (``B_PER``, ``PER-B``, ``b-per``); None for others.
+    """Return one of the plain tags that seem to mark entities in another spelling (``B_PER``, ``PER-B``, ``b-per``); None for others.
 
     Args:
         distinct: all tags of a corpus that ``recognise`` calls plain.
@@ -99,7 +99,7 @@ def written_otherwise(distinct: Collection[str]) -> str | None:
 
 
 def recognise(sequences: Iterable[Sequence[str]]) -> Scheme:
-    """The scheme of a corpus, from its training sequences, read once.
+    """Recognise the scheme of a corpus from its training sequences, read once.
 
     A few wrong sequences do not change the answer: data is IOB1 only where no ``B-`` begins an entity after
     another type or ``O``, and BIOES only where ends and single words are about as frequent as beginnings.
@@ -153,7 +153,7 @@ class _Counts:
 
 
 def check_sequence(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | None:
-    """The first tag that cannot stand where it stands, as (index, problem); None for a right sequence.
+    """Find the first tag that cannot stand where it stands, as (index, problem); None for a right sequence.
 
     >>> check_sequence(["O", "I-PER"], "iob2")
     (1, 'I-PER follows O; an entity begins with B-')
@@ -198,7 +198,7 @@ def check_sequence(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | Non
 
 
 def check_tags(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | None:
-    """The first tag that is none of the scheme's, wherever it stands, as (index, problem)."""
+    """Find the first tag that is none of the scheme's, wherever it stands, as (index, problem)."""
     if scheme == "plain":
         return None
     for i, tag in enumerate(tags):
@@ -212,7 +212,7 @@ def check_tags(tags: Sequence[str], scheme: Scheme) -> tuple[int, str] | None:
 
 
 def _meant(tag: str, scheme: Scheme) -> str:
-    """The tag that was probably meant: another sign than ``-``, small letters, no prefix."""
+    """Suggest the tag that was probably meant: another sign than ``-``, small letters, no prefix."""
     if tag in {"", "0", "o"}:
         return "; did you mean 'O'?"
     if scheme.startswith("bare "):
@@ -227,7 +227,7 @@ def _meant(tag: str, scheme: Scheme) -> str:
 
 
 def to_iob2(tags: Sequence[str], scheme: Scheme) -> list[str]:
-    """The same entities in IOB2.
+    """Write the same entities in IOB2.
 
     A wrong sequence is read as conlleval reads it: an entity begins at a tag that continues none of its type, and ends
     where the next tag does not continue it.

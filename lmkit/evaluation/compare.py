@@ -37,7 +37,7 @@ class Test:
 def score_together(
     task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str
 ) -> list[list[Statistics]]:
-    """The statistics of each run of each system, with the same columns for all.
+    """Return the statistics of each run of each system, with the same columns for all.
 
     Args:
         systems: the runs of each system, the lines of predictions.jsonl of each run; all over the same examples.
@@ -49,29 +49,24 @@ def score_together(
     examples = len(runs[0])
     records = [record for run in runs for record in run]
     together = task.problem.score(task.facts, records)
-    known = list(together.values())
-    if metric not in known:
+    metrics = list(together.values())
+    if metric not in metrics:
         if metric != "loss" or not all("nll" in record and "items" in record for record in records):
             raise LmkitError(
                 f"{task.problem.name} has no metric {metric!r}",
                 place="--metric",
-                remedy=suggest(metric, known),
+                remedy=suggest(metric, metrics),
             )
         together = loss_statistics(records)
-    parts = iter(
-        [
-            together.select(np.arange(start, start + examples))
-            for start in range(0, len(records), examples)
-        ]
-    )
+    starts = range(0, len(records), examples)
+    parts = iter([together.select(np.arange(start, start + examples)) for start in starts])
     return [[next(parts) for _ in system] for system in systems]
 
 
 def score_by_module(
     task: Task | Scored, systems: Sequence[Sequence[Records]], metric: str, chosen: Module
 ) -> list[list[Statistics]]:
-    """The same of a metric that ``eval.metrics`` brought along."""
-
+    """Return the same of a metric that ``eval.metrics`` brought along."""
     return [
         [custom_statistics(metric, chosen, examples_of(run, task)) for run in system]
         for system in systems
@@ -89,7 +84,7 @@ def examples_of(records: Records, task: Task | Scored) -> Examples:
 
 
 def loss_statistics(records: Records) -> Statistics:
-    """The mean loss over the labels that count, in nats."""
+    """Return the mean loss over the labels that count, in nats, as statistics."""
     counts = np.array([[record["nll"], record["items"]] for record in records], np.float64).reshape(
         -1, 2
     )

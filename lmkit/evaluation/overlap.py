@@ -144,7 +144,7 @@ class _Index:
         return near
 
     def _places(self, keys: NDArray[np.uint64], side: Literal["left", "right"]) -> Places:
-        """Where the keys of each text stand in each band: ``(texts, bands)``."""
+        """Return the places of each text's keys in each band: ``(texts, bands)``."""
         places = [
             np.searchsorted(ours, keys[:, band], side=side)
             for band, (ours, _) in enumerate(self.bands)

@@ -92,7 +92,7 @@ def _load_split(subject: Subject, split: str) -> Splits:
     if "facts" not in subject.source.description and files is not None:
         # a missing file is said before a config is loaded
         find_files(files, key=f"data.{split}")
-    facts = facts_of(subject.source, recipe, split)
+    facts = dict(facts_of(subject.source, recipe, split))
     return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=facts)
 
 

@@ -105,8 +105,8 @@ def repeat(
         console.say(f"\n== {name} ({number} of {len(runs)})")
         run = Run(single.output)
         if name not in finished:
-            there = run.path.is_dir()
-            train_one(stage, single, resume=resume and there, overwrite=overwrite and there)
+            exists = run.path.is_dir()
+            train_one(stage, single, resume=resume and exists, overwrite=overwrite and exists)
         measured.append(_measure(run, single))
     summary = summarise(recipe, [name for name, _ in runs], measured)
     write_json(folder / SUMMARY, summary.to_json())
@@ -116,14 +116,14 @@ def repeat(
 
 def _check_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
     Run(folder).check_place()
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if there and not (resume or overwrite):
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if names and not (resume or overwrite):
         raise RunError(
             "the output directory is not empty",
             place=str(folder),
             remedy="add --resume to go on with its runs, --overwrite to start anew, or -o DIR for another place",
         )
-    if others := [name for name in there if not PARTS.fullmatch(name)]:
+    if others := [name for name in names if not PARTS.fullmatch(name)]:
         raise RunError(
             f"not a folder of several runs: it holds {others[0]}",
             place=str(folder),
@@ -144,7 +144,9 @@ def _check_same(single: Recipe) -> None:
         {key: value for key, value in values.items() if key not in HARMLESS}
         for values in (run.stored_recipe(), yaml.safe_load(dump_recipe(single)))
     )
-    if changed := [key for key in _flat(now) if _flat(now)[key] != _flat(stored).get(key)]:
+    before = _flat(stored)
+    changed = [key for key, value in _flat(now).items() if value != before.get(key)]
+    if changed:
         raise RunError(
             f"this run was made with other {', '.join(changed)}",
             place=str(run.path),
@@ -153,14 +155,14 @@ def _check_same(single: Recipe) -> None:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Return nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {prefix + key: value}
-        )
-    return found
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _measure(run: Run, single: Recipe) -> Metrics:

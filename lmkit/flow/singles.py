@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from lmkit.errors import RecipeError
 from lmkit.recipe import Recipe
 
 
 def is_repeated(recipe: Recipe) -> bool:
-    """Whether a recipe stands for several runs."""
+    """Tell if a recipe stands for several runs."""
     return recipe.seeds > 1 or recipe.data.folds is not None
 
 
 def single_runs(recipe: Recipe) -> list[tuple[str, Recipe]]:
-    """The runs that a recipe stands for, by the name of their folders; each is an ordinary recipe."""
-    folds = recipe.data.folds
-    changes: dict[str, dict[str, Any]]
+    """Return the runs that a recipe stands for, with the names of their folders; each is an ordinary recipe."""
+    data, folds = recipe.data, recipe.data.folds
+    changes: dict[str, dict[str, object]] = {}
     if folds is None:
-        changes = {
-            f"seed-{seed}": {"seed": seed}
-            for seed in range(recipe.seed, recipe.seed + recipe.seeds)
-        }
+        for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+            changes[f"seed-{seed}"] = {"seed": seed}
     else:
-        numbers = range(1, folds + 1)
-        changes = {
-            f"fold-{n}": {
-                "data": recipe.data.model_copy(update={"folds": None, "fold": f"{n}/{folds}"})
-            }
-            for n in numbers
+        for number in range(1, folds + 1):
+            part = data.model_copy(update={"folds": None, "fold": f"{number}/{folds}"})
+            changes[f"fold-{number}"] = {"data": part}
+    runs = []
+    for name, change in changes.items():
+        change |= {
+            "seeds": 1,
+            "name": f"{recipe.name}-{name}",
+            "output": f"{recipe.output}/{name}",
         }
-    return [
-        (
-            name,
-            recipe.model_copy(
-                update={
-                    "seeds": 1,
-                    "name": f"{recipe.name}-{name}",
-                    "output": f"{recipe.output}/{name}",
-                    **change,
-                }
-            ),
-        )
-        for name, change in changes.items()
-    ]
+        runs.append((name, recipe.model_copy(update=change)))
+    return runs
 
 
 def check_repeat(recipe: Recipe) -> None:
@@ -62,11 +50,8 @@ def check_repeat(recipe: Recipe) -> None:
             place="data.test",
             remedy="keep one of the two",
         )
-    if (
-        data.folds is None
-        and measured_on(recipe) == "validation"
-        and not (data.validation or data.validation_fraction)
-    ):
+    has_validation = data.validation or data.validation_fraction
+    if measured_on(recipe) == "validation" and not has_validation:
         raise RecipeError(
             "no data to measure the runs on",
             place="seeds",
@@ -82,9 +67,7 @@ def check_repeat(recipe: Recipe) -> None:
 
 
 def measured_on(recipe: Recipe) -> str:
-    """The split that the runs are evaluated on."""
-    return (
-        "validation"
-        if (recipe.data.test, recipe.data.fold, recipe.data.folds) == (None, None, None)
-        else "test"
-    )
+    """Return the split that the runs are evaluated on."""
+    data = recipe.data
+    has_test = any(part is not None for part in (data.test, data.fold, data.folds))
+    return "test" if has_test else "validation"

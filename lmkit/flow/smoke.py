@@ -49,7 +49,7 @@ class SmokeSummary:
 
 
 def smoke_run(recipe: Recipe) -> SmokeSummary:
-    """All rows are checked, a few are used: train, save, reload, evaluate, predict, in a folder that is removed.
+    """Check all rows; train, save, reload, evaluate and predict on a few, in a folder that is removed.
 
     Where ``model.base`` is not there yet (the run of an earlier recipe), a tiny random model of the task's
     usual family stands in, and that is said.
@@ -60,10 +60,9 @@ def smoke_run(recipe: Recipe) -> SmokeSummary:
             place="--smoke",
             remedy="the same command without the launcher",
         )
+    # a base that is not there yet is no mistake here; keys that contradict each other are
     if recipe.model.base is None or recipe.model.preset:
-        check_model_keys(
-            recipe, None
-        )  # a base that is not there yet is no mistake here; keys that contradict each other are
+        check_model_keys(recipe, None)
     splits = load_splits(recipe, problem(recipe.task), wanted=("train", "validation", "test"))
     check_choice(recipe, splits)
     from lmkit.train.fit import fit
@@ -86,15 +85,15 @@ def smoke_run(recipe: Recipe) -> SmokeSummary:
 
 
 def few_rows(splits: Splits) -> Splits:
-    """The first rows of every split, with what was learned of all."""
-    return Splits(
-        {split: rows.select(range(min(ROWS, len(rows)))) for split, rows in splits.rows.items()},
-        splits.facts,
-    )
+    """Return the first rows of every split, with what was learned of all."""
+    few = {}
+    for split, rows in splits.rows.items():
+        few[split] = rows.select(range(min(ROWS, len(rows))))
+    return Splits(few, splits.facts)
 
 
 def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
-    """The recipe with a tiny model of the same architecture and a few short steps."""
+    """Return the recipe with a tiny model of the same architecture and a few short steps."""
     values = recipe.model_dump()
     values["output"] = str(folder / "run")
     values["train"] |= {
@@ -117,12 +116,10 @@ def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
         values["tokenizer"]["train"]["vocab_size"] = min(1000, recipe.tokenizer.train.vocab_size)
         values["tokenizer"]["train"]["files"] = None
     if recipe.model.base is None:
-        described = (
-            preset_config(recipe.model.preset, max_length=recipe.data.max_length)
-            if recipe.model.preset
-            else {}
-        )
-        values["model"] |= {"preset": None, "config": shrink(described | recipe.model.config)}
+        config = recipe.model.config
+        if recipe.model.preset:
+            config = preset_config(recipe.model.preset, max_length=recipe.data.max_length) | config
+        values["model"] |= {"preset": None, "config": shrink(config)}
     else:
         values["model"] = {
             "base": str(_tiny_base(recipe, splits, folder / "base")),
@@ -133,41 +130,26 @@ def tiny_recipe(recipe: Recipe, splits: Splits, folder: Path) -> Recipe:
 
 
 def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
-    """A model directory like ``model.base``, with its tokenizer, tiny and random."""
+    """Save a model directory like ``model.base``, with its tokenizer, tiny and random."""
     import transformers
 
     from lmkit.models.config import load_config
     from lmkit.models.tokenizer import num_tokens, save_tokenizer
     from lmkit.train.prepare import build_tokenizer
 
-    source: ModelSource | None = None
-    recipe = recipe.model_copy(
-        update={"tokenizer": recipe.tokenizer.model_copy(update={"add_tokens": []})}
-    )
+    plain = recipe.tokenizer.model_copy(update={"add_tokens": []})
+    recipe = recipe.model_copy(update={"tokenizer": plain})
+    base = recipe.model.base or ""
     try:
-        source = find_model(recipe.model.base or "")
+        source: ModelSource = find_model(base)
     except ModelError as error:
-        if not (recipe.model.base or "").startswith("runs/") and os.sep not in (
-            recipe.model.base or ""
-        ):
+        if not base.startswith("runs/") and os.sep not in base:
             raise
         family = problem(recipe.task).smoke_preset
         console.warn(f"{str(error).splitlines()[0]}; a tiny random {family} stands in for it")
-        stand_in = recipe.model_copy(
-            update={
-                "model": recipe.model.model_copy(update={"base": None, "preset": f"{family}-nano"}),
-                "tokenizer": recipe.tokenizer.model_copy(
-                    update={
-                        "base": None,
-                        "train": TokenizerTraining(algorithm="bpe", vocab_size=1000),
-                    }
-                ),
-            }
-        )
-        tokenizer = build_tokenizer(stand_in, splits, None)
-        values = preset_config(f"{family}-nano", max_length=recipe.data.max_length) | {
-            "decoder_vocab_size": len(tokenizer)
-        }
+        tokenizer = build_tokenizer(_stand_in(recipe, family), splits, None)
+        values = preset_config(f"{family}-nano", max_length=recipe.data.max_length)
+        values |= {"decoder_vocab_size": len(tokenizer)}
     else:
         tokenizer = build_tokenizer(recipe, splits, source)
         values = shrink(load_config(source, recipe).to_dict())
@@ -181,3 +163,11 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder
+
+
+def _stand_in(recipe: Recipe, family: str) -> Recipe:
+    """Return the recipe with a tiny model and a tokenizer of its own, instead of a base that is not there."""
+    training = TokenizerTraining(algorithm="bpe", vocab_size=1000)
+    model = recipe.model.model_copy(update={"base": None, "preset": f"{family}-nano"})
+    tokenizer = recipe.tokenizer.model_copy(update={"base": None, "train": training})
+    return recipe.model_copy(update={"model": model, "tokenizer": tokenizer})

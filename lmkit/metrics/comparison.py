@@ -1,4 +1,4 @@
-"""Whether one system is better than another on the same examples: paired tests, never two intervals side by side."""
+"""Tests if one system is better than another on the same examples: paired tests, never two intervals side by side."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def paired_bootstrap(
 def _mean_resample(
     side: Sequence[Statistics], metric: str, resamples: int, seed: int
 ) -> FloatArray:
-    """The mean of a side's runs in each resample, ``(resamples,)``."""
-    found = [bootstrap_values(run, resamples=resamples, seed=seed)[metric] for run in side]
-    mean: FloatArray = np.mean(found, axis=0)
+    """Return the mean of a side's runs in each resample, ``(resamples,)``."""
+    values = [bootstrap_values(run, resamples=resamples, seed=seed)[metric] for run in side]
+    mean: FloatArray = np.mean(values, axis=0)
     return mean
 
 
@@ -117,8 +117,8 @@ def permutation_test(
         a, b: statistics with the same columns (scored together).
     """
     assert a.counts.shape == b.counts.shape, "not scored together"
-    found = abs(b.values()[metric] - a.values()[metric])
-    if not math.isfinite(found):
+    difference_here = abs(b.values()[metric] - a.values()[metric])
+    if not math.isfinite(difference_here):
         return 1.0
     examples = a.examples
     generator = np.random.Generator(np.random.Philox(seed))
@@ -131,13 +131,13 @@ def permutation_test(
         )
         apart = np.abs(b.metrics(sums_b + swapped)[metric] - a.metrics(sums_a - swapped)[metric])
         at_least += int(
-            (apart >= found - 1e-12 * max(1.0, found)).sum()
+            (apart >= difference_here - 1e-12 * max(1.0, difference_here)).sum()
         )  # rounding parts no equals
     return at_least / (resamples + 1)
 
 
 def mcnemar(a: Statistics, b: Statistics) -> float | None:
-    """The exact p-value of McNemar (1947) for accuracy: of the examples that one system alone has right, how many are whose.
+    """Return the exact p-value of McNemar (1947) for accuracy: of the examples that one system alone has right, how many are whose.
 
     None where an example is not simply right or wrong (the words of a sentence).
     """

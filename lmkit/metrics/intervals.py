@@ -59,7 +59,7 @@ def bootstrap_intervals(
 def bootstrap_values(
     statistics: Statistics, *, resamples: int = 1000, seed: int = 13
 ) -> dict[str, FloatArray]:
-    """Each metric in each resample, ``(resamples,)`` by name.
+    """Return each metric in each resample, ``(resamples,)`` by name.
 
     The resamples depend on the seed and the number of examples alone: with one seed, two systems scored on the same
     examples are resampled alike, so the difference of their values is a paired bootstrap (Koehn 2004). Memory is
@@ -85,25 +85,25 @@ def bootstrap_values(
 def student_interval(
     values: Sequence[float | None], confidence: float = 0.95
 ) -> dict[str, float | None]:
-    """``mean``, ``sd`` (n - 1) and the bounds of Student's interval (``low``, ``high``) of one number from several runs.
+    """Return ``mean``, ``sd`` (n - 1) and the bounds of Student's interval (``low``, ``high``) of one number from several runs.
 
     All are None where a run has no value; of a single run there are no sd and no bounds.
     """
     from scipy.stats import t
 
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or not known:
+    present = [value for value in values if value is not None]
+    if len(present) < len(values) or not present:
         return dict.fromkeys(("mean", "sd", "low", "high"))
-    mean, number = float(np.mean(known)), len(known)
+    mean, number = float(np.mean(present)), len(present)
     if number < 2:
         return {"mean": mean, "sd": None, "low": None, "high": None}
-    sd = float(np.std(known, ddof=1))
+    sd = float(np.std(present, ddof=1))
     half = float(t.ppf((1 + confidence) / 2, number - 1)) * sd / math.sqrt(number)
     return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
 def percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | tuple[None, None]:
-    """The bounds that leave an equal share of the values on either side; None of no values."""
+    """Return the bounds that leave an equal share of the values on either side; None of no values."""
     outside = (1 - confidence) / 2
     return _quantiles(values, outside, outside)
 
@@ -111,7 +111,7 @@ def percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | 
 def _quantiles(
     values: FloatArray, below: float, above: float
 ) -> tuple[float, float] | tuple[None, None]:
-    """The bounds that leave these shares of the values outside; None of no values.
+    """Return the bounds that leave these shares of the values outside; None of no values.
 
     They are values themselves: interpolating between two infinite perplexities would give nan.
     """
@@ -134,12 +134,12 @@ def _bca(
         value: the metric of all examples.
         left_out: ``(examples,)`` the metric without each of them.
     """
-    kept = resampled[np.isfinite(resampled)]
+    finite = resampled[np.isfinite(resampled)]
     spread = left_out.mean() - left_out
-    if not len(kept) or not math.isfinite(value) or not np.isfinite(spread).all():
+    if not len(finite) or not math.isfinite(value) or not np.isfinite(spread).all():
         return percentiles(resampled, confidence)
     normal = NormalDist()
-    below = ((kept < value).mean() + (kept <= value).mean()) / 2
+    below = ((finite < value).mean() + (finite <= value).mean()) / 2
     if not 0 < below < 1:  # all resamples on one side of the value: there is no correcting that
         return percentiles(resampled, confidence)
     bias = normal.inv_cdf(float(below))
@@ -150,4 +150,4 @@ def _bca(
         return normal.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
 
     z = normal.inv_cdf((1 + confidence) / 2)
-    return _quantiles(kept, share(-z), 1 - share(z))
+    return _quantiles(finite, share(-z), 1 - share(z))

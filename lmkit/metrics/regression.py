@@ -46,7 +46,7 @@ def regression_statistics(gold: Sequence[float], predicted: Sequence[float]) -> 
 
 
 def _products(x: FloatArray, y: FloatArray) -> list[FloatArray]:
-    """The five columns whose sums a correlation needs."""
+    """Return the five columns whose sums a correlation needs."""
     return [x, y, x * x, y * y, x * y]
 
 

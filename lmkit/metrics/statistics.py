@@ -35,7 +35,7 @@ class Statistics:
         return len(self.counts)
 
     def values(self) -> dict[str, float]:
-        """The metrics of all examples together."""
+        """Return the metrics of all examples together."""
         return {name: float(value) for name, value in self.metrics(self.counts.sum(axis=0)).items()}
 
     def label_values(self) -> dict[str, dict[str, float]]:
@@ -43,7 +43,7 @@ class Statistics:
         return self.by_label(self.counts.sum(axis=0)) if self.by_label else {}
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Statistics:
-        """The same metrics over a slice: ``rows`` is a mask ``(examples,)`` or indices."""
+        """Return the same metrics over a slice: ``rows`` is a mask ``(examples,)`` or indices."""
         return self.remake(rows) if self.remake else replace(self, counts=self.counts[rows])
 
 

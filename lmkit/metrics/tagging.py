@@ -46,7 +46,7 @@ def tagging_statistics(gold: Tags, predicted: Tags, *, entities: bool | None = N
 
 
 def is_iob2(tags: Collection[str]) -> bool:
-    """Whether the tags mark entities: all are ``O``, ``B-X``, ``I-X``, or ``O``, ``B``, ``I``; True for no tags at all.
+    """Tell if the tags mark entities: all are ``O``, ``B-X``, ``I-X``, or ``O``, ``B``, ``I``; True for no tags at all.
 
     Raises:
         DataError: there are ``B-X`` or ``I-X``, and also tags of another kind.
@@ -59,16 +59,16 @@ def is_iob2(tags: Collection[str]) -> bool:
 
 
 def _check_iob2(tags: Collection[str]) -> None:
-    other = [tag for tag in tags if not IOB2_TAG.fullmatch(tag)]
-    if other:
+    wrong = [tag for tag in tags if not IOB2_TAG.fullmatch(tag)]
+    if wrong:
         raise DataError(
-            f"tag {other[0]!r} is not IOB2, though others are",
+            f"tag {wrong[0]!r} is not IOB2, though others are",
             remedy="write the tags as B-TYPE, I-TYPE and O",
         )
 
 
 def type_of(tag: str) -> str:
-    """The type of the entity that an IOB2 tag marks.
+    """Return the type of the entity that an IOB2 tag marks.
 
     >>> type_of("B-X-Y"), type_of("B")
     ('X-Y', '_')
@@ -77,7 +77,7 @@ def type_of(tag: str) -> str:
 
 
 def chunks(tags: Sequence[str], *, strict: bool = False) -> set[tuple[int, int, str]]:
-    """The entities of one sentence as (start, end, type), end exclusive.
+    """Return the entities of one sentence as (start, end, type), end exclusive.
 
     As conlleval reads them, an ``I-X`` that continues no ``X`` starts one: at the beginning, after ``O``, after another
     type. With ``strict`` only ``B-X`` starts one. seqeval documents its default as conlleval's, and agrees with it on
@@ -90,16 +90,16 @@ def chunks(tags: Sequence[str], *, strict: bool = False) -> set[tuple[int, int, 
     >>> sorted(chunks(["B", "I", "O", "B"]))
     [(0, 2, '_'), (3, 4, '_')]
     """
-    found: set[tuple[int, int, str]] = set()
+    entities: set[tuple[int, int, str]] = set()
     open_chunk: tuple[int, str] | None = None
     for position, tag in enumerate([*tags, "O"]):
         prefix, kind = tag.partition("-")[0], type_of(tag)
         if open_chunk and prefix == "I" and kind == open_chunk[1]:
             continue
         if open_chunk:
-            found.add((open_chunk[0], position, open_chunk[1]))
+            entities.add((open_chunk[0], position, open_chunk[1]))
         open_chunk = (position, kind) if prefix == "B" or (prefix == "I" and not strict) else None
-    return found
+    return entities
 
 
 def _entity_statistics(gold: Tags, predicted: Tags) -> Statistics:
@@ -153,7 +153,7 @@ def _entity_statistics(gold: Tags, predicted: Tags) -> Statistics:
 
 
 def _word_statistics(gold: Tags, predicted: Tags, tags: list[str]) -> Statistics:
-    """The classification of words, summed by sentence: words of one sentence are not independent draws."""
+    """Return the classification of words, summed by sentence: words of one sentence are not independent draws."""
     rows = np.repeat(np.arange(len(gold)), [len(sentence) for sentence in gold])
     gold_words = [tag for sentence in gold for tag in sentence]
     predicted_words = [tag for sentence in predicted for tag in sentence]

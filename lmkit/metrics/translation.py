@@ -117,7 +117,7 @@ def _extract(
 
 
 def _score(metric: Metric, sums: FloatArray) -> float:
-    """The corpus score of summed statistics ``(width,)``."""
+    """Return the corpus score of summed statistics ``(width,)``."""
     return float(metric._compute_score_from_stats(sums.tolist()).score)
 
 

@@ -91,7 +91,7 @@ def add_lora(
     config = LoraConfig(
         task_type=TASK_TYPES.get(auto_class),
         r=options.rank,
-        lora_alpha=options.alpha,
+        lora_alpha=options.alpha,  # type: ignore[arg-type] # fractions scale as well
         lora_dropout=options.dropout,
         use_rslora=options.variant == "rslora",  # Kalajdzievski 2023
         use_dora=options.variant == "dora",  # Liu et al. 2024
@@ -117,9 +117,9 @@ def add_lora(
             adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
         raise _nothing_to_adapt(model, new, str(error).split(". ")[0]) from None
-    found = adapted.base_model.targeted_module_names
+    adapted_names: Any = adapted.base_model.targeted_module_names
     for target in targets if isinstance(targets, list) and options.targets != "auto" else []:
-        if not any(name == target or name.endswith(f".{target}") for name in found):
+        if not any(name == target or name.endswith(f".{target}") for name in adapted_names):
             raise _nothing_to_adapt(adapted.get_base_model(), new, f"no module {target!r}")
     if added and (missed := _past_rows(adapted, table)):
         raise _not_kept(adapted.get_base_model(), f"{', '.join(missed)} would not learn them")

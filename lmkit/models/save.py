@@ -11,12 +11,12 @@ from lmkit.models.crf import save_crf
 from lmkit.models.source import DESCRIPTION
 from lmkit.models.tokenizer import save_tokenizer
 from lmkit.run import write_json
+from lmkit.tasks.registry import problems
 
 if TYPE_CHECKING:
     from lmkit.tasks.base import Task
 
-# the sections of a recipe that decide how text is read and answered, and the keys of ``data`` among them
-SECTIONS = {"seed", "data", "masking", "classification", "tagging", "translation", "generation"}
+# the keys of ``data`` that decide how text is read
 DATA_KEYS = ("max_length", "overlap", "long_text", "document")
 
 
@@ -57,7 +57,8 @@ def _save_adapter(model: Any, task: Task, folder: Path) -> None:
 
 def describe(task: Task) -> dict[str, Any]:
     """Return what is needed to read text with this model: the task, its facts, the options of reading."""
-    recipe = task.recipe.model_dump(include=SECTIONS | {task.problem.section or "data"})
+    sections = {problem.section for problem in problems() if problem.section is not None}
+    recipe = task.recipe.model_dump(include=sections | {"seed", "data", "generation"})
     recipe["task"] = task.name
     recipe["data"] = {key: recipe["data"][key] for key in DATA_KEYS}
     description = {"task": task.name, "facts": task.facts, "recipe": recipe}

@@ -1,4 +1,4 @@
-"""What to do: the recipe's schema, and how a recipe is read, overridden and checked."""
+"""Recipes: their schema, and how one is read, overridden and checked."""
 
 from lmkit.recipe.load import dump_recipe, load_recipe
 from lmkit.recipe.schema import Recipe

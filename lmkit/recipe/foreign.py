@@ -116,30 +116,3 @@ FOREIGN = {
     "task_name": "task",
     "packing": "hardware.packing",
 }
-
-# tasks by the names of transformers' pipelines and example scripts, and of PEFT's task types
-FOREIGN_TASKS = {
-    "masked-lm": "mlm",
-    "fill-mask": "mlm",
-    "masked-language-modeling": "mlm",
-    "causal-lm": "clm",
-    "lm": "clm",
-    "text-generation": "clm",
-    "causal-language-modeling": "clm",
-    "denoising": "denoise",
-    "span-corruption": "denoise",
-    "text-infilling": "denoise",
-    "t5-mlm": "denoise",
-    "bart-dlm": "denoise",
-    "text-classification": "classification",
-    "sequence-classification": "classification",
-    "seq-cls": "classification",
-    "sentiment-analysis": "classification",
-    "token-classification": "ner",
-    "token-cls": "ner",
-    "tagging": "ner",
-    "pos": "ner",
-    "seq2seq": "translation",
-    "seq-2-seq-lm": "translation",
-    "mt": "translation",
-}

@@ -11,7 +11,6 @@ from typing import Any
 from lmkit import console
 from lmkit.errors import RecipeError, suggest
 from lmkit.recipe.convert import Mistake, convert_section
-from lmkit.recipe.foreign import FOREIGN_TASKS
 from lmkit.recipe.further import recipe_type
 from lmkit.recipe.keys import explain_unknown, known_keys
 from lmkit.recipe.paths import anchor_paths, make_absolute
@@ -83,12 +82,12 @@ def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, An
 
 def _check_task(recipe: Recipe, place: str) -> str:
     """Refuse an unknown task, and keys that the task does not read; return its real name."""
-    from lmkit.tasks.registry import names, problem, readers_of, real_name
+    from lmkit.tasks.registry import name_here, names, problem, readers_of, real_name
 
     if real_name(recipe.task) is None:
         task = recipe.task
-        name_here = FOREIGN_TASKS.get(task.lower().replace("_", "-"))
-        remedy = f"here it is {name_here}" if name_here else suggest(task, names())
+        here = name_here(task)
+        remedy = f"here it is {here}" if here else suggest(task, names())
         raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
     solved = problem(recipe.task)
     task = solved.name
@@ -115,6 +114,7 @@ def _check_fast(recipe: Recipe) -> None:
     for key, value, plain in (
         ("attention", "flash", "sdpa"),
         ("kernels", "liger", "torch"),
+        ("compile", "on", "off"),
     ):
         if getattr(hardware, key) == value:
             raise RecipeError(

@@ -435,7 +435,7 @@ class Tags(Answer):
                 parts.append(Part(word))
             else:
                 parts.append(Part(word, "deleted", f"{gold} → {tag}"))
-        return Display([Line(parts)], pairs=[pairs[number] for number in wrong])
+        return Display([Line(_join_plain(parts))], pairs=[pairs[number] for number in wrong])
 
 
 @dataclass(frozen=True)
@@ -503,7 +503,7 @@ class Entities(Tags):
                 is_wrong = (position, end, name) in wrong
                 parts.append(Part(text, _entity_mark(name, is_wrong=is_wrong), name))
             position = end
-        return parts
+        return _join_plain(parts)
 
 
 @dataclass(frozen=True)
@@ -598,3 +598,14 @@ def _leave_out(parts: list[Part]) -> None:
     """Add a mark for words that are left out, once for all that follow one another."""
     if not parts or parts[-1] is not LEFT_OUT:
         parts.append(LEFT_OUT)
+
+
+def _join_plain(parts: Iterable[Part]) -> list[Part]:
+    """Join words that follow one another without a mark: a page of long texts has a tenth of the parts."""
+    joined: list[Part] = []
+    for is_plain, group in itertools.groupby(parts, key=lambda part: not part.mark):
+        if is_plain:
+            joined.append(Part(" ".join(part.text for part in group)))
+        else:
+            joined += group
+    return joined

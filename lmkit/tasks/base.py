@@ -95,10 +95,12 @@ class Problem(ABC):
 
     name: ClassVar[str]  # as ``task:`` of a recipe has it
     aliases: ClassVar[tuple[str, ...]] = ()  # other names that a recipe may have
+    foreign_names: ClassVar[tuple[str, ...]] = ()  # in other tools, answered with its name here
     stage: ClassVar[Literal["pretrain", "finetune"]]
     section: ClassVar[str | None] = None  # its own part of the recipe
     section_type: ClassVar[Any] = None  # a Section, where recipe/schema.py has no such part
     keys: ClassVar[tuple[str, ...]] = ()  # of lmkit's recipe, that it reads and some other does not
+    decided_keys: ClassVar[tuple[str, ...]] = ()  # of those, that a trained model cannot change
     eval_keys: ClassVar[frozenset[str]] = frozenset()  # of ``eval``, likewise
     auto_class: ClassVar[str]  # of transformers
     smoke_preset: ClassVar[str]  # the family that stands in where a smoke run has no model

@@ -39,7 +39,7 @@ tokenizer.batch_decode(model.generate(**tokenizer("a sentence", return_tensors="
 
 
 def set_generation(model: Any, options: Generation) -> None:
-    """The options become the model's generation config; of its own only what is in ``KEPT`` stays.
+    """Make the options the model's generation config; of its own only what is in ``KEPT`` stays.
 
     Nothing is written beyond the decoder's positions, whatever ``max_new_tokens`` is.
     """
@@ -59,7 +59,7 @@ def set_generation(model: Any, options: Generation) -> None:
 
 
 def shift(model: Any, labels: torch.Tensor) -> torch.Tensor:
-    """What the decoder reads while it learns to write ``labels`` ``(rows, length)``: its start, and all but the last.
+    """Return what the decoder reads while it learns to write ``labels`` ``(rows, length)``: its start, and all but the last.
 
     Each architecture has its own start, and most know how to shift; M2M-100 does so inside its loss only.
     """

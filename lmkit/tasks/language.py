@@ -62,7 +62,7 @@ class LanguageModeling(Task):
     predicts_tokens = True
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of the tokens to predict alone: ``(1, tokens, vocabulary)`` and ``(1, tokens)``."""
+        """Return those of the tokens to predict alone: ``(1, tokens, vocabulary)`` and ``(1, tokens)``."""
         from lmkit.heads import logits_at
 
         return logits_at(model, self.inputs(model, batch), batch.labels, batch.labels != IGNORE)

@@ -119,7 +119,7 @@ def set_source(tokenizer: PreTrainedTokenizerBase, options: Translation) -> None
 
 
 def language_codes(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Language code -> its token; empty where the tokenizer has none."""
+    """Return the token of each language code; empty where the tokenizer has none."""
     if not hasattr(tokenizer, "src_lang"):
         found = (MARKED.fullmatch(token) for token in tokenizer.get_vocab())
         return {match[1]: match[0] for match in found if match}
@@ -156,7 +156,7 @@ def _by_prefix(codes: dict[str, str]) -> str:
 
 
 def _ends_with(tokenizer: PreTrainedTokenizerBase, target_id: int) -> bool:
-    """Whether the target's code stands after the text (mBART-25) and not before it.
+    """Tell if the target's code stands after the text (mBART-25) and not before it.
 
     Raises:
         ModelError: neither; or after it where the decoder does not start with what the target ends with.

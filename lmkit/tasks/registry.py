@@ -39,13 +39,13 @@ def problem(name: str) -> Problem:
 @cache
 def problems() -> tuple[Problem, ...]:
     """Return all problems; of a broken package only a warning."""
-    found = []
+    loaded = []
     for name in names():
         try:
-            found.append(_load(name))
+            loaded.append(_load(name))
         except RecipeError as error:
             console.warn(str(error))
-    return tuple(found)
+    return tuple(loaded)
 
 
 def real_name(name: str) -> str | None:
@@ -53,6 +53,12 @@ def real_name(name: str) -> str | None:
     if name in _entries():
         return name
     return next((other.name for other in problems() if name in other.aliases), None)
+
+
+def name_here(foreign: str) -> str | None:
+    """Return the name of the problem that another tool gives this name; None: nobody knows it."""
+    foreign = foreign.lower().replace("_", "-")
+    return next((other.name for other in problems() if foreign in other.foreign_names), None)
 
 
 def readers_of(key: str) -> tuple[str, ...]:
@@ -79,13 +85,23 @@ def headline(task: str, metrics: Collection[str]) -> str:
 
 @cache
 def _entries() -> dict[str, list[EntryPoint]]:
-    """Return the entry points by name."""
+    """Return the entry points by name.
+
+    Raises:
+        RecipeError: there is none, not even lmkit's own.
+    """
     from importlib.metadata import entry_points
 
-    found: dict[str, list[EntryPoint]] = {}
+    by_name: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, []).append(entry)
-    return found
+        by_name.setdefault(entry.name, []).append(entry)
+    if not by_name:
+        raise RecipeError(
+            "no task is installed: lmkit runs from a folder, or was installed before it had entry points",
+            place="task",
+            remedy="pip install -e . in the folder of lmkit",
+        )
+    return by_name
 
 
 @cache

@@ -58,7 +58,7 @@ def encode_windows(
 def _parts(
     owners: Sequence[int | None], size: int, how: str, overlap: float
 ) -> tuple[list[Positions], bool]:
-    """The positions of each piece of a text that is too long, and whether some of the text is in none.
+    """Return the positions of each piece of a text that is too long, and if some of the text is in none.
 
     Args:
         owners: of each token the text it belongs to, 0 or 1, None for special tokens, which every piece has.
@@ -104,7 +104,7 @@ def _parts(
 
 
 def slide(positions: Positions, size: int, overlap: float) -> list[Positions]:
-    """Windows of ``size`` positions that have a share of them in common with the next; none left out.
+    """Return windows of ``size`` positions that have a share of them in common with the next; none left out.
 
     >>> slide([0, 1, 2, 3, 4], 3, 0.5)
     [[0, 1, 2], [2, 3, 4]]
@@ -115,7 +115,7 @@ def slide(positions: Positions, size: int, overlap: float) -> list[Positions]:
 
 
 def padding_of(task: Task, examples: Sequence[Sequence[Piece]]) -> dict[str, int]:
-    """The columns that the model reads -> their padding values."""
+    """Return the padding value of each column that the model reads."""
     columns = {"input_ids": task.tokenizer.pad_token_id}
     if "token_type_ids" in examples[0][0]:
         columns["token_type_ids"] = getattr(task.tokenizer, "pad_token_type_id", 0)

@@ -30,7 +30,7 @@ JOINERS = "\u200c\u200d"  # zero width: they stand inside words (Persian, Hindi)
 
 @cache
 def word_pattern(how: str) -> re.Pattern[str]:
-    r"""What a word is, in one of three ways.
+    r"""Return what a word is, in one of three ways.
 
     - ``space``: all between spaces.
     - ``punctuation``: a run of letters and digits, or a single other character; letters of scripts that put no spaces
@@ -58,7 +58,7 @@ def word_pattern(how: str) -> re.Pattern[str]:
 
 
 def split_words(text: str, how: str) -> Offsets:
-    """The words of a raw text as (start, end) in characters; every character but blanks belongs to one.
+    """Return the words of a raw text as (start, end) in characters; every character but blanks belongs to one.
 
     >>> split_words("Mr. Wu, 25", "punctuation")
     [(0, 2), (2, 3), (4, 6), (6, 7), (8, 10)]
@@ -69,7 +69,7 @@ def split_words(text: str, how: str) -> Offsets:
 
 
 def word_split(words: Sequence[str]) -> str:
-    """Which way of ``word_pattern`` made these words: most punctuation attached, detached, or single ideographs."""
+    """Tell which way of ``word_pattern`` made these words: most punctuation attached, detached, or single ideographs."""
     ideographs = [
         word for word in words if re.match(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", word)
     ]
@@ -81,7 +81,7 @@ def word_split(words: Sequence[str]) -> str:
 
 
 def joined(words: Sequence[str]) -> tuple[str, Offsets]:
-    """Words that come without a text: the text with a space between them, and their places in it.
+    """Join words that come without a text: the text with a space between them, and their places in it.
 
     >>> joined(["New York", "is"])
     ('New York is', [(0, 8), (9, 11)])
@@ -97,7 +97,7 @@ def joined(words: Sequence[str]) -> tuple[str, Offsets]:
 def word_numbers(
     text: str, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """The word that each token belongs to, counted from 0; -1 for special tokens.
+    """Return the word that each token belongs to, counted from 0; -1 for special tokens.
 
     Words are the tokenizer's own, and end at white space besides: a Metaspace tokenizer may call a
     whole sentence one word [transformers#11768]. An ideograph is a word of its own; the bytes of one
@@ -145,7 +145,7 @@ def word_numbers(
 
 @cache
 def _space_codes() -> np.ndarray:
-    """Whether each character up to ``LAST_CODE`` is white space; none above is."""
+    """Tell if each character up to ``LAST_CODE`` is white space; none above is."""
     import numpy as np
 
     return np.array([chr(code).isspace() for code in range(LAST_CODE + 1)])

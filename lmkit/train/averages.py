@@ -1,4 +1,4 @@
-"""Averaged weights: what is evaluated and saved where it is not what is trained.
+"""Averaged weights: evaluated and saved in place of the weights that are trained.
 
 The average of a parameter stands in the optimizer's state, so checkpoints hold it like any moment. While the
 model is evaluated or saved, the two change places, without rounding: ``state[AVERAGE]`` then holds the weights
@@ -17,7 +17,7 @@ AVERAGE = "average"
 
 
 def update_ema(optimizer: Any, decay: float, *, step: int) -> None:
-    """Let the average of every weight follow it (Polyak & Juditsky 1992).
+    """Move the average of every weight towards it (Polyak & Juditsky 1992).
 
     Args:
         decay: of the average in the long run; early on ``(1 + step) / (10 + step)``, lest the random start weigh for long.
@@ -39,7 +39,7 @@ def update_ema(optimizer: Any, decay: float, *, step: int) -> None:
 
 @contextmanager
 def averaged_weights(optimizer: Any) -> Iterator[None]:
-    """While active, the model has the weights that are evaluated and saved."""
+    """Give the model, while active, the weights that are evaluated and saved."""
     use_average(optimizer)
     try:
         yield
@@ -50,9 +50,8 @@ def averaged_weights(optimizer: Any) -> Iterator[None]:
 def use_average(optimizer: Any) -> None:
     """Give the model its averaged weights: of ``train.ema``, or schedule-free's; without either nothing changes."""
     for group in optimizer.param_groups:
-        if (
-            "weight_sum" in group
-        ):  # schedule-free's x = (1 - 1/beta1) z + y / beta1 (Defazio et al. 2024)
+        # schedule-free's x = (1 - 1/beta1) z + y / beta1 (Defazio et al. 2024)
+        if "weight_sum" in group:
             for parameter in group["params"]:
                 if "z" in (state := optimizer.state[parameter]):
                     state[AVERAGE] = torch.lerp(
@@ -67,22 +66,21 @@ def use_trained(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         if "weight_sum" in group:
             for parameter in group["params"]:
-                optimizer.state[parameter].pop(
-                    AVERAGE, None
-                )  # it is computed anew when it is wanted
+                # it is computed anew when it is needed
+                optimizer.state[parameter].pop(AVERAGE, None)
 
 
 def _change_places(optimizer: Any) -> None:
     with torch.no_grad():
         for parameter, state in _states(optimizer):
             if AVERAGE in state:
-                kept = parameter.detach().clone()
+                trained = parameter.detach().clone()
                 parameter.copy_(state[AVERAGE])
-                state[AVERAGE].copy_(kept)
+                state[AVERAGE].copy_(trained)
 
 
 def _states(optimizer: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Parameters that have been trained, with the optimizer's state of each."""
+    """Yield the parameters that have been trained, with the optimizer's state of each."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if optimizer.state.get(parameter):

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 
 def part_of(name: str, rank: int, ranks: int) -> str:
-    """The file of one of several processes.
+    """Return the name of the file of one of several processes.
 
     >>> part_of("model.safetensors", 0, 2)
     'model-00001-of-00002.safetensors'
@@ -47,7 +48,7 @@ def name_of(step: int) -> str:
 
 
 def checkpoint_steps(run: Run) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first."""
+    """Return the steps of the checkpoints that are there, oldest first."""
     if not run.checkpoints.is_dir():
         return []
     names = [re.fullmatch(r"step-(\d{8,})", path.name) for path in run.checkpoints.iterdir()]
@@ -55,7 +56,7 @@ def checkpoint_steps(run: Run) -> list[int]:
 
 
 def newest_whole(run: Run) -> int | None:
-    """The step of the newest checkpoint whose files are what was written; damaged ones after it are named, and stay where they are."""
+    """Return the step of the newest checkpoint whose files are intact; warn of damaged ones after it and leave them."""
     for step in reversed(checkpoint_steps(run)):
         try:
             verify(run, step)
@@ -76,15 +77,15 @@ def verify(run: Run, step: int, kinds: Collection[str] = (WEIGHTS, MOMENTS, STAT
     sums = _sums(folder)
     for name in [name for kind in kinds for name in _files(sums, kind)]:
         try:
-            found = _sha256(folder / name)
+            digest = _sha256(folder / name)
         except OSError as error:
             raise _damaged(folder / name, error) from None
-        if found != sums.get(name):
+        if digest != sums.get(name):
             raise _damaged(folder / name, "its content is not what was written (SHA-256)")
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """File -> SHA-256, as it was written."""
+    """Read the SHA-256 of each file, as it was written."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -93,10 +94,10 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _files(names: Collection[str], kind: str) -> list[str]:
-    """The files that hold the tensors of a kind: one, or the parts of several processes in order."""
+    """Return the files that hold the tensors of a kind: one, or the parts of several processes in order."""
     stem, _, ending = kind.rpartition(".")
-    found = [re.fullmatch(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{ending}", name) for name in names]
-    ranks = max((int(match[1]) for match in found if match), default=0)
+    matches = [re.fullmatch(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{ending}", name) for name in names]
+    ranks = max((int(match[1]) for match in matches if match), default=0)
     return [part_of(kind, rank, ranks) for rank in range(ranks)] or [kind]
 
 
@@ -147,15 +148,10 @@ def write_checkpoint(
 
     The random state needs no saving: it is keyed on the step.
     """
-    from safetensors.torch import save_file
-
     target = run.checkpoints / name_of(step)
     with atomic_directory(target) as folder:
-        save_file(weights, folder / WEIGHTS)
-        save_file(moments, folder / MOMENTS)
-        (folder / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-        sums = [f"{_sha256(folder / name)}  {name}\n" for name in (WEIGHTS, MOMENTS, STATE)]
-        (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+        sums = [_save(weights, folder / WEIGHTS), _save(moments, folder / MOMENTS)]
+        _write_state(folder, {"step": step, **state}, sums)
     return target
 
 
@@ -167,7 +163,7 @@ def write_parts(
     state: dict[str, Any],
     group: ProcessGroup,
 ) -> Path:
-    """As ``write_checkpoint``, by all processes together, each with its rows; where one fails, all do.
+    """Write a checkpoint by all processes together, each with its rows; where one fails, all do.
 
     Args:
         group: of all processes, which nothing else uses meanwhile.
@@ -175,58 +171,75 @@ def write_parts(
     Raises:
         OSError: with ``ENOSPC`` where any process found the disk full.
     """
-    from safetensors.torch import save_file
-
     target = run.checkpoints / name_of(step)
-    rank, ranks = group.rank(), group.size()
+    is_first = group.rank() == 0
     with ExitStack() as stack:
-
-        def start() -> Path | None:
-            return stack.enter_context(atomic_directory(target)) if rank == 0 else None
-
-        folder = _together(group, start)[0]
+        start = partial(stack.enter_context, atomic_directory(target))
+        folder = _together(group, start if is_first else _nothing)[0]
         assert folder is not None
-
-        def write() -> list[str]:
-            lines = []
-            for kind, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
-                name = part_of(kind, rank, ranks)
-                save_file(tensors, folder / name)
-                sync(folder / name)  # the first process may be on another machine
-                lines.append(f"{_sha256(folder / name)}  {name}\n")
-            return lines
-
-        sums = [line for lines in _together(group, write) for line in lines]
-
-        def finish() -> None:
-            if rank == 0:
-                (folder / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-                sums.append(f"{_sha256(folder / STATE)}  {STATE}\n")
-                (folder / SUMS).write_text("".join(sums), encoding="utf-8")
-                stack.close()
-
-        _together(group, finish)
+        sums = _together(group, partial(_write_part, folder, weights, moments, group))
+        lines = [line for part in sums for line in part]
+        finish = partial(_finish, stack, folder, {"step": step, **state}, lines)
+        _together(group, finish if is_first else _nothing)
     return target
 
 
+def _write_part(folder: Path, weights: Tensors, moments: Tensors, group: ProcessGroup) -> list[str]:
+    """Write this process's rows; return their checksums."""
+    lines = []
+    for kind, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
+        path = folder / part_of(kind, group.rank(), group.size())
+        lines.append(_save(tensors, path))
+        sync(path)  # the first process may be on another machine
+    return lines
+
+
+def _finish(stack: ExitStack, folder: Path, state: dict[str, Any], sums: list[str]) -> None:
+    _write_state(folder, state, sums)
+    stack.close()  # which renames the folder
+
+
+def _nothing() -> None:
+    return None
+
+
+def _save(tensors: Tensors, path: Path) -> str:
+    """Write tensors; return the line of their checksum."""
+    from safetensors.torch import save_file
+
+    save_file(tensors, path)
+    return _sum_of(path)
+
+
+def _write_state(folder: Path, state: dict[str, Any], sums: list[str]) -> None:
+    """Write the state, and last the checksums of everything."""
+    path = folder / STATE
+    path.write_text(json.dumps(state), encoding="utf-8")
+    (folder / SUMS).write_text("".join([*sums, _sum_of(path)]), encoding="utf-8")
+
+
+def _sum_of(path: Path) -> str:
+    return f"{_sha256(path)}  {path.name}\n"
+
+
 def _together(group: ProcessGroup, work: Callable[[], T]) -> list[T]:
-    """What each process's work returns; where one fails, all raise an error, the others that of a full disk or EIO."""
+    """Return the results of each process's work; where one fails, all raise: the others ENOSPC for a full disk, else EIO."""
     import torch
 
-    found, problem = None, None
+    result, problem = None, None
     try:
-        found = work()
+        result = work()
     except Exception as error:
         problem = error
     outcomes: list[Any] = [None] * group.size()
-    told = None if problem is None else (is_full(problem), str(problem))
-    torch.distributed.all_gather_object(outcomes, (found, told), group=group)
+    message = None if problem is None else (is_full(problem), str(problem))
+    torch.distributed.all_gather_object(outcomes, (result, message), group=group)
     if problem is not None:
         raise problem
-    for _, told in outcomes:
-        if told is not None:
-            raise OSError(errno.ENOSPC if told[0] else errno.EIO, told[1])
-    return [each for each, _ in outcomes]
+    for _, message in outcomes:
+        if message is not None:
+            raise OSError(errno.ENOSPC if message[0] else errno.EIO, message[1])
+    return [result for result, _ in outcomes]
 
 
 def _sha256(path: Path) -> str:
@@ -258,7 +271,7 @@ def _copy_weights(run: Run, step: int, model: Any, parallelism: Parallelism) -> 
 
 
 class Stored:
-    """The tensors of a kind in a checkpoint, in the one file or the processes' parts that hold them.
+    """Tensors of a kind in a checkpoint, in the one file or the processes' parts that hold them.
 
     Attributes:
         place: the file, or the first of them.
@@ -291,7 +304,7 @@ class Stored:
                 raise _damaged(path, error) from None
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """A tensor, or from the first to before the second of its rows, on the CPU."""
+        """Read a tensor, or a half-open range of its rows, on the CPU."""
         import torch
 
         files = self._files[name]
@@ -312,7 +325,7 @@ class Stored:
 
 
 def load_state(run: Run, step: int) -> dict[str, Any]:
-    """The state that was saved beside weights and moments.
+    """Read the state that was saved beside weights and moments.
 
     Raises:
         ModelError: it is missing or broken.
@@ -358,8 +371,10 @@ def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = (
 
 
 def set_aside_after(run: Run, step: int) -> None:
-    """Let the checkpoints after the one that a run goes on from be none, for they are damaged: each would count as a good one."""
-    for later in [each for each in checkpoint_steps(run) if each > step]:
+    """Rename damaged checkpoints newer than ``step`` so that they are not picked up again."""
+    for later in checkpoint_steps(run):
+        if later <= step:
+            continue
         damaged = run.checkpoints / name_of(later)
         aside = damaged.with_name(f"damaged-{damaged.name}")
         if aside.exists():
@@ -379,7 +394,7 @@ def drop_unfinished(run: Run) -> None:
 def averaged(
     steps: Sequence[int], number: int | None, *, every: int, last: int, best: int | None
 ) -> list[int]:
-    """Which checkpoints make the model: the newest ``number`` at evaluations, the best one the last of them.
+    """Choose the checkpoints that make the model: the newest ``number`` at evaluations, ending at the best one.
 
     Evaluations, and not checkpoints, since when these are written depends on the hardware and on interruptions.
 
@@ -390,12 +405,11 @@ def averaged(
     >>> averaged([2, 3, 4, 6, 8, 9], 3, every=2, last=9, best=8)
     [4, 6, 8]
     """
+    if not number:
+        return []
     end = last if best is None else best
-    return (
-        [step for step in steps if step <= end and (step % every == 0 or step == last)][-number:]
-        if number
-        else []
-    )
+    evaluated = [step for step in steps if step % every == 0 or step == last]
+    return [step for step in evaluated if step <= end][-number:]
 
 
 def average_weights(run: Run, steps: Sequence[int], model: Any, parallelism: Parallelism) -> None:

@@ -37,7 +37,7 @@ ROUNDS = 3  # over them, eager and compiled in turn; the fastest counts
 
 
 def choose_compile(
-    setup: Setup, kept: Mapping[str, Decision], *, first: int, seconds: float | None
+    setup: Setup, earlier: Mapping[str, Decision], *, first: int, seconds: float | None
 ) -> Decision:
     """Compile the layers of the model or leave them: the same on all ranks.
 
@@ -45,7 +45,7 @@ def choose_compile(
     first step then take less time. Weights stay as they are.
 
     Args:
-        kept: what a checkpoint kept; still good for the same wish on the same device, so that a resumed run computes
+        earlier: decisions of a checkpoint; still good for the same wish on the same device, so that a resumed run computes
             with the kernels that it had.
         first: steps that are done.
         seconds: that ``train.max_minutes`` leaves; None without.
@@ -56,7 +56,7 @@ def choose_compile(
     asked = setup.recipe.hardware.compile
     device = setup.parallelism.device.type
     made_for: dict[str, Any] = {"device": device, "processes": setup.parallelism.ranks}
-    decision = kept.get(COMPILE)
+    decision = earlier.get(COMPILE)
     if decision is not None and not decision.answers(asked, made_for):
         decision = None
     tokens = setup.batches.budget if decision is None else decision.proof["tokens"]
@@ -104,7 +104,7 @@ def repeated_layers(model: Any) -> list[Any]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """While active, compiled layers run as they were."""
+    """Run compiled layers as they were while active."""
     import torch
 
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -213,12 +213,8 @@ class _Passes:
 
 
 def _compiler() -> str | None:
-    """The C++ compiler that torch.compile would call."""
-    return next(
-        (
-            found
-            for name in (os.environ.get("CXX"), "g++", "clang++", "cl")
-            if name and (found := shutil.which(name))
-        ),
-        None,
-    )
+    """Return the C++ compiler that torch.compile would call."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "cl"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def native_bf16() -> bool:
-    """Whether this chip multiplies bf16 matrices natively: GPUs from Ampere on, CPUs with AMX or AVX512-BF16."""
+    """Return whether this chip multiplies bf16 matrices natively: GPUs from Ampere on, CPUs with AMX or AVX512-BF16."""
     import torch
 
     if torch.cuda.is_available():
@@ -27,7 +27,7 @@ def native_bf16() -> bool:
 
 
 def choose_precision(hardware: Hardware) -> str:
-    """``fp32``, ``bf16`` or ``fp16``; ``auto`` is decided by the chip.
+    """Return ``fp32``, ``bf16`` or ``fp16``; ``auto`` is decided by the chip.
 
     Raises:
         RecipeError: fp16 on a CPU, where it is neither fast nor safe.
@@ -44,7 +44,7 @@ def choose_precision(hardware: Hardware) -> str:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those it may run on, or fewer where a control group limits its time (containers)."""
+    """Count the cores that this process may use: fewer than it may run on where a control group limits its time (containers)."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -53,11 +53,11 @@ def available_cores() -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time that the control groups of this process, and those above them, leave it; None: no limit.
+    """Return the cores' worth of time that the control groups of this process, and those above them, leave it; None: no limit.
 
     Version 2 says ``cpu.max``, version 1 ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us``.
     """
-    found = []
+    limits = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -70,8 +70,8 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
                 _text(folder / name).strip() for name in names
             )
             if quota.isdigit() and int(period) > 0:  # not "max", not -1
-                found.append(int(quota) / int(period))
-    return min(found, default=None)
+                limits.append(int(quota) / int(period))
+    return min(limits, default=None)
 
 
 def _text(path: Path) -> str:
@@ -82,7 +82,7 @@ def _text(path: Path) -> str:
 
 
 def share_of_cores(processes: int | None = None) -> int:
-    """Cores for each of so many processes on this machine; None: as many as a launcher started here, this one among them."""
+    """Return the cores for each of so many processes on this machine; None: as many as a launcher started here."""
     return max(1, available_cores() // (processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -125,7 +125,7 @@ def left_as_it_is() -> Iterator[None]:
 def build_accelerator(
     hardware: Hardware, *, trackers: list[str] | None = None, folder: str | None = None
 ) -> Accelerator:
-    """Accelerate with this precision, one process or the several that were started.
+    """Build Accelerate's object with this precision, for the processes that were started.
 
     Raises:
         RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
@@ -174,17 +174,17 @@ _ON = ("1", "true", "yes", "y", "t", "on")
 
 
 def _asks_for(variable: str) -> bool:
-    """Whether an Accelerate configuration, which reaches the processes as environment variables, asks for something."""
+    """Return whether an Accelerate configuration asks for something: it reaches the processes as environment variables."""
     return os.environ.get(variable, "false").lower() in _ON
 
 
 def asks_to_shard() -> bool:
-    """Whether the Accelerate configuration asks for FSDP."""
+    """Return whether the Accelerate configuration asks for FSDP."""
     return _asks_for("ACCELERATE_USE_FSDP")
 
 
 def _refuse_foreign_sharding() -> None:
-    """Refuse what an Accelerate configuration may ask for and lmkit does not do: training would go on without it."""
+    """Refuse settings of an Accelerate configuration that lmkit does not do: training would go on without them."""
     for name, variable in (
         ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
         ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
@@ -246,14 +246,14 @@ def wait_for_device(device: Any) -> None:
 
 
 def micro_batch_tokens(hardware: Hardware, device: Any) -> int:
-    """Tokens of one forward pass on one device, before any are tried; does not change what is learned."""
+    """Return the tokens of one forward pass on one device, before any are tried; it does not change what is learned."""
     if hardware.micro_batch_tokens != "auto":
         return hardware.micro_batch_tokens
     return 16384 if device.type == "cuda" else 4096
 
 
 def peak_memory_bytes() -> int:
-    """Peak of this process so far: on the GPU where there is one, else resident memory."""
+    """Return the peak of this process so far: on the GPU where there is one, else resident memory."""
     import resource
     import sys
 

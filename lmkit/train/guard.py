@@ -17,7 +17,7 @@ from lmkit.train.writer import Writer
 
 
 class Guard:
-    """Stops a run at the first step whose numbers are not fit to go on with."""
+    """A guard that stops a run at the first step whose numbers are not fit to go on with."""
 
     def __init__(self, setup: Setup, run: Run, writer: Writer):
         self.setup, self.run, self.writer = setup, run, writer
@@ -40,7 +40,7 @@ class Guard:
         """
         steps, self._unchecked = self._unchecked, []
         precision = choose_precision(self.setup.recipe.hardware)
-        other = "" if precision == "fp32" else ", or hardware.precision=fp32,"
+        also = "" if precision == "fp32" else ", or hardware.precision=fp32,"
         for step in steps:
             loss, norm = step.loss.item(), step.grad_norm.item()
             if math.isfinite(loss) and (precision == "fp16" or math.isfinite(norm)):
@@ -48,7 +48,7 @@ class Guard:
             count, listing = self._write_rows(step.number, "not-finite")
             raise TrainingStopped(
                 f"step {step.number}: the loss is not finite (loss {loss}, gradient norm {norm}); {self._last_good()}\n"
-                f"  the {count} rows of that step are in {listing}; a lower train.learning_rate{other} often helps"
+                f"  the {count} rows of that step are in {listing}; a lower train.learning_rate{also} often helps"
             )
 
     def _say_spike(self, step: Step) -> None:

@@ -88,7 +88,7 @@ def launch(arguments: list[str], *, processes: int) -> None:
 
 
 def _failed(codes: dict[int, int], first: int) -> ProcessFailed:
-    """What to say of processes that ended: of one that was killed before those that miss it; below 0 is the signal."""
+    """Pick the exit status to report: a killed rank first, since the others fail because of it. Negative codes are signals."""
     stopped = (signal.SIGINT, signal.SIGTERM)
     killed = next(
         ((rank, -code) for rank, code in codes.items() if code < 0 and -code not in stopped), None

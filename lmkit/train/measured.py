@@ -1,4 +1,4 @@
-"""What the steps of an epoch and an evaluation compute, measured so that two ways of cutting the work can be compared."""
+"""Losses, gradients and predictions of a recipe, measured so that two ways of cutting the work can be compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmkit.train.setup import Computation, Setup, set_up
 
 
 class Recorder(torch.optim.SGD):
-    """Keeps the gradients and changes nothing."""
+    """An optimizer that keeps the gradients and changes nothing."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.gradients = [
@@ -34,26 +34,23 @@ class Recorder(torch.optim.SGD):
 
 @dataclass(frozen=True)
 class Measured:
-    """The loss of every step, ``(steps,)``, and its gradients, one after the other in a vector per step."""
+    """Losses of all steps, ``(steps,)``, and their gradients, one after the other in a vector per step."""
 
     losses: torch.Tensor
     gradients: list[torch.Tensor]
 
     def differences(self, other: Measured) -> tuple[float, float]:
-        """The largest difference of a loss over that loss, and of a gradient over the largest one of all steps.
+        """Return the largest difference of a loss over that loss, and of a gradient over the largest one of all steps.
 
         Of all steps: in a step of a few rows with opposite labels gradients cancel out, and what is left is rounding.
         """
-        if len(self.losses) != len(other.losses) or any(
-            mine.shape != its.shape
-            for mine, its in zip(self.gradients, other.gradients, strict=True)
-        ):
+        shapes = [gradient.shape for gradient in self.gradients]
+        if shapes != [gradient.shape for gradient in other.gradients]:
             return float("inf"), float("inf")
-        largest = max(float(each.abs().max()) for each in self.gradients)
+        largest = max(float(gradient.abs().max()) for gradient in self.gradients)
         pairs = zip(self.gradients, other.gradients, strict=True)
-        apart = (
-            torch.stack([(mine - its).abs().max() for mine, its in pairs]).max().item()
-        )  # NaN stays NaN
+        distances = torch.stack([(left - right).abs().max() for left, right in pairs])
+        apart = distances.max().item()  # NaN stays NaN
         loss = ((self.losses - other.losses).abs() / self.losses.abs().clamp(min=1e-9)).max().item()
         return loss, apart / max(largest, 1e-30)
 
@@ -61,7 +58,10 @@ class Measured:
         from safetensors.torch import save_file
 
         save_file(
-            {"losses": self.losses, **{f"{i:06d}": each for i, each in enumerate(self.gradients)}},
+            {
+                "losses": self.losses,
+                **{f"{i:06d}": values for i, values in enumerate(self.gradients)},
+            },
             path,
         )
 
@@ -76,19 +76,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The records of a split and their loss."""
+    """Records of a split and their loss."""
 
     loss: float
     records: list[dict[str, Any]]
 
     def differences(self, other: Predicted) -> tuple[float, float]:
-        """The relative difference of the losses, and the largest of the predictions: of numbers, infinite if a word differs."""
+        """Return the relative difference of the losses, and the largest one of the predictions: infinite if a word differs."""
         loss = abs(self.loss - other.loss) / max(abs(self.loss), 1e-9)
         return loss, _apart(self.records, other.records)
 
 
 def _apart(left: Any, right: Any) -> float:
-    """The largest difference of two JSON values, of numbers above 1 a relative one."""
+    """Return the largest difference of two JSON values, of numbers above 1 a relative one."""
     if isinstance(left, float) and isinstance(right, float):
         if math.isnan(left) or math.isnan(right):
             return 0.0 if math.isnan(left) and math.isnan(right) else math.inf

@@ -78,7 +78,7 @@ def _no_embeddings(recipe: Recipe) -> str | None:
 def build_optimizer(
     model: Any, train: Train, *, lora_ratio: float | None = None, crf_rate: float | None = None
 ) -> Any:
-    """The optimizer of ``train.optimizer``; weight decay on matrices, not on norms, biases and a CRF's transitions.
+    """Build the optimizer of ``train.optimizer``; weight decay on matrices, not on norms, biases and a CRF's transitions.
 
     Each group has a ``scale``, the share of the schedule's learning rate that it gets: by layer with
     ``train.layer_decay``, and for LoRA's B matrices.
@@ -99,9 +99,9 @@ def build_optimizer(
     by_layer = layer_scales(model, train.layer_decay) if train.layer_decay is not None else {}
     embeddings = {
         id(p)
-        for each in model.modules()
-        if isinstance(each, torch.nn.Embedding)
-        for p in each.parameters()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding)
+        for p in module.parameters()
     }
     # a group: whether it goes to Muon, whether it is left without decay, its scale
     groups: dict[tuple[bool, bool, float], list[Any]] = {}
@@ -128,7 +128,7 @@ def build_optimizer(
 
 
 def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str, Any]]) -> Any:
-    """The library's optimizer over these groups; ``hidden`` ones are Muon's."""
+    """Build the library's optimizer over these groups; ``hidden`` ones are Muon's."""
     import torch
 
     rate = train.learning_rate
@@ -172,12 +172,12 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
 
 
 def state_bytes(train: Train, parameters: int) -> int:
-    """What the optimizer will keep for so many trained parameters, averages included; about."""
+    """Estimate the bytes that the optimizer will keep for so many trained parameters, averages included."""
     return round(parameters * (STATE_BYTES[train.optimizer] + (4 if train.ema is not None else 0)))
 
 
 def group_values(optimizer: Any) -> list[dict[str, float]]:
-    """What the optimizer counts for each group, for a checkpoint."""
+    """Return what the optimizer counts for each group, for a checkpoint."""
     return [
         {key: group[key] for key in _GROUP_VALUES if key in group}
         for group in optimizer.param_groups
@@ -185,12 +185,12 @@ def group_values(optimizer: Any) -> list[dict[str, float]]:
 
 
 def set_group_values(optimizer: Any, values: list[dict[str, float]]) -> None:
-    """Restore what ``group_values`` found; nothing was saved before groups counted anything."""
+    """Restore what ``group_values`` returned; older checkpoints have nothing."""
     for group, saved in zip(optimizer.param_groups, values, strict=bool(values)):
         group.update(saved)
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """The schedule's rate, times each group's own scale."""
+    """Set the schedule's rate, times each group's own scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)

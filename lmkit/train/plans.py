@@ -15,7 +15,7 @@ UNLIMITED = 10**8  # steps, where only the time ends a run
 
 
 def plan_of(recipe: Recipe, encoded: Encoded) -> Plan:
-    """Which examples of the training split make each step."""
+    """Plan which examples of the training split make each step."""
     train = recipe.train
     return Plan(
         len(encoded),
@@ -26,7 +26,7 @@ def plan_of(recipe: Recipe, encoded: Encoded) -> Plan:
 
 
 def total_steps(recipe: Recipe, plan: Plan) -> int:
-    """Steps of the whole run: whichever of epochs and max_steps ends first; with max_minutes alone, more than will fit."""
+    """Count the steps of the whole run: whichever of epochs and max_steps ends first; with max_minutes alone, more than will fit."""
     train = recipe.train
     epochs = (
         train.epochs if train.epochs is not None or train.max_steps or train.max_minutes else 3.0
@@ -64,13 +64,13 @@ def metric_of(recipe: Recipe, facts: Facts, with_validation: bool) -> str | None
 
 
 def evaluation_interval(recipe: Recipe, plan: Plan) -> int:
-    """Steps from one evaluation to the next."""
+    """Return the steps from one evaluation to the next."""
     every = recipe.train.eval_every
     return max(1, round(every * plan.steps_per_epoch)) if every <= 1 else int(every)
 
 
 def checkpoint_interval(recipe: Recipe) -> tuple[int | None, float | None]:
-    """(steps, seconds), one or none of them.
+    """Return (steps, seconds) from one checkpoint to the next, one or none of them.
 
     Raises:
         RecipeError: neither a number of steps nor minutes like "10min".

@@ -77,16 +77,16 @@ def prepare(
         split: encode(rows, task, key, pack=pack and task.problem.packs and split == "train")
         for split, rows in splits.rows.items()
     }
-    rows = {split: found.rows for split, found in encoded.items()}
-    for split, found in encoded.items():
-        say_left_out(found, recipe.data, split=split)
+    rows = {split: pieces.rows for split, pieces in encoded.items()}
+    for split, pieces in encoded.items():
+        say_left_out(pieces, recipe.data, split=split)
     return Prepared(task, source, replace(splits, rows=rows), encoded)
 
 
 def build_tokenizer(
     recipe: Recipe, splits: Splits, source: ModelSource | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer a recipe asks for: learned from its data, named, or the base model's own; with ``add_tokens``."""
+    """Build the tokenizer a recipe asks for: learned from its data, named, or the base model's own; with ``add_tokens``."""
     tokenizer = _tokenizer(recipe, splits, source)
     if recipe.tokenizer.add_tokens:
         add_tokens(tokenizer, recipe.tokenizer.add_tokens)
@@ -143,7 +143,7 @@ def _tokenizer(
 def _learned_tokenizer(
     recipe: Recipe, splits: Splits, options: TokenizerTraining, role: Role
 ) -> PreTrainedTokenizerBase:
-    """Learned once and kept in the cache: every process, and a run that is resumed, has the same."""
+    """Learn a tokenizer once and keep it in the cache: every process, and a run that is resumed, has the same."""
     rows = _tokenizer_rows(recipe, options) if options.files is not None else splits.rows["train"]
     fields = problem(recipe.task).fields(recipe, splits.facts)
     names = [(field.name, field.kind) for field in fields if field.kind in ("text", "words")]
@@ -182,7 +182,7 @@ def _has_tokenizer(place: str) -> bool:
 
 
 def _is_decoder(solved: Problem, kind: str) -> bool:
-    """Whether texts of this architecture are read from left to right, without marks around them."""
+    """Return whether texts of this architecture are read from left to right, without marks around them."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -194,7 +194,7 @@ def _is_decoder(solved: Problem, kind: str) -> bool:
 
 
 def _tokenizer_rows(recipe: Recipe, options: TokenizerTraining) -> Rows:
-    """The rows of ``tokenizer.train.files``."""
+    """Load the rows of ``tokenizer.train.files``."""
     assert options.files is not None
     source = Source(options.files, "tokenizer.train.files", "train")
     roles = Roles([Field("text", "text", aliases=("content", "sentence"))])

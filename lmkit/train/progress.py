@@ -13,7 +13,7 @@ from lmkit.train.decisions import Decision, decisions_of
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """A place in a run.
 
     Args:
         fingerprint: what must be the same for a resumed run to be the same run.
@@ -51,7 +51,7 @@ class Progress:
 
 
 class Clock:
-    """The time that a run has trained, over all its parts.
+    """A clock of the time that a run has trained, over all its parts.
 
     Args:
         earlier: seconds of the parts before this one.
@@ -80,7 +80,7 @@ class Clock:
 
 
 class Best:
-    """The best validation so far, and how many came after it.
+    """A record of the best validation so far, and how many came after it.
 
     Args:
         progress: keeps the numbers.

@@ -95,15 +95,16 @@ def _refuse_another(run: Run, stored: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
+    """Return the dotted keys whose values differ."""
+    changed = []
     for key in old.keys() | new.keys():
         left, right = old.get(key), new.get(key)
         if left == right:
             continue
         if isinstance(left, dict) and isinstance(right, dict):
-            found += _differences(
+            changed += _differences(
                 left, right, prefix if key == "recipe" and not prefix else f"{prefix}{key}."
             )
         else:
-            found.append(f"{prefix}{key}")
-    return sorted(found)
+            changed.append(f"{prefix}{key}")
+    return sorted(changed)

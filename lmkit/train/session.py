@@ -34,7 +34,7 @@ from lmkit.train.writer import Writer
 
 
 class Checkpoints:
-    """The checkpoints of a run: when one is due, where it is written, which old ones go."""
+    """Checkpoints of a run: when one is due, where it is written, which old ones go."""
 
     def __init__(self, setup: Setup, run: Run, schedule: Schedule):
         self.setup, self.run, self.schedule = setup, run, schedule
@@ -119,7 +119,7 @@ class Checkpoints:
 
 
 class Session:
-    """The training of a run, from where ``progress`` stands to its end.
+    """Training of a run, from where ``progress`` stands to its end.
 
     Args:
         metric: what validation chooses the model by; None: nothing is evaluated.

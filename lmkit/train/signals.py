@@ -28,8 +28,8 @@ def signals() -> Iterator[list[int]]:
         def note(number: int, frame: Any) -> None:
             received.append(number)
             console.warn("stopping after this step with a checkpoint; once more to leave at once")
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            for handled, handler in before.items():
+                signal.signal(handled, handler)
 
         for number in before:
             signal.signal(number, note)

@@ -13,7 +13,7 @@ FEWEST = 10  # before so many, nothing is called a spike
 
 
 class Spikes:
-    """Judges each gradient norm by the median of the last ones, and remembers it.
+    """A judge of gradient norms by the median of the last ones.
 
     Args:
         norms: of the last steps, from a checkpoint.
@@ -27,7 +27,7 @@ class Spikes:
         self.factor, self.norms, self.median = train.spike_factor, list(norms), math.nan
 
     def judge(self, norm: float) -> bool:
-        """Whether this norm is a spike; one that is not finite is none, but the end of the run."""
+        """Return whether this norm is a spike. A norm that is not finite is none: it ends the run."""
         self.median = statistics.median(self.norms) if self.norms else math.nan
         is_spike = (
             len(self.norms) >= FEWEST and math.isfinite(norm) and norm > self.factor * self.median

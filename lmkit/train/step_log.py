@@ -41,7 +41,7 @@ class Tally:
 
 
 class StepLog:
-    """Makes a line of the log of the steps since the line before.
+    """A maker of log lines, each of the steps since the line before.
 
     Args:
         since_line: the tally of a checkpoint.

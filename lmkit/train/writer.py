@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Writes checkpoints of one run while training goes on.
+    """A writer of checkpoints of one run, beside training.
 
     A full disk does not end the run: it is said, the last good checkpoint stays, and the next one is tried.
 
@@ -44,7 +44,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an error, too, what is being written is finished; not where the user wants to leave at once."""
+        """Finish the pending write even after an error, but not on KeyboardInterrupt."""
         if self._thread is not None and (kind is None or issubclass(kind, Exception)):
             self._thread.join()
         if self._group is not None and (kind is None or issubclass(kind, Exception)):
@@ -61,7 +61,7 @@ class Writer:
         state: dict[str, Any],
         then: Callable[[], object],
     ) -> None:
-        """Copy what is to be kept and return; the files follow.
+        """Copy weights, moments and state, and return; the files follow.
 
         Where the copy would take more than half of the free memory, the files are written here and now.
 
@@ -104,7 +104,7 @@ class Writer:
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises what went wrong meanwhile."""
+        """Return when nothing is being written; raise what went wrong meanwhile."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -4,9 +4,10 @@
     python tests/bench/two_commits.py --time 5 [--only clm,startup]
 
 Each recipe that ships is run with few rows, a tiny preset and a few steps, once by each commit, both at the same time.
-A recipe with ``model.base`` starts from a model that the base commit made. The losses and gradient norms of all steps,
-the weights of the model and of the last checkpoint, the predictions and the metrics must be equal. ``lmkit eval``
-on the test rows and ``lmkit predict`` follow where one process trained. The exit status is 1 where something differs.
+A recipe with ``model.base`` starts from a model that the base commit made by the recipe that comes first. The losses
+and gradient norms of all steps, the weights of the model and of the checkpoints, the predictions and the metrics must
+be equal. ``lmkit eval`` on the test rows and ``lmkit predict`` follow where one process trained. The exit status is 1
+where something differs.
 
 ``--time N`` runs the benches of tests/bench/speed.py in turn (base, tree, base, tree, ...) and reports the median of
 the N ratios, with their range; above 1 the working tree is faster.
@@ -54,16 +55,58 @@ ENOUGH = {"ner": ["data.max_rows=600", "train.batch_size=64"]}  # all tags of th
 TEXTS = "I am [MASK] <extra_id_0> about it\n123 [MASK] Street, <extra_id_0>\n"
 
 
-@dataclass(frozen=True)
+# Importing torch and its friends takes longer than a small run, so it is done once and every command is a fork.
+SERVER = """
+import json, os, sys
+import torch, accelerate, datasets, peft, transformers.modeling_utils
+for line in sys.stdin:
+    arguments, files = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in enumerate(files):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | (os.O_APPEND if number else 0)), number)
+        sys.stdin, sys.argv = open(0, closefd=False), ["lmkit", *arguments]
+        status = 1
+        try:
+            from lmkit.cli import main
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.__stdout__, flush=True)
+"""
+
+
+@dataclass
 class Side:
-    """A commit: where its code lies, and where its runs go."""
+    """A commit: where its code lies, where its runs go, and the process that runs its commands."""
 
     name: str
     code: Path
     folder: Path
+    server: subprocess.Popen[str] | None = None
 
-    def start(self, *arguments: str, log: Path) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, log: Path) -> None:
         """Start ``lmkit ARGUMENTS`` with this commit's code, its standard input being some texts."""
+        if self.server is None:
+            self.server = self._open_server()
+        assert self.server.stdin is not None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        files = [self.folder / "texts.txt", log.with_suffix(".out"), log]
+        files[0].write_text(TEXTS)
+        self.server.stdin.write(json.dumps([arguments, [str(name) for name in files]]) + "\n")
+        self.server.stdin.flush()
+
+    def wait(self) -> int:
+        """Wait for the command that was started, and return its exit status."""
+        assert self.server is not None
+        assert self.server.stdout is not None
+        return int(self.server.stdout.readline())
+
+    def _open_server(self) -> subprocess.Popen[str]:
         variables = {
             "PYTHONPATH": str(self.code),
             "LMKIT_CACHE": str(self.folder / "cache"),
@@ -71,23 +114,15 @@ class Side:
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
-        log.parent.mkdir(parents=True, exist_ok=True)
-        texts = self.folder / "texts.txt"
-        texts.write_text(TEXTS)
-        with (
-            log.open("a") as errors,
-            log.with_suffix(".out").open("a") as out,
-            texts.open() as text,
-        ):
-            return subprocess.Popen(
-                [sys.executable, "-m", "lmkit", *arguments],
-                cwd=self.folder,
-                env=os.environ | variables,
-                stdin=text,
-                stdout=out,
-                stderr=errors,
-                text=True,
-            )
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER],
+            cwd=self.folder,
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +158,9 @@ class Case:
             yield ["predict", str(run)]
 
 
+FIRST = Case("demo/mlm", "fp32", 1)  # recipes with model.base start from the base commit's
+
+
 def changes_of(values: dict[str, Any], base: Path) -> list[str]:
     """Return the settings that make a recipe small."""
     changes = [*SMALL, *ENOUGH.get(values["task"], [])]
@@ -146,11 +184,9 @@ def run_case(case: Case, sides: Sequence[Side], base: Path) -> str:
     """Run a case on both sides at the same time; return how one of them failed, or an empty text."""
     commands = zip(*(case.commands(side, base) for side in sides), strict=True)
     for pair in commands:
-        running = [
+        for side, command in zip(sides, pair, strict=True):
             side.start(*command, log=case.log_of(side))
-            for side, command in zip(sides, pair, strict=True)
-        ]
-        statuses = [process.wait() for process in running]
+        statuses = [side.wait() for side in sides]
         for side, status in zip(sides, statuses, strict=True):
             if status:
                 return f"{side.name}: exit status {status}, see {case.log_of(side)}"
@@ -254,22 +290,11 @@ def line_differences(base: Path, tree: Path) -> list[str]:
     return []
 
 
-def make_base(side: Side) -> Path:
-    """Pretrain the small encoder that recipes with ``model.base`` start from."""
-    case = Case("demo/mlm", "fp32", 1)
-    made = replace(side, folder=side.folder / "made")
-    made.folder.mkdir(parents=True)
-    process = made.start(*next(case.commands(made, Path())), log=case.log_of(made))
-    if process.wait():
-        sys.exit(f"no model to start from: see {case.log_of(made)}")
-    return case.run_of(made)
-
-
 def compare(cases: Sequence[Case], sides: Sequence[Side]) -> bool:
     """Run all cases, print a table, and return whether all are equal."""
-    base = make_base(sides[0])
+    base = FIRST.run_of(sides[0])
     rows = []
-    for case in cases:
+    for case in dict.fromkeys([FIRST, *cases]):
         failure = run_case(case, sides, base)
         wrong = [failure] if failure else differences(case, sides)
         rows.append((case, wrong))

@@ -21,7 +21,8 @@ from lmkit.commands.data import look
 from lmkit.commands.recipes import check_recipe
 from lmkit.commands.train import dry_run, smoke, train
 from lmkit.errors import RecipeError
-from lmkit.recipe import keys, load_recipe
+from lmkit.recipe import load_recipe
+from lmkit.recipe.further import recipe_type
 from lmkit.tasks import registry
 
 TOY = Path(__file__).parents[1] / "toy_task"
@@ -43,7 +44,7 @@ def forget() -> None:
         registry._entries,
         registry._load,
         registry.problems,
-        keys.recipe_type,
+        recipe_type,
     ):
         function.cache_clear()
 

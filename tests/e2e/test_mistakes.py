@@ -375,6 +375,8 @@ def test_help_and_errors_import_little_beside_typer_yaml_and_msgspec(folder: Pat
         "run",
         "models",
         "tasks",
+        "batch",
+        "records",
     }
     assert not {"data.rows", "data.check.labels"} & of_lmkit(
         "finetune", "good.yaml", "data.train=trian.jsonl"

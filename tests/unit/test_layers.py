@@ -178,6 +178,7 @@ EARLY = {
         "fast.attention",
         "fast.dropout",
         "fast.flash",
+        "fast.flash_proof",
         "fast.liger",
         "fast.linear_cross_entropy",
     ],
@@ -200,7 +201,7 @@ HOMES = {
     "typer": {"cli"},
     "datasets": {"data", "metrics"},  # features of the modules of the evaluate library
     "pyarrow": {"data"},
-    "accelerate": {"train", "evaluation"},
+    "accelerate": {"train"},
     "peft": {"models"},
     "tokenizers": {"models", "train"},
     "safetensors": {"train", "models"},

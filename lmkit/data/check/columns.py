@@ -42,7 +42,7 @@ class Roles:
 
     @property
     def fields_read(self) -> list[Field]:
-        """The fields that are read."""
+        """Return the fields that are read."""
         return [field for field in self.fields if self.with_gold or not field.gold]
 
     @property
@@ -161,7 +161,7 @@ class FirstRow:
 
     @property
     def column_names(self) -> list[str]:
-        """What data.columns may call the columns, or the parts of one that holds an object."""
+        """Return the names that data.columns may use: of columns, or of the parts of one that holds an object."""
         names = []
         for column, value in self.row.items():
             is_object = isinstance(value, dict) and bool(value)

@@ -14,6 +14,7 @@ from lmkit.data import tags
 from lmkit.data.row import OnBadRow, Row
 from lmkit.data.rows import Rows
 from lmkit.errors import DataError, suggest
+from lmkit.tasks.fields import Field
 
 UNKNOWN = "correct it, list it in data.labels, or leave such rows out with data.on_bad_row=skip"
 
@@ -27,18 +28,18 @@ class Fault:
     word: int | None = None
 
 
-def labels_of(rows: Rows, field: str) -> list[str]:
+def labels_of(rows: Rows, field: Field) -> list[str]:
     """Return the distinct labels of a field, in an order that does not depend on the rows'.
 
     Numbers are ordered by value, names by the alphabet; tags as ``O``, then by type, ``B-`` before ``I-``. A type of
     IOB2 brings both its tags, as a type whose entities all have one word in training may have longer ones elsewhere;
     so do ``B`` and ``I`` without types (see ``tags.are_bare``).
     """
-    labels = distinct(rows, field)
+    labels = distinct(rows, field.name)
     if all(re.fullmatch(r"-?\d+", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     outside = ["O"] if "O" in labels else []
-    are_tags = "tokens" in rows.names  # the labels of a text may have such names, too
+    are_tags = field.kind == "tags"  # the labels of a text may have such names, too
     if are_tags and labels <= set("BIO") and tags.are_bare(labels):
         return [*outside, "B", "I"]
     if are_tags and all(label == "O" or label[:2] in ("B-", "I-") for label in labels):
@@ -55,7 +56,7 @@ def distinct(rows: Rows, field: str) -> set[str]:
 
 
 def check_labels(
-    rows: Rows, field: str, labels: Sequence[str], *, split: str, on_bad_row: OnBadRow = "error"
+    rows: Rows, field: Field, labels: Sequence[str], *, split: str, on_bad_row: OnBadRow = "error"
 ) -> Rows:
     """Return the rows whose labels are among ``labels``; leave the others out, or raise at the first.
 
@@ -63,13 +64,14 @@ def check_labels(
         DataError: a label that is not one of ``labels``; or no row is left.
     """
     allowed = set(labels)
-    if distinct(rows, field) <= allowed:
+    if distinct(rows, field.name) <= allowed:
         return rows
 
     def unknown(row: Row) -> Fault | None:
-        is_sequence = bool(row.get("tokens"))
+        is_sequence = field.kind == "tags"
         name = "tag" if is_sequence else "label"
-        values = row[field] if isinstance(row[field], list) else [row[field]]
+        value = row[field.name]
+        values = value if isinstance(value, list) else [value]
         for i, label in enumerate(values):
             if label not in allowed:
                 hint = suggest(label, allowed)

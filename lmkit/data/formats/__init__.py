@@ -1,4 +1,4 @@
-"""From a file to raw rows, each with its line or row number: ``read_rows`` streams every format, however large the file.
+"""Read a file's raw rows, each with its line or row number: ``read_rows`` streams every format, however large the file.
 
 A file_format is one ``Format`` in a file of its own, listed here.
 """

@@ -94,12 +94,12 @@ def _count(rows: Sequence[Row]) -> Counter[str]:
 
 
 def _commonest(counts: Counter[str]) -> list[str]:
-    """The commonest one, the first by the alphabet of several."""
+    """Return the commonest one, the first by the alphabet of several."""
     return [max(sorted(counts), key=counts.__getitem__)]
 
 
 def _tfidf(texts: Sequence[str]) -> Any:
-    """tf-idf of words and pairs of them; of characters where words are not spaced."""
+    """Weigh by tf-idf words and pairs of them; of characters where words are not spaced."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     sample = "".join(texts[:500])
@@ -117,7 +117,7 @@ def _tfidf(texts: Sequence[str]) -> Any:
 def logistic_regression(
     texts: Sequence[str], labels: Sequence[str], wanted: Sequence[str]
 ) -> list[str]:
-    """Labels by logistic regression on tf-idf."""
+    """Predict labels by logistic regression on tf-idf."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -132,7 +132,7 @@ def logistic_regression(
 def ridge_regression(
     texts: Sequence[str], numbers: Sequence[float], wanted: Sequence[str]
 ) -> list[float]:
-    """Numbers by ridge regression on tf-idf."""
+    """Predict numbers by ridge regression on tf-idf."""
     from sklearn.linear_model import Ridge
 
     vectors = _tfidf(texts)

@@ -54,6 +54,12 @@ SHOWN = 60  # characters of a label
 
 class ClassificationProblem(Problem):
     name = "classification"
+    foreign_names = (
+        "text-classification",
+        "sequence-classification",
+        "seq-cls",
+        "sentiment-analysis",
+    )
     stage = "finetune"
     section = "classification"
     keys = (
@@ -63,6 +69,7 @@ class ClassificationProblem(Problem):
         "train.group_by_length",
         "classification",
     )
+    decided_keys = ("classification.kind", "classification.class_weights")
     eval_keys = frozenset({"temperature"})
     auto_class = "AutoModelForSequenceClassification"
     smoke_preset = "bert"
@@ -125,9 +132,9 @@ class ClassificationProblem(Problem):
         if kind == "regression":
             return facts | {"labels": ["value"]}
         if len(labels) < (2 if kind == "single_label" else 1):
-            found = f"all rows have one label: {labels[0]!r}" if labels else "no row has a label"
+            fault = f"all rows have one label: {labels[0]!r}" if labels else "no row has a label"
             raise DataError(
-                found,
+                fault,
                 place="data.train",
                 remedy="classification needs at least two; is data.columns.label the right column?",
             )
@@ -139,12 +146,13 @@ class ClassificationProblem(Problem):
         return facts | {"rows": len(rows), "counts": [counts[label] for label in labels]}
 
     def recover(self, records: Sequence[Record]) -> dict[str, Any]:
-        gold = records[0]["gold"] if records else ""
-        if isinstance(gold, list):
-            return {"kind": "multi_label"}
-        if isinstance(gold, (int, float)):
-            return {"kind": "regression", "labels": ["value"]}
-        return {"kind": "single_label"}
+        first = records[0] if records else {}
+        facts: dict[str, Any] = {"kind": "single_label", "is_pair": PAIR.name in first}
+        if isinstance(first.get("gold"), list):
+            facts["kind"] = "multi_label"
+        elif isinstance(first.get("gold"), (int, float)):
+            facts |= {"kind": "regression", "labels": ["value"]}
+        return facts
 
     def read_config(
         self, config: PretrainedConfig, recipe: Recipe, peek: Peek | None = None

@@ -51,7 +51,7 @@ class Classification(Task):
         }
 
     def configure(self, model: Any) -> None:
-        """Some (XLNet) sum a text up by the last position of the row, be it padding. Answers are not rounded to bf16."""
+        """Pad on the left where a model (XLNet) sums a text up by its last position. Answers are not rounded to bf16."""
         from lmkit.heads import head_in_fp32
 
         head_in_fp32(model)
@@ -68,7 +68,7 @@ class Classification(Task):
         return columns
 
     def _encoded(self, gold: Any) -> Any:
-        """Gold as the pieces carry it: a class, the classes that apply, a number; None: the same kind of "does not count"."""
+        """Return gold as the pieces carry it: a class, the classes that apply, a number; None: the same kind of "does not count"."""
         if self.kind == "single_label":
             return IGNORE if gold is None else self._number[gold]
         if self.kind == "multi_label":
@@ -108,7 +108,7 @@ class Classification(Task):
         return batch
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        """The summed loss: cross-entropy; binary cross-entropy of every label; squared error.
+        """Return the summed loss: cross-entropy; binary cross-entropy of every label; squared error.
 
         ``classification.class_weights`` multiplies the loss of a label's rows (of its positives, where there are several
         labels). The sum is divided by the number of rows, not by their weights, so a step does not depend on its company.
@@ -121,7 +121,7 @@ class Classification(Task):
     def _losses(
         self, logits: torch.Tensor, labels: torch.Tensor, *, training: bool
     ) -> torch.Tensor:
-        """Loss by label that counts, 0 where none does; of the shape of ``labels``."""
+        """Return the loss by label that counts, 0 where none does; of the shape of ``labels``."""
         import torch
         from torch.nn import functional
 
@@ -153,7 +153,7 @@ class Classification(Task):
         )
 
     def _weights(self) -> list[float]:
-        """Weight by label; balanced: rows / (labels * rows of the label) as in scikit-learn, or negatives / positives."""
+        """Return the weight by label; balanced: rows / (labels * rows of the label) as in scikit-learn, or negatives / positives."""
         weights = self.recipe.classification.class_weights
         if isinstance(weights, dict):
             return [float(weights.get(label, 1.0)) for label in self.labels]
@@ -179,7 +179,7 @@ class Classification(Task):
         ]
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Probabilities, or numbers, averaged over the windows of the text."""
+        """Average probabilities, or numbers, over the windows of the text."""
         means = [
             sum(scores) / len(parts)
             for scores in zip(*(part["scores"] for part in parts), strict=True)
@@ -205,7 +205,7 @@ class Classification(Task):
         )
 
     def _apply(self, probabilities: Sequence[float]) -> list[str]:
-        """The labels whose probability reaches its threshold."""
+        """Return the labels whose probability reaches its threshold."""
         fixed = self.recipe.classification.threshold
         thresholds = (
             self.facts.get("thresholds") if fixed == "tuned" else [fixed] * len(self.labels)

@@ -19,7 +19,7 @@ class Continuation(Responder):
         self.task = task
 
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """A continuation of every text: greedy, or the best of ``generation.num_beams`` beams."""
+        """Continue every text: greedily, or the best of ``generation.num_beams`` beams."""
         import torch
 
         from lmkit.heads import num_positions, unwrap

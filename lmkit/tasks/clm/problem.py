@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class CausalProblem(LanguageProblem):
     name = "clm"
+    foreign_names = ("causal-lm", "lm", "text-generation", "causal-language-modeling")
     keys = ("generation",)
     eval_keys = frozenset({"stride"})
     auto_class = "AutoModelForCausalLM"

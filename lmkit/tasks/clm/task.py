@@ -56,7 +56,7 @@ class CausalLanguageModeling(LanguageModeling):
 def blocks(
     tokens: Sequence[int], size: int, stride: int | None = None
 ) -> list[tuple[list[int], list[int]]]:
-    """Inputs and labels of a document in blocks of at most ``size``; every token but the first is a label once.
+    """Return inputs and labels of a document in blocks of at most ``size``; every token but the first is a label once.
 
     With ``stride`` the blocks overlap: each begins ``stride`` tokens after the one before and its labels are the tokens
     that no earlier block has, so that all but those of the first block are predicted from at least ``size - stride`` others.
@@ -66,12 +66,14 @@ def blocks(
     >>> blocks([1, 2, 3, 4], 2, 1)
     [([1, 2], [2, 3]), ([2, 3], [-100, 4])]
     """
-    found, done = [], 0  # labels so far
+    parts, done = [], 0  # labels so far
     for start in range(0, len(tokens) - 1, stride or size):
         labels = list(tokens[start + 1 : start + 1 + size])
-        known = done - start
-        found.append((list(tokens[start : start + len(labels)]), [IGNORE] * known + labels[known:]))
+        scored = done - start
+        parts.append(
+            (list(tokens[start : start + len(labels)]), [IGNORE] * scored + labels[scored:])
+        )
         done = start + len(labels)
         if done == len(tokens) - 1:
             break
-    return found
+    return parts

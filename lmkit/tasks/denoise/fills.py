@@ -25,7 +25,7 @@ class Fills(Responder):
         self.task = task
 
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """What the model writes in every gap of every text, as many ways as there are beams; the best one is gone on with."""
+        """Return what the model writes in every gap of every text, as many ways as there are beams; it goes on with the best."""
         import torch
 
         task = self.task
@@ -92,7 +92,7 @@ class Fills(Responder):
         *,
         place: str,
     ) -> list[tuple[list[int], float]]:
-        """What follows ``written`` up to one of ``ends``: ways to go on, best first, with the mean probability of their tokens."""
+        """Return what follows ``written`` up to one of ``ends``: ways to go on, best first, with the mean probability of their tokens."""
         import torch
         from transformers.modeling_outputs import BaseModelOutput
 

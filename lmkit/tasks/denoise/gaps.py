@@ -14,22 +14,22 @@ Span = tuple[int, int]  # the first token and the one behind the last
 
 
 def sentinels_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens ``<extra_id_0>``, ``<extra_id_1>``, ... by number; none where the tokenizer has none."""
-    found = {
+    """Return the tokens ``<extra_id_0>``, ``<extra_id_1>``, ... by number; none where the tokenizer has none."""
+    numbered = {
         int(match[1]): number
         for token, number in tokenizer.get_vocab().items()
         if (match := SENTINEL.fullmatch(token))
     }
-    return [found[number] for number in sorted(found)]
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def gap_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What marks the first gap of a text."""
+    """Return what marks the first gap of a text."""
     return "<extra_id_0>" if sentinels_of(tokenizer) else str(tokenizer.mask_token)
 
 
 def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before a text and behind it."""
+    """Return the special tokens that the tokenizer puts before a text and behind it."""
     whole = tokenizer("a", verbose=False)["input_ids"]
     text = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
     start = next(start for start in range(len(whole)) if whole[start : start + len(text)] == text)
@@ -39,7 +39,7 @@ def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
 def draw_spans(
     size: int, share: float, mean: float, *, rng: Any, poisson: bool = False
 ) -> list[Span]:
-    """Where the gaps of a text lie: apart from one another, any way of placing them as likely as any other.
+    """Draw where the gaps of a text lie: apart from one another, any way of placing them as likely as any other.
 
     The number of tokens in gaps is ``share * size``, rounded up or down at random so that the share holds for short texts,
     too; but at least one, and not all of several. Without ``poisson`` as many gaps as their ``mean`` length wants, rounded alike,
@@ -74,7 +74,7 @@ def draw_spans(
 def corrupt(
     tokens: Sequence[int], spans: Sequence[Span], marks: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """The text with a mark for every span, and the spans, each behind its mark; one mark more where the text goes on.
+    """Return the text with a mark for every span, and the spans, each behind its mark; one mark more where the text goes on.
 
     >>> corrupt([1, 2, 3, 4, 5, 6], [(1, 3), (4, 5)], [-1, -2, -3])
     ([1, -1, 4, -2, 6], [-1, 2, 3, -2, 5, -3])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 class DenoisingProblem(LanguageProblem):
     name = "denoise"
+    foreign_names = ("denoising", "span-corruption", "text-infilling", "t5-mlm", "bart-dlm")
     section = "masking"
     keys = ("masking", "masking.span", "translation", "generation")
     auto_class = "AutoModelForSeq2SeqLM"

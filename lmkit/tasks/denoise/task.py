@@ -59,7 +59,7 @@ class Denoising(LanguageModeling):
         set_generation(unwrap(model), self.recipe.generation)
 
     def encode(self, rows: Sequence[Row]) -> Columns:
-        """Blocks of a document, without the marks around them; no token is lost."""
+        """Cut documents into blocks, without the marks around them; no token is lost."""
         columns: Columns = {"input_ids": [], "row": [], "length": []}
         encoded = self.tokenizer(
             [row["text"] for row in rows], add_special_tokens=False, verbose=False
@@ -80,16 +80,16 @@ class Denoising(LanguageModeling):
         packed: bool = False,
     ) -> Batch:
         assert not packed, "an encoder-decoder has one text a row"
-        seen, wanted = zip(
+        seen, written = zip(
             *(self._with_gaps(piece, epoch) for piece in flat(examples)), strict=True
         )
         columns = {"input_ids": self.tokenizer.pad_token_id}
         batch = lay_out([[{"input_ids": ids}] for ids in seen], columns=columns, packed=False)
-        batch.labels = pad(wanted, IGNORE)
+        batch.labels = pad(written, IGNORE)
         return batch
 
     def _with_gaps(self, piece: Piece, epoch: int) -> tuple[list[int], list[int]]:
-        """What the encoder reads and the decoder writes of a piece, which depends on nothing but the piece."""
+        """Return what the encoder reads and the decoder writes of a piece, which depends on nothing but the piece."""
         masking, tokens = self.recipe.masking, piece["input_ids"]
         rng = keyed_rng(self.recipe.seed, epoch, piece["piece"])
         spans = draw_spans(

@@ -20,7 +20,7 @@ class Fills(Responder):
         self.task = task
 
     def respond(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """The five likeliest tokens at every mask token of every text."""
+        """Return the five likeliest tokens at every mask token of every text."""
         import torch
 
         tokenizer = self.task.tokenizer

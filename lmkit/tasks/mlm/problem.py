@@ -20,6 +20,7 @@ PSEUDO = Metric("pseudo_perplexity", less_is_better=True, selects=False)
 
 class MaskedProblem(LanguageProblem):
     name = "mlm"
+    foreign_names = ("masked-lm", "fill-mask", "masked-language-modeling")
     section = "masking"
     keys = ("masking", "masking.whole_words")
     eval_keys = frozenset({"pseudo_perplexity"})

@@ -32,7 +32,7 @@ class PseudoPerplexity(Scorer):
         epoch: int = EVALUATION_EPOCH,
         packed: bool = False,
     ) -> Batch:
-        """The batch of masked language modelling, and in ``extra``, ``(rows, longest)``: ``whole``, the tokens to hide, and ``seen``."""
+        """Make the batch of masked language modelling, and in ``extra``, ``(rows, longest)``: ``whole``, the tokens to hide, and ``seen``."""
         assert not packed, "documents that share a row would be hidden together"
         batch = self.task.collate(examples, epoch=epoch)
         whole = [

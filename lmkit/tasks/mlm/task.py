@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class MaskedLanguageModeling(LanguageModeling):
     @cached_property
     def _ordinary(self) -> np.ndarray:
-        """The tokens that may stand in for a hidden one: a stray padding token would shift RoBERTa's positions."""
+        """Return the tokens that may stand in for a hidden one: a stray padding token would shift RoBERTa's positions."""
         import numpy as np
 
         return np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
@@ -65,7 +65,7 @@ class MaskedLanguageModeling(LanguageModeling):
     def _mask(
         self, ids: np.ndarray, pieces: Sequence[Piece], epoch: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of pieces one after the other -> what the model sees of them, and the labels; each ``(tokens,)``.
+        """Return what the model sees of the tokens of pieces, one after the other, and the labels; each ``(tokens,)``.
 
         What is drawn for a piece depends on nothing but the piece.
         """
@@ -92,7 +92,7 @@ class MaskedLanguageModeling(LanguageModeling):
 
 
 def choose(words: np.ndarray, share: float, *, whole_words: bool, rng: Any) -> np.ndarray:
-    """Which tokens to predict: each token, or each word with all its tokens, with probability ``share``.
+    """Choose the tokens to predict: each token, or each word with all its tokens, with probability ``share``.
 
     Args:
         words: ``(length,)`` the word of every token, -1 where none may be chosen.

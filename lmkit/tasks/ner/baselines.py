@@ -26,7 +26,7 @@ def most_frequent_tags(
     *,
     labels: Sequence[str],
 ) -> list[list[str]]:
-    """Each word with the tag it has most often; unknown ones with ``O``, or without an ``O`` with the commonest tag.
+    """Tag each word with the tag it has most often; unknown ones with ``O``, or without an ``O`` with the commonest tag.
 
     An ``I-X`` that continues nothing becomes ``B-X``, which is how conlleval reads it.
 

@@ -24,7 +24,7 @@ class Transitions(NamedTuple):
 
 
 def iob2_transitions(labels: Sequence[str]) -> Transitions:
-    """0 where IOB2 allows one tag after another, -inf where not: ``I-X`` stands only after ``B-X`` or ``I-X``, ``I`` only after ``B`` or ``I``.
+    """Return 0 where IOB2 allows one tag after another, -inf where not: ``I-X`` stands only after ``B-X`` or ``I-X``, ``I`` only after ``B`` or ``I``.
 
     A part of speech may be called ``I``, too: it is one of IOB2 only where all labels are ``B``, ``I`` and ``O``.
 
@@ -44,7 +44,7 @@ def iob2_transitions(labels: Sequence[str]) -> Transitions:
 
 
 def viterbi(emissions: Array, transitions: Transitions) -> list[int]:
-    """The tags of the sequence with the highest sum of scores (Viterbi 1967)."""
+    """Return the tags of the sequence with the highest sum of scores (Viterbi 1967)."""
     best, before = transitions.start + emissions[0], []
     for word in emissions[1:]:
         paths = best[:, None] + transitions.between
@@ -57,7 +57,7 @@ def viterbi(emissions: Array, transitions: Transitions) -> list[int]:
 
 
 def marginals(emissions: Array, transitions: Transitions) -> Array:
-    """``(words, tags)`` probabilities of each tag over all sequences: forward-backward (Rabiner 1989)."""
+    """Return ``(words, tags)`` probabilities of each tag over all sequences: forward-backward (Rabiner 1989)."""
     import numpy as np
 
     forward, backward = [transitions.start + emissions[0]], [transitions.end]

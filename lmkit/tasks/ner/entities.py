@@ -41,11 +41,11 @@ def entities(
             else:
                 spans.append((label, [number]))
         previous = tag
-    found = []
+    entities_found = []
     for label, words in spans:
         start, end = offsets[words[0]][0], offsets[words[-1]][1]
         score = sum(scores[word] for word in words) / len(words)
-        found.append(
+        entities_found.append(
             {"start": start, "end": end, "label": label, "score": score, "text": text[start:end]}
         )
-    return found
+    return entities_found

@@ -41,9 +41,11 @@ SAMPLE = 1000  # rows that show how words are cut
 
 class TaggingProblem(Problem):
     name = "ner"
+    foreign_names = ("token-classification", "token-cls", "tagging", "pos")
     stage = "finetune"
     section = "tagging"
     keys = ("data.labels", "data.long_text", "data.overlap", "train.group_by_length", "tagging")
+    decided_keys = ("tagging.crf", "tagging.crf_learning_rate")
     auto_class = "AutoModelForTokenClassification"
     smoke_preset = "bert"
     forms = (IN_CHARACTERS,)

@@ -15,7 +15,7 @@ LABELS = ("label", "type", "tag", "entity_group")
 
 
 def words_with_tags(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of ``text`` and ``entities`` -> the same with ``tokens``, their ``offsets`` in the text, and IOB2 ``tags``.
+    """Return a row of ``text`` and ``entities`` with ``tokens``, their ``offsets`` in the text, and IOB2 ``tags``.
 
     The text is cut into words as ``lmkit predict`` cuts raw text. Where an entity begins or ends within a word, the word
     is cut there too, so every entity is exact. That border is known from the gold alone: ``lmkit predict`` can find
@@ -51,7 +51,7 @@ def words_with_tags(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spans_of(entities: list[Any], text: str) -> list[Span]:
-    """Checked spans in the order of the text; blanks at their ends are trimmed.
+    """Return checked spans in the order of the text; blanks at their ends are trimmed.
 
     Args:
         entities: objects with ``start``, ``end`` and ``label`` (or ``type``, ``tag``, ``entity_group``), or
@@ -78,15 +78,15 @@ def spans_of(entities: list[Any], text: str) -> list[Span]:
 
 
 def _span(entity: Any, text: str, name: str) -> Span:
-    said = None
+    own_text = None
     if isinstance(entity, Mapping):
-        found = [
+        values = [
             next((entity[key] for key in keys if key in entity), None)
             for keys in (STARTS, ENDS, LABELS)
         ]
-        said = entity.get("text")
+        own_text = entity.get("text")
     elif isinstance(entity, (list, tuple)) and len(entity) == 3:
-        found = list(entity)
+        values = list(entity)
     else:
         hint = (
             "; labels of a whole text are task: classification"
@@ -96,7 +96,7 @@ def _span(entity: Any, text: str, name: str) -> Span:
         raise ValueError(
             f"{name} is neither an object with start, end and label nor a list of the three: {str(entity)[:60]}{hint}"
         )
-    start, end, label = found
+    start, end, label = values
     if type(start) is not int or type(end) is not int:
         raise ValueError(
             f"{name}: its start and end are to be whole numbers, found {start!r} and {end!r}"
@@ -112,10 +112,10 @@ def _span(entity: Any, text: str, name: str) -> Span:
     inner = text[start:end]
     if not inner.strip():
         raise ValueError(f"{name}: {start} to {end} is {'blank' if inner else 'empty'}")
-    if isinstance(said, str) and said.strip() != inner.strip():
+    if isinstance(own_text, str) and own_text.strip() != inner.strip():
         remedy = "offsets count characters (Unicode code points), neither bytes nor UTF-16 units"
         raise ValueError(
-            f"{name}: {start} to {end} is {inner!r}, but the entity says {said!r}; {remedy}"
+            f"{name}: {start} to {end} is {inner!r}, but the entity says {own_text!r}; {remedy}"
         )
     start += len(inner) - len(inner.lstrip())
     return start, start + len(inner.strip()), label.strip()

@@ -46,7 +46,7 @@ class WordTagging(Task):
         }
 
     def encode(self, rows: Sequence[Row]) -> Columns:
-        """Windows with the positions they answer for: each word stands in the window with most context around it."""
+        """Cut rows into windows with the positions they answer for: each word stands in the window with most context around it."""
         columns, encoded, positions = encode_windows(
             self,
             rows,
@@ -87,7 +87,7 @@ class WordTagging(Task):
         return batch
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        """With a CRF, the summed negative log-likelihood of the windows' tag sequences; its weight is words, as without."""
+        """Return, with a CRF, the summed negative log-likelihood of the windows' tag sequences; its weight is words, as without."""
         if (crf := crf_of(model)) is None:
             return super().loss(model, batch)
         return sequence_losses(crf, *self.logits(model, batch)).sum()
@@ -95,7 +95,7 @@ class WordTagging(Task):
     def predict(
         self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]
     ) -> list[dict[str, Any]]:
-        """Log-probabilities of the words that each piece answers for; with a CRF its potentials, and its transitions."""
+        """Return log-probabilities of the words that each piece answers for; with a CRF its potentials, and its transitions."""
         logits, labels = self.logits(model, batch)
         crf = crf_of(model)
         emissions = logits.float().log_softmax(-1) if crf is None else logits.float()
@@ -122,7 +122,7 @@ class WordTagging(Task):
         ]
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A tag for every word of the row; a word that the tokenizer drops entirely is outside of all entities."""
+        """Return a tag for every word of the row; a word that the tokenizer drops entirely is outside of all entities."""
         import numpy as np
 
         emissions = np.full((len(row["tokens"]), len(self.labels)), -np.inf)
@@ -156,7 +156,7 @@ class WordTagging(Task):
         return record | {key: sum(part[key] for part in parts) for key in ("nll", "items")}
 
     def _decode(self, emissions: Any, learned: Transitions | None) -> tuple[list[int], Any]:
-        """Tags of a whole row, and ``(words, tags)`` probabilities; ``learned`` are a CRF's transitions."""
+        """Return the tags of a whole row, and ``(words, tags)`` probabilities; ``learned`` are a CRF's transitions."""
         import numpy as np
 
         probabilities = np.exp(emissions) if learned is None else marginals(emissions, learned)
@@ -172,7 +172,7 @@ class WordTagging(Task):
 
 
 def sequence_losses(crf: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihoods ``(batch,)`` of the labels that count, each row's taken as one sequence; 0 without any.
+    """Return negative log-likelihoods ``(batch,)`` of the labels that count, each row's taken as one sequence; 0 without any.
 
     Args:
         logits: ``(batch, length, classes)``; labels: ``(batch, length)``.
@@ -198,7 +198,7 @@ def first_with_text(
     words: Sequence[str],
     tokens: Sequence[str],
 ) -> dict[int, int]:
-    """Word -> position of its first token that carries text, not the bare mark of a word's beginning.
+    """Return by word the position of its first token that carries text, not the bare mark of a word's beginning.
 
     XLM-R style tokenizers split a pre-tokenised ideograph into ``▁`` and the ideograph, byte-level ones into ``Ġ``
     and its bytes; the mark may have an empty span, that of a white space, or that of the first letter.

@@ -42,7 +42,7 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def nearest_targets(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) -> list[str]:
-    """For each source the target of the training pair whose source is most like it: cosine of tf-idf word vectors.
+    """Return for each source the target of the training pair whose source is most like it: cosine of tf-idf word vectors.
 
     >>> nearest_targets([("a cat", "un gato"), ("a dog", "un perro")], ["the dog"])
     ['un perro']
@@ -50,16 +50,16 @@ def nearest_targets(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) ->
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(token_pattern=None, tokenizer=WORD.findall)
-    known = vectors.fit_transform([source for source, _ in pairs]).T
-    found = []
+    training = vectors.fit_transform([source for source, _ in pairs]).T
+    targets = []
     for start in range(0, len(sources), 256):
-        likeness = vectors.transform(sources[start : start + 256]) @ known
-        found += [pairs[best][1] for best in likeness.toarray().argmax(axis=1)]
-    return found
+        likeness = vectors.transform(sources[start : start + 256]) @ training
+        targets += [pairs[best][1] for best in likeness.toarray().argmax(axis=1)]
+    return targets
 
 
 def word_by_word(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) -> list[str]:
-    """Each word by its likeliest translation after five rounds of IBM model 1 (Brown et al. 1993); unknown words copied.
+    """Translate each word by its likeliest translation after five rounds of IBM model 1 (Brown et al. 1993); unknown words copied.
 
     >>> word_by_word([("a cat", "un gato"), ("a dog", "un perro"), ("the dog", "el perro")], ["the cat."])
     ['el gato.']
@@ -75,7 +75,7 @@ def word_by_word(pairs: Sequence[tuple[str, str]], sources: Sequence[str]) -> li
 
 
 def ibm_model_1(pairs: Sequence[tuple[str, str]], *, rounds: int = 5) -> dict[str, str]:
-    """Lower-cased source words -> their likeliest translation, of lower-cased targets."""
+    """Return the likeliest translation of lower-cased source words, of lower-cased targets."""
     numbers: tuple[dict[str, int], dict[str, int]] = (
         {"": 0},
         {},

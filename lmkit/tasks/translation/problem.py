@@ -26,6 +26,7 @@ BY_CHARACTER = re.compile(f"[\u3040-\u30ff\uac00-\ud7af{SOUTHEAST_ASIAN}]")
 
 class TranslationProblem(Problem):
     name = "translation"
+    foreign_names = ("seq2seq", "seq-2-seq-lm", "mt")
     stage = "finetune"
     section = "translation"
     keys = (
@@ -36,6 +37,7 @@ class TranslationProblem(Problem):
         "translation.prefix",
         "generation",
     )
+    decided_keys = ("translation",)
     auto_class = "AutoModelForSeq2SeqLM"
     smoke_preset = "marian"
     architecture = "encoder-decoder"

@@ -55,7 +55,7 @@ class Translation(Task):
         inner.config.decoder_start_token_id = inner.generation_config.decoder_start_token_id
 
     def cost(self, piece: Piece) -> int:
-        """Source tokens, and those of the beams, at twice the source and some unless ``max_new_tokens`` is less."""
+        """Count source tokens, and those of the beams, at twice the source and some unless ``max_new_tokens`` is less."""
         source, options = len(piece["input_ids"]), self.recipe.generation
         written = options.num_beams * min(options.max_new_tokens, 2 * source + 16)
         return source + max(written, len(piece["labels"]))
@@ -95,7 +95,7 @@ class Translation(Task):
         return columns
 
     def _head(self, ids: list[int]) -> list[int]:
-        """The first tokens, with the end marks kept (``long_text: head``)."""
+        """Return the first tokens, with the end marks kept (``long_text: head``)."""
         marks = self._end_marks
         return (
             ids if len(ids) <= self.max_length else [*ids[: self.max_length - marks], *ids[-marks:]]
@@ -115,7 +115,7 @@ class Translation(Task):
     def predict(
         self, model: PreTrainedModel, batch: Batch, pieces: Sequence[Piece]
     ) -> list[dict[str, Any]]:
-        """The source is encoded once, for the loss of the gold and for the search."""
+        """Encode the source once, for the loss of the gold and for the search."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -156,7 +156,7 @@ class Translation(Task):
         ]
 
     def _spoken(self, ids: list[int]) -> list[int]:
-        """Without the token of the language, which M2M-100's tokenizer does not take for a special one."""
+        """Leave out the token of the language, which M2M-100's tokenizer does not take for a special one."""
         return ids[1:] if ids[:1] == [self.languages.target_id] else ids
 
     def combine(self, row: Row, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Translation(Task):
 
 
 def one_line(text: str) -> str:
-    """A translation as the line of a file, which is what the sacrebleu command reads.
+    """Write a translation as the line of a file, which is what the sacrebleu command reads.
 
     >>> one_line(" two\\nlines ")
     'two lines'

@@ -22,7 +22,9 @@ from lmkit.tasks.fields import Field
 
 CLASSIFICATION = (Field("text", "text"), Field("label", "label", gold=True))
 SEVERAL = (Field("text", "text"), Field("label", "labels", gold=True))
+_, LABEL = CLASSIFICATION
 NER = (Field("tokens", "words"), Field("tags", "tags", gold=True))
+_, TAGS = NER
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +58,14 @@ def examples(number: int) -> list[dict[str, Any]]:
 
 def test_labels_have_an_order_of_their_own() -> None:
     rows = load(jsonl("a.jsonl", *({"text": "a", "label": n} for n in (10, 9, -1, 9))))
-    assert labels_of(rows, "label") == ["-1", "9", "10"]
-    assert labels_of(rows.select([0, 1]), "label") == ["9", "10"]
+    assert labels_of(rows, LABEL) == ["-1", "9", "10"]
+    assert labels_of(rows.select([0, 1]), LABEL) == ["9", "10"]
     assert labels_of(
-        load(jsonl("b.jsonl", *({"text": "a", "label": n} for n in ("b", "10", "a")))), "label"
+        load(jsonl("b.jsonl", *({"text": "a", "label": n} for n in ("b", "10", "a")))), LABEL
     ) == ["10", "a", "b"]
     tagged = load(conll("a.conll", "a/I-PER b/B-LOC", "c/O d/B-PER"), NER)
-    assert labels_of(tagged, "tags") == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-    assert labels_of(load(conll("b.conll", "a/NOUN b/DET"), NER), "tags") == ["DET", "NOUN"]
+    assert labels_of(tagged, TAGS) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    assert labels_of(load(conll("b.conll", "a/NOUN b/DET"), NER), TAGS) == ["DET", "NOUN"]
 
 
 def test_tags_that_are_numbers_are_said_to_be_plain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,8 +99,8 @@ def test_entities_without_types_are_iob2_and_have_both_tags() -> None:
     prepared = prepare_tags(splits, on_bad_row="error")
     assert [row["tags"] for row in prepared["train"]] == [["B", "O"], ["B", "I"]]
     assert prepared["test"][0]["tags"] == ["B", "I", "I"]
-    assert labels_of(prepared["train"], "tags") == ["O", "B", "I"]
-    assert labels_of(load(conll("c.conll", "a/B b/O"), NER), "tags") == ["O", "B", "I"]
+    assert labels_of(prepared["train"], TAGS) == ["O", "B", "I"]
+    assert labels_of(load(conll("c.conll", "a/B b/O"), NER), TAGS) == ["O", "B", "I"]
     with pytest.raises(DataError, match=r"d.conll:2: I follows O; an entity begins with B\n"):
         prepare_tags(
             {
@@ -113,30 +115,30 @@ def test_names_of_several_labels_are_not_taken_for_tags() -> None:
     rows = load(
         jsonl("a.jsonl", {"text": "a", "label": ["B"]}, {"text": "b", "label": ["O"]}), SEVERAL
     )
-    assert labels_of(rows, "label") == ["O", "B"]
+    assert labels_of(rows, LABEL) == ["O", "B"]
 
 
 def test_unknown_labels_are_said_or_left_out() -> None:
     rows = load(jsonl("a.jsonl", {"text": "a", "label": "good"}, {"text": "b", "label": "godd"}))
-    assert check_labels(rows, "label", ["good", "godd"], split="test") is rows
+    assert check_labels(rows, LABEL, ["good", "godd"], split="test") is rows
     with pytest.raises(
         DataError,
         match=r"a.jsonl:2: the label 'godd' does not .*; did you mean 'good'\?.*\n.*data.labels.*on_bad_row=skip",
     ):
-        check_labels(rows, "label", ["good", "bad"], split="test")
-    kept = check_labels(rows, "label", ["good", "bad"], split="test", on_bad_row="skip")
+        check_labels(rows, LABEL, ["good", "bad"], split="test")
+    kept = check_labels(rows, LABEL, ["good", "bad"], split="test", on_bad_row="skip")
     assert [row["text"] for row in kept] == ["a"]
     assert [(r["place"], r["id"], r["row"]) for r in kept.rejected] == [
         ("a.jsonl:2", 1, {"text": "b", "label": "godd"})
     ]
     with pytest.raises(DataError, match="no usable row is left for test"):
-        check_labels(rows, "label", ["x"], split="test", on_bad_row="skip")
+        check_labels(rows, LABEL, ["x"], split="test", on_bad_row="skip")
 
 
 def test_unknown_tags_are_said_at_the_line_of_the_word() -> None:
     rows = load(conll("a.conll", "a/O", "b/O c/B-PRE"), NER)
     with pytest.raises(DataError, match=r"a.conll:4: the tag 'B-PRE'.* did you mean 'B-PER'"):
-        check_labels(rows, "tags", ["O", "B-PER"], split="test")
+        check_labels(rows, TAGS, ["O", "B-PER"], split="test")
 
 
 def test_tags_become_iob2_by_the_scheme_of_the_training_rows() -> None:

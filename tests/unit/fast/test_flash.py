@@ -23,7 +23,8 @@ from transformers import (
 from lmkit.batch import IGNORE, Batch, lay_out
 from lmkit.data.plan import rows_to_share
 from lmkit.fast import flash
-from lmkit.fast.flash import Kernel, refuted
+from lmkit.fast.flash import Kernel
+from lmkit.fast.flash_proof import refuted
 from lmkit.fast.packing import Packing, find_packing
 from lmkit.fast.token_loss import token_loss
 from lmkit.fast.unpadding import find_unpadding, shared_rows
