@@ -20,10 +20,13 @@ from lmkit.commands.compare import compare
 from lmkit.commands.data import look
 from lmkit.commands.recipes import check_recipe
 from lmkit.commands.train import dry_run, smoke, train
+from lmkit.data.encode import encode
+from lmkit.data.splits import load_splits
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe
 from lmkit.recipe.further import recipe_type
 from lmkit.tasks import registry
+from lmkit.tasks.fields import Field
 
 TOY = Path(__file__).parents[1] / "toy_task"
 SENTENCES = ("the cat sat", "a dog", "rain falls on the old town", "why not now", "sea")
@@ -151,6 +154,41 @@ def test_it_is_learned_evaluated_compared_and_used(
     lmkit.evaluate(str(tmp_path / "other"))
     verdict = compare([str(run.path), str(tmp_path / "other")]).to_json()
     assert verdict["metric"] == "count_error"
+
+
+def test_rows_are_encoded_anew_when_an_option_of_the_task_changes(recipe: dict[str, Any]) -> None:
+    problem = registry.problem("counting")
+    largest = []
+    for scale in (5, 10, 5):
+        chosen = load_recipe(recipe, [f"counting.scale={scale}"])
+        splits = load_splits(chosen, problem, wanted=["train"])
+        task = problem.task(chosen, splits.facts, read_words)  # type: ignore[arg-type]
+        encoded = encode(splits.rows["train"], task, "read_words")
+        pieces = encoded.pieces.take(range(len(encoded)))
+        largest.append(max(piece["count"] for piece in pieces))
+    assert largest == [7 / 5, 7 / 10, 7 / 5]
+
+
+def read_words(texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+    """Stand in for a tokenizer: a token for each word."""
+    return {"input_ids": [[1] * len(text.split()) for text in texts]}
+
+
+def test_labels_of_its_own_need_neither_learn_nor_keys(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = registry.problem("counting")
+    count = Field("count", "label", aliases=("n",), gold=True)
+    monkeypatch.setattr("counting.problem.FIELDS", (Field("text", "text"), count))
+    monkeypatch.delattr(type(problem), "learn")
+    recipe["data"]["columns"] = {"text": "sentence"}
+    splits = load_splits(load_recipe(recipe), problem, wanted=["train"])
+    assert splits.facts == {"labels": ["1", "2", "3", "4", "6", "7"]}
+
+    order = ["7", "6", "4", "3", "2", "1"]
+    named = load_recipe(recipe, [f"data.labels={json.dumps(order)}"])
+    assert load_splits(named, problem, wanted=["train"]).facts == {"labels": order}
+    assert "no effect" not in capsys.readouterr().err
 
 
 def test_a_package_that_is_broken_says_so_and_hinders_no_other(
