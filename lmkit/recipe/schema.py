@@ -293,7 +293,7 @@ class Hardware(Section, frozen=True, kw_only=True):
     fast: Annotated[
         Literal["auto", "off"],
         about(
-            "whatever only makes it faster, where it is shown to compute the same on this model; off: none of it, each text in a row of its own, the same result up to rounding"
+            "auto: whatever computes the same faster; off: none of it, each text in a row of its own, the same result up to rounding"
         ),
     ] = "auto"
     packing: Annotated[
