@@ -221,5 +221,40 @@ def test_the_guide_names_what_there_is() -> None:
         assert rows
         for name in re.findall(r"`(\w+)", " ".join(rows)):
             assert name in {*dir(kind), *kind.__annotations__}, name
-    for place in re.findall(r"\]\(\.\./([^)]+)\)", guide):
-        assert (Path(__file__).parents[2] / place).exists(), place
+
+
+@pytest.mark.parametrize("page", ["tour.md", "new-task.md"])
+def test_places_and_names_of_a_page_exist(page: str) -> None:
+    """A link is a file of the repository. A name behind a link and a colon stands in that file or folder."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / page).read_text(encoding="utf-8")
+    for place in re.findall(r"\]\(\.\./([^)]+)\)", text):
+        assert (root / place).exists(), place
+    for place, names in re.findall(r"\]\(\.\./([^)]+)\):\s((?:`[\w.]+`(?:, )?)+)", text):
+        source = (root / place).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"\b(def|class) {name}\b", source), f"{place}: {name}"
+
+
+def test_the_rooms_of_the_tour_are_those_of_the_package() -> None:
+    root = Path(__file__).parents[2]
+    tour = (root / "docs" / "tour.md").read_text(encoding="utf-8")
+    rooms = tour.partition("## Rooms")[2].split("```")[1]
+    package = root / "lmkit"
+    for place in package.iterdir():
+        if place.is_dir() and not place.name.startswith("__"):
+            assert f"{place.name}/" in rooms, place.name
+        elif place.suffix == ".py" and not place.name.startswith("__"):
+            assert place.name in rooms, place.name
+    (models,) = re.findall(r"models/(.*?)\ndata/", rooms, re.DOTALL)
+    for name in re.findall(r"\w+\.py", models):
+        assert (package / "models" / name).is_file(), name
+    names = re.findall(r"`(Setup|Classification|Session)\.(\w+)`", tour)
+    assert names
+    sources = {
+        "Setup": package / "train" / "setup.py",
+        "Classification": package / "tasks" / "classification" / "task.py",
+        "Session": package / "train" / "session.py",
+    }
+    for kind, name in names:
+        assert f"def {name}(" in sources[kind].read_text(encoding="utf-8"), f"{kind}.{name}"
