@@ -28,7 +28,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingSummary | RepeatSummary:
-    """Train a recipe, or every run of one that stands for several; see the contract for the flags.
+    """Train a recipe, or every run of one that stands for several.
 
     Args:
         stage: ``pretrain`` or ``finetune``; the recipe's task must belong to it.

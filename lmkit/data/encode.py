@@ -48,7 +48,11 @@ class Encoded:
         return len(self.groups)
 
     def slots(self, *, packed: bool) -> np.ndarray:
-        """Tokens an example takes in a batch, padding within it included: one row, or (unpacked) a row a piece."""
+        """Return the tokens that each example takes in a batch, with the padding within it.
+
+        Args:
+            packed: the pieces of an example share one row; without, each has its own, as long as the longest.
+        """
         if packed:
             return self.lengths
         return np.asarray(self.groups.largest(self.pieces.column("length")) * self.groups.sizes)
@@ -83,8 +87,8 @@ class Encoded:
 def encode(rows: Rows, task: Task, tokenizer_hash: str, *, pack: bool = False) -> Encoded:
     """Tokenise a split, or take it from the cache.
 
-    The cache key is the tokenizer's content, the options that decide the encoding, what the task
-    learned, and the rows' content; nothing else (promise 19).
+    The key of the cache has the content of the tokenizer and of the rows, the options that decide
+    the encoding, and the task's labels; nothing else.
 
     Args:
         tokenizer_hash: of all that decides how the task's tokenizer makes tokens of text.

@@ -82,6 +82,8 @@ def load_splits(
         if gold and not labels:
             labels = labels_of(all_training_rows or rows["train"], gold[0])
         facts = problem.learn(rows["train"], labels)
+        if gold:
+            facts.setdefault("labels", list(labels))
     for field in gold:
         for split, checked in rows.items():
             rows[split] = check_labels(

@@ -2,7 +2,7 @@
 
 A batch carries ``segments``; a block mask lets a token attend to its own segment only, and positions
 start anew in each. Nothing is believed of an architecture: ``find_packing`` runs two documents together
-and apart through the model at hand and packs only if the logits are equal (promise 11).
+and apart through the model at hand and packs only if the logits are equal.
 """
 
 from __future__ import annotations

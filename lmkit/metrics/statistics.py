@@ -1,4 +1,4 @@
-"""What a metric needs to know of each example, and how to read metrics from sums of it."""
+"""Numbers of each example, and the metrics as functions of their sums."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Statistics:
         counts: ``(examples, k)``, the sufficient statistics of each example; ``examples`` may be 0.
         metrics: sums ``(..., k)`` to values ``(...)`` by name, vectorised over the leading axes.
         by_label: sums ``(k,)`` to ``{label: {"precision", "recall", "f1", "support"}}``; None without labels.
-        remake: makes the statistics of some rows anew, where they depend on which rows there are (ranks).
-        signature: how the numbers were made, for those who compare with theirs (sacreBLEU's); None where it is plain.
+        remake: computes the statistics of a choice of rows again. A metric needs it if the numbers of a row depend
+            on the other rows, as ranks do.
+        signature: the settings of the metric, so that others can compute the same (sacreBLEU has one); None: no settings.
     """
 
     counts: FloatArray

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmkit import console
 from lmkit.errors import RecipeError, suggest
@@ -17,6 +17,9 @@ from lmkit.recipe.paths import anchor_paths, make_absolute
 from lmkit.recipe.schema import Recipe
 from lmkit.recipe.shipped import find_recipe
 from lmkit.recipe.yaml_text import dump_yaml, parse_yaml
+
+if TYPE_CHECKING:
+    from lmkit.tasks.base import Problem
 
 # keys that older recipes give to tasks that do not read them: a warning, not an error
 TOLERATED = ("data.labels", "data.long_text", "data.overlap")
@@ -96,6 +99,8 @@ def _check_task(recipe: Recipe, place: str) -> str:
         readers = readers_of(key)
         if not readers or task in readers or _value(recipe, key) == _value(defaults, key):
             continue
+        if key == "data.labels" and _has_labels(solved, recipe):
+            continue
         if key not in TOLERATED:
             raise RecipeError(
                 f"has no effect on {task}",
@@ -104,6 +109,12 @@ def _check_task(recipe: Recipe, place: str) -> str:
             )
         console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
     return task
+
+
+def _has_labels(solved: Problem, recipe: Recipe) -> bool:
+    """Tell if the rows of a task have labels, whether or not it names the key in ``keys``."""
+    fields = solved.fields(recipe)
+    return any(field.gold and field.kind in ("label", "labels", "tags") for field in fields)
 
 
 def _check_fast(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ A *record* is a line of predictions.jsonl. *Facts* are what the training rows ta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -99,9 +99,11 @@ class Problem(ABC):
     stage: ClassVar[Literal["pretrain", "finetune"]]
     section: ClassVar[str | None] = None  # its own part of the recipe
     section_type: ClassVar[Any] = None  # a Section, where recipe/schema.py has no such part
-    keys: ClassVar[tuple[str, ...]] = ()  # of lmkit's recipe, that it reads and some other does not
-    decided_keys: ClassVar[tuple[str, ...]] = ()  # of those, that a trained model cannot change
-    eval_keys: ClassVar[frozenset[str]] = frozenset()  # of ``eval``, likewise
+    keys: ClassVar[
+        tuple[str, ...]
+    ] = ()  # keys of lmkit's recipe that some tasks ignore and it reads
+    decided_keys: ClassVar[tuple[str, ...]] = ()  # those of ``keys`` that are fixed after training
+    eval_keys: ClassVar[frozenset[str]] = frozenset()  # keys of ``eval`` that only some tasks read
     auto_class: ClassVar[str]  # of transformers
     smoke_preset: ClassVar[str]  # the family that stands in where a smoke run has no model
     architecture: ClassVar[Literal["any", "decoder", "encoder-decoder"]] = "any"
@@ -160,12 +162,17 @@ class Problem(ABC):
         """Return the kind of answer that is given to a row."""
 
     def metrics(self, facts: Facts) -> tuple[Metric, ...]:
-        """Return the metrics; the first is the headline: in reports, comparisons, baselines, seeds and folds."""
+        """Return those of ``measures`` that these facts allow."""
         return self.measures
 
     def headline(self, facts: Facts) -> str:
         """Return the name of the metric that stands for all."""
-        return self.metrics(facts)[0].name
+        return self.headline_among([metric.name for metric in self.metrics(facts)])
+
+    def headline_among(self, names: Collection[str]) -> str:
+        """Return the first of ``measures`` that is among these names; if none is, the first name."""
+        measures = (metric.name for metric in self.measures)
+        return next((name for name in measures if name in names), next(iter(names)))
 
     def measured(self, recipe: Recipe, facts: Facts) -> tuple[Metric, ...]:
         """Return the metrics that an evaluation has as this recipe says it is made."""
@@ -349,12 +356,21 @@ class Task(ABC):
         return int(piece["length"])
 
     def encoding_options(self) -> Any:
-        """Return what decides ``encode`` besides ``data``, the labels and the tokenizer: JSON-ready, for the cache's key."""
-        return ()
+        """Return what decides ``encode`` besides ``data``, the labels and the tokenizer: JSON-ready, for the cache's key.
+
+        The default is the section of the recipe that the problem brought along (``section_type``).
+        """
+        section = self.problem.section
+        if section is None or self.problem.section_type is None:
+            return ()
+        return getattr(self.recipe, section).model_dump()
 
 
 class Scorer(Task):
-    """A task as an evaluation measures it, where that is not how it learns; what a subclass leaves is the task's."""
+    """A task that an evaluation measures in another way than it is trained.
+
+    Every method calls that of the trained task. A subclass overrides those that differ.
+    """
 
     def __init__(self, task: Task):
         self.task, self.problem = task, task.problem

@@ -78,9 +78,9 @@ def headline(task: str, metrics: Collection[str]) -> str:
     Args:
         metrics: those that there are, in order.
     """
-    measures = problem(task).measures if real_name(task) is not None else ()
-    names = (measure.name for measure in measures)
-    return next((name for name in names if name in metrics), next(iter(metrics)))
+    if real_name(task) is None:
+        return next(iter(metrics))
+    return problem(task).headline_among(metrics)
 
 
 @cache

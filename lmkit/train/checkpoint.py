@@ -104,10 +104,10 @@ def _files(names: Collection[str], kind: str) -> list[str]:
 def snapshot(
     model: Any, optimizer: Any, parallelism: Parallelism, *, copy: bool
 ) -> tuple[Tensors, Tensors]:
-    """Return trained weights and optimizer state by name: of each tensor what this process is to write.
+    """Return the trained weights and the optimizer state by name: the part that this process writes.
 
     Args:
-        copy: into memory of their own on the CPU, which training leaves alone.
+        copy: copy the tensors to the CPU, so that training can go on while they are written.
     """
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     state = _optimizer_state(optimizer)

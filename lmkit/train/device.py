@@ -128,7 +128,7 @@ def build_accelerator(
     """Build Accelerate's object with this precision, for the processes that were started.
 
     Raises:
-        RecipeError: not as many processes run as ``hardware.processes`` asks for (promise 27), or a tracker is not installed.
+        RecipeError: not as many processes run as ``hardware.processes`` asks for, or a tracker is not installed.
     """
     with importing():
         import torch

@@ -12,13 +12,16 @@ from lmkit.train.plans import checkpoint_interval, evaluation_interval
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps at which a run logs, evaluates, saves and ends; all counted from 1.
+    """The steps at which a run logs, evaluates, saves and ends. Steps are counted from 1.
+
+    The rate of a step is not part of it: see ``learning_rate`` below.
 
     Args:
-        total: steps of the run. log_every, eval_every: steps from one line, and from one evaluation, to the next.
-        save_every, save_seconds: from one checkpoint to the next; None: that does not decide.
-        metric: what validation chooses by; None: nothing is evaluated.
-        saves_evaluated: each evaluation has its checkpoint (``train.average_checkpoints``).
+        total: the number of steps of the run.
+        log_every, eval_every: the steps between two lines of the log, and between two evaluations.
+        save_every, save_seconds: the steps or seconds between two checkpoints; None: it is not used.
+        metric: the metric that chooses the checkpoint; None: nothing is evaluated.
+        saves_evaluated: save a checkpoint at each evaluation (``train.average_checkpoints``).
     """
 
     total: int
@@ -64,12 +67,13 @@ class Schedule:
 
 
 def learning_rate(train: Train, *, step: int, total: int, share: float | None = None) -> float:
-    """Return the rate of a step: the same for any number of processes, and wherever the run was resumed.
+    """Return the learning rate of a step. Processes and resuming do not change it.
 
     Args:
-        step: counted from 0.
-        total: steps of the whole run.
-        share: with ``max_minutes``, the share of the time that is gone, in place of ``step / total``.
+        step: the step, counted from 0.
+        total: the number of steps of the whole run.
+        share: the part of ``train.max_minutes`` that has passed, between 0 and 1. The schedule then
+            follows the time and not ``step / total``. None: there is no time limit.
 
     >>> round(learning_rate(Train(learning_rate=1.0, warmup=2), step=0, total=10), 3)
     0.5

@@ -114,7 +114,7 @@ class Computation:
 
     @contextmanager
     def applied(self, model: Any, batch: Batch) -> Iterator[Batch]:
-        """While active, a pass of the model on the batch that is given is computed so."""
+        """Inside this context the fast paths are on. Yields the batch in the form they need; run the model on that one."""
         if not self.is_fast:
             yield batch
             return
@@ -181,7 +181,12 @@ class Setup:
     def count(
         self, micro: Sequence[Batch], *, stop: bool = False, share: float | None = None
     ) -> Counts:
-        """Count a step's labels and tokens over all ranks; with them travel the wish to stop, and the first rank's time."""
+        """Count the labels and tokens of a step over all ranks, in one exchange.
+
+        Args:
+            stop: this rank was asked to stop. One such rank stops all.
+            share: the part of ``train.max_minutes`` that has passed. The first rank's value holds for all.
+        """
         mine = [
             round(sum(batch.items for batch in micro)),
             sum(batch.tokens for batch in micro),

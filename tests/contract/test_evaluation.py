@@ -21,7 +21,7 @@ from lmkit.evaluation.forward import Forward
 from lmkit.tasks.registry import names
 
 ROWS = 16
-# the contract's headline metrics, and what a line of predictions.jsonl has besides id and score
+# the headline metrics, and what a line of predictions.jsonl has besides id and score
 METRICS = {
     "mlm": {"loss", "perplexity", "accuracy"},
     "clm": {"loss", "perplexity", "accuracy", "bits_per_byte"},

@@ -20,10 +20,13 @@ from lmkit.commands.compare import compare
 from lmkit.commands.data import look
 from lmkit.commands.recipes import check_recipe
 from lmkit.commands.train import dry_run, smoke, train
+from lmkit.data.encode import encode
+from lmkit.data.splits import load_splits
 from lmkit.errors import RecipeError
 from lmkit.recipe import load_recipe
 from lmkit.recipe.further import recipe_type
 from lmkit.tasks import registry
+from lmkit.tasks.fields import Field
 
 TOY = Path(__file__).parents[1] / "toy_task"
 SENTENCES = ("the cat sat", "a dog", "rain falls on the old town", "why not now", "sea")
@@ -153,6 +156,41 @@ def test_it_is_learned_evaluated_compared_and_used(
     assert verdict["metric"] == "count_error"
 
 
+def test_rows_are_encoded_anew_when_an_option_of_the_task_changes(recipe: dict[str, Any]) -> None:
+    problem = registry.problem("counting")
+    largest = []
+    for scale in (5, 10, 5):
+        chosen = load_recipe(recipe, [f"counting.scale={scale}"])
+        splits = load_splits(chosen, problem, wanted=["train"])
+        task = problem.task(chosen, splits.facts, read_words)  # type: ignore[arg-type]
+        encoded = encode(splits.rows["train"], task, "read_words")
+        pieces = encoded.pieces.take(range(len(encoded)))
+        largest.append(max(piece["count"] for piece in pieces))
+    assert largest == [7 / 5, 7 / 10, 7 / 5]
+
+
+def read_words(texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+    """Stand in for a tokenizer: a token for each word."""
+    return {"input_ids": [[1] * len(text.split()) for text in texts]}
+
+
+def test_labels_of_its_own_need_neither_learn_nor_keys(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = registry.problem("counting")
+    count = Field("count", "label", aliases=("n",), gold=True)
+    monkeypatch.setattr("counting.problem.FIELDS", (Field("text", "text"), count))
+    monkeypatch.delattr(type(problem), "learn")
+    recipe["data"]["columns"] = {"text": "sentence"}
+    splits = load_splits(load_recipe(recipe), problem, wanted=["train"])
+    assert splits.facts == {"labels": ["1", "2", "3", "4", "6", "7"]}
+
+    order = ["7", "6", "4", "3", "2", "1"]
+    named = load_recipe(recipe, [f"data.labels={json.dumps(order)}"])
+    assert load_splits(named, problem, wanted=["train"]).facts == {"labels": order}
+    assert "no effect" not in capsys.readouterr().err
+
+
 def test_a_package_that_is_broken_says_so_and_hinders_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,5 +221,40 @@ def test_the_guide_names_what_there_is() -> None:
         assert rows
         for name in re.findall(r"`(\w+)", " ".join(rows)):
             assert name in {*dir(kind), *kind.__annotations__}, name
-    for place in re.findall(r"\]\(\.\./([^)]+)\)", guide):
-        assert (Path(__file__).parents[2] / place).exists(), place
+
+
+@pytest.mark.parametrize("page", ["tour.md", "new-task.md"])
+def test_places_and_names_of_a_page_exist(page: str) -> None:
+    """A link is a file of the repository. A name behind a link and a colon stands in that file or folder."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / page).read_text(encoding="utf-8")
+    for place in re.findall(r"\]\(\.\./([^)]+)\)", text):
+        assert (root / place).exists(), place
+    for place, names in re.findall(r"\]\(\.\./([^)]+)\):\s((?:`[\w.]+`(?:, )?)+)", text):
+        source = (root / place).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"\b(def|class) {name}\b", source), f"{place}: {name}"
+
+
+def test_the_rooms_of_the_tour_are_those_of_the_package() -> None:
+    root = Path(__file__).parents[2]
+    tour = (root / "docs" / "tour.md").read_text(encoding="utf-8")
+    rooms = tour.partition("## Rooms")[2].split("```")[1]
+    package = root / "lmkit"
+    for place in package.iterdir():
+        if place.is_dir() and not place.name.startswith("__"):
+            assert f"{place.name}/" in rooms, place.name
+        elif place.suffix == ".py" and not place.name.startswith("__"):
+            assert place.name in rooms, place.name
+    (models,) = re.findall(r"models/(.*?)\ndata/", rooms, re.DOTALL)
+    for name in re.findall(r"\w+\.py", models):
+        assert (package / "models" / name).is_file(), name
+    names = re.findall(r"`(Setup|Classification|Session)\.(\w+)`", tour)
+    assert names
+    sources = {
+        "Setup": package / "train" / "setup.py",
+        "Classification": package / "tasks" / "classification" / "task.py",
+        "Session": package / "train" / "session.py",
+    }
+    for kind, name in names:
+        assert f"def {name}(" in sources[kind].read_text(encoding="utf-8"), f"{kind}.{name}"

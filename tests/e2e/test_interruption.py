@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted and resumed ends where the uninterrupted run ends, bit for bit (promise 4).
+"""A run that is killed, interrupted and resumed ends where the uninterrupted run ends, bit for bit.
 
 References: transformers#11323, #33336.
 """

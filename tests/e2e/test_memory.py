@@ -1,4 +1,4 @@
-"""Evaluation memory is flat in the size of the data (promise 12) [transformers#8476]."""
+"""Evaluation memory is flat in the size of the data [transformers#8476]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's mistakes: exit status 2, one message that names the place, no traceback, nothing heavy imported before it (promise 18)."""
+"""A user's mistakes: exit status 2, one message that names the place, no traceback, nothing heavy imported before it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_manifest_says_how_many_processes_ran_and_what_the_user_typed(
     two: tuple[Path, Any],
 ) -> None:
     manifest = json.loads((two[0] / "manifest.json").read_text())
-    assert manifest["hardware"]["processes"] == 2  # promise 27
+    assert manifest["hardware"]["processes"] == 2
     assert manifest["command"][1:] == [
         "pretrain",
         "language.yaml",

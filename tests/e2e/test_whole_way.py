@@ -1,4 +1,4 @@
-"""From raw text to predictions with the real command line, a process a step, and the network blocked throughout (promise 14)."""
+"""From raw text to predictions with the real command line, a process a step, and the network blocked throughout."""
 
 from __future__ import annotations
 

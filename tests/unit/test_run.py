@@ -237,7 +237,7 @@ def test_log_of_which_nothing_stays_is_empty(run: Run) -> None:
 def test_cutting_reads_no_more_of_a_log_than_is_dropped(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Going on costs the same at step 100 and at step 100,000 (promise 5)."""
+    """Going on costs the same at step 100 and at step 100,000."""
     read = []
 
     class Counting(io.FileIO):

@@ -1,6 +1,6 @@
 """Read a file's raw rows, each with its line or row number: ``read_rows`` streams every format, however large the file.
 
-A file_format is one ``Format`` in a file of its own, listed here.
+Each format is a ``Format`` in a file of this folder, and ``FORMATS`` lists them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The questions that training asks about processes; each way of spreading a model answers all of them.
 
-Nobody asks which way it is. Three methods say what differs: ``computes_alone``, ``saves`` and ``keeps``.
+Other code never tests which class it has. Where behaviour must differ, it asks ``computes_alone``, ``saves`` or
+``keeps``.
 """
 
 from __future__ import annotations

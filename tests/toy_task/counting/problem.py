@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from lmkit.metrics.statistics import Statistics
+from lmkit.metrics.statistics import Statistics, ratio
 from lmkit.recipe.section import Section, about
 from lmkit.records import Record
 from lmkit.tasks.answers import Answer, Display, Line, Part
@@ -81,7 +81,7 @@ class CountingProblem(Problem):
 
         def metrics(sums: Any) -> dict[str, Any]:
             names = ("count_error", "exact")
-            return {name: sums[..., i] / sums[..., 2] for i, name in enumerate(names)}
+            return {name: ratio(sums[..., i], sums[..., 2]) for i, name in enumerate(names)}
 
         return Statistics(counts, metrics)
 

@@ -1,4 +1,4 @@
-"""Rows that also stand in training (promise 29)."""
+"""Rows that also stand in training."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ A, B = right(500, range(26), range(26, 48)), right(500, range(26), range(48, 55)
 
 
 def test_difference_that_an_unpaired_test_overlooks_is_found() -> None:
-    """Promise 22: unpaired p = .080 where McNemar says .008 [lm-evaluation-harness#3831]."""
+    """Unpaired p = .080 where McNemar says .008 [lm-evaluation-harness#3831]."""
     a, b = A.values()["accuracy"], B.values()["accuracy"]
     unpaired = math.erfc((b - a) / math.sqrt((a * (1 - a) + b * (1 - b)) / 500) / math.sqrt(2))
     assert round(unpaired, 2) == 0.08

@@ -56,7 +56,7 @@ TEXTS = ["the house is red", "a dog barks"], ["the house was red", "a dog barks 
 def test_own_metrics_are_modules_of_the_evaluate_library(
     name: str, predictions: Any, references: Any, expected: Any
 ) -> None:
-    """Promise 14: ``evaluate.load`` of what ships, and nothing is fetched."""
+    """``evaluate.load`` of what ships, and nothing is fetched."""
     import evaluate
 
     assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -1,6 +1,6 @@
-"""Promise 16: an unknown key at any depth is an error with a suggestion [soup#627, unsloth PR#10452, and axolotl, torchtune, Ludwig].
+"""An unknown key at any depth is an error with a suggestion [soup#627, unsloth PR#10452, and axolotl, torchtune, Ludwig].
 
-Promise 17: old and foreign names are answered with the key to use here, for ever [trl#2895].
+Old and foreign names are answered with the key to use here, for ever [trl#2895].
 """
 
 from __future__ import annotations

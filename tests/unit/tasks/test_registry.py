@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from lmkit.errors import RecipeError
 from lmkit.tasks import registry
-from lmkit.tasks.registry import names, problem, problems, readers_of, real_name
+from lmkit.tasks.registry import headline, names, problem, problems, readers_of, real_name
 
 HEAVY = "torch transformers tokenizers datasets sklearn scipy pyarrow"
 
@@ -41,6 +42,25 @@ def test_no_name_stands_for_two_tasks() -> None:
 def test_keys_have_readers() -> None:
     assert readers_of("masking.span") == ("denoise",)
     assert readers_of("train.epochs") == ()  # all read it
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "metric"),
+    [
+        ("classification", {"kind": "single_label"}, "f1_macro"),
+        ("classification", {"kind": "multi_label"}, "f1_macro"),
+        ("classification", {"kind": "regression"}, "spearman"),
+        ("ner", {"labels": ["O", "B-x"]}, "f1"),
+        ("ner", {"labels": ["noun", "verb"]}, "accuracy"),
+        ("clm", {}, "bits_per_byte"),
+    ],
+)
+def test_the_headline_is_one_with_and_without_facts(
+    name: str, facts: dict[str, Any], metric: str
+) -> None:
+    metrics = [measure.name for measure in problem(name).metrics(facts)]
+    assert problem(name).headline(facts) == metric
+    assert headline(name, metrics[::-1]) == metric  # in whatever order they are stored
 
 
 def test_problems_are_loaded_without_heavy_libraries() -> None:

@@ -1,4 +1,4 @@
-"""The end of memory is not the end of the run (promise 21), and a gradient spike is what the recipe says it is."""
+"""The end of memory is not the end of the run, and a gradient spike is what the recipe says it is."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_a_run_takes_the_rate_of_its_b_matrices_from_the_recipe(tiny: Any) -> No
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_every_group_follows_the_schedule_to_its_last_step(tiny: Any) -> None:
-    """Layer decay 0.5 over two layers, times LoRA+'s ratio for B (promise 25)."""
+    """Layer decay 0.5 over two layers, times LoRA+'s ratio for B."""
     recipe = tiny.recipe(
         "ner",
         base=tiny.base("mlm"),

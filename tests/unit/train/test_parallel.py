@@ -96,7 +96,7 @@ def test_layers_are_units_unless_they_share_weights_with_something(tiny: Any) ->
 def test_data_are_prepared_before_the_process_group(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere one process tokenises and the others' collectives time out (promise 20) [LLaMA-Factory#2424]."""
+    """Elsewhere one process tokenises and the others' collectives time out [LLaMA-Factory#2424]."""
     order = []
     for owner, name in ((fitting, "prepare"), (parallelism, "build_accelerator")):
         original = getattr(owner, name)
