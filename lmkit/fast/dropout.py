@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -87,7 +87,8 @@ class FastDropout:
             return
         layers = [module for module in model.modules() if _is_replaceable(module)]
         for layer in layers:
-            layer.forward = partial(_forward, layer)
+            # a method, which compiled layers know again; a new partial would compile them at every step
+            layer.forward = MethodType(_forward, layer)
         try:
             yield model
         finally:
