@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lmkit.recipe.schema import Train
+
 AVERAGE = "average"
 
 
@@ -35,6 +37,11 @@ def update_ema(optimizer: Any, decay: float, *, step: int) -> None:
     if averages:
         with torch.no_grad():
             follow(averages, weights, None)
+
+
+def keeps_average(train: Train) -> bool:
+    """Return whether the optimizer's state has averages to evaluate and save."""
+    return train.ema is not None or train.optimizer == "schedule_free"
 
 
 @contextmanager

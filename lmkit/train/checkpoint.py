@@ -259,15 +259,19 @@ def _copy_weights(run: Run, step: int, model: Any, parallelism: Parallelism) -> 
     stored = Stored(run.checkpoints / name_of(step), WEIGHTS)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if stored.shapes != {name: list(p.shape) for name, p in parameters.items()}:
-        raise ModelError(
-            "the checkpoint is of another model",
-            place=str(stored.place),
-            remedy="the recipe's model changed; start anew with --overwrite",
-        )
+        raise _of_another_model(stored)
     with torch.no_grad():
         for name, parameter in parameters.items():
             rows = stored.read(name, parallelism.rows_of(parameter))
             parallelism.local(parameter).copy_(rows)
+
+
+def _of_another_model(stored: Stored) -> ModelError:
+    return ModelError(
+        "the checkpoint is of another model",
+        place=str(stored.place),
+        remedy="the recipe's model changed; start anew with --overwrite",
+    )
 
 
 class Stored:
@@ -314,9 +318,14 @@ class Stored:
                 if len(files) > 1
                 else files[0][0].get_tensor(name)
             )
+        return self._read_rows(name, rows)
+
+    def _read_rows(self, name: str, rows: tuple[int, int]) -> Any:
+        import torch
+
         parts: list[Any] = []
         start = 0
-        for file, count in files:
+        for file, count in self._files[name]:
             first, last = max(rows[0] - start, 0), min(rows[1] - start, count)
             if first < last or not parts:  # of no rows the shape is wanted, too
                 parts.append(file.get_slice(name)[first : max(first, last)])
@@ -373,16 +382,16 @@ def drop_old(run: Run, *, keep: int, best: int | None, also: Collection[int] = (
 def set_aside_after(run: Run, step: int) -> None:
     """Rename damaged checkpoints newer than ``step`` so that they are not picked up again."""
     for later in checkpoint_steps(run):
-        if later <= step:
-            continue
-        damaged = run.checkpoints / name_of(later)
-        aside = damaged.with_name(f"damaged-{damaged.name}")
-        if aside.exists():
-            shutil.rmtree(aside)
-        damaged.rename(aside)
-        console.warn(
-            f"{damaged} is damaged, and now {aside.name}; nothing reads it, it may be removed"
-        )
+        if later > step:
+            _set_aside(run.checkpoints / name_of(later))
+
+
+def _set_aside(damaged: Path) -> None:
+    aside = damaged.with_name(f"damaged-{damaged.name}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    damaged.rename(aside)
+    console.warn(f"{damaged} is damaged, and now {aside.name}; nothing reads it, it may be removed")
 
 
 def drop_unfinished(run: Run) -> None:

@@ -151,26 +151,40 @@ def build_accelerator(
                 mixed_precision=mixed, log_with=trackers or None, project_dir=folder
             )
     except ValueError as error:
-        raise RecipeError(
-            str(error).split("\n")[0],
-            place="logging.to" if trackers else "hardware",
-            remedy="install the tracker, or leave it out",
-        ) from None
+        raise _not_started(error, trackers) from None
     _limit_threads()  # after Accelerate, which has a number of its own
     if accelerator.device.type == "cpu" and console.owns_process():
         from lmkit.models.memory import keep_freed_memory
 
         keep_freed_memory()
     if hardware.processes not in ("auto", accelerator.num_processes):
-        raise RecipeError(
-            f"{accelerator.num_processes} processes run, not {hardware.processes}",
-            place="hardware.processes",
-            remedy="start lmkit without a launcher and it starts them itself, or give the launcher the same number",
-        )
+        raise _another_number(accelerator.num_processes, hardware)
     return accelerator
 
 
+def _not_started(error: ValueError, trackers: list[str] | None) -> RecipeError:
+    return RecipeError(
+        str(error).split("\n")[0],
+        place="logging.to" if trackers else "hardware",
+        remedy="install the tracker, or leave it out",
+    )
+
+
+def _another_number(processes: int, hardware: Hardware) -> RecipeError:
+    return RecipeError(
+        f"{processes} processes run, not {hardware.processes}",
+        place="hardware.processes",
+        remedy="start lmkit without a launcher and it starts them itself, or give the launcher the same number",
+    )
+
+
 _ON = ("1", "true", "yes", "y", "t", "on")
+# ways to spread a model that lmkit does not have, and the variables that ask for them
+_FOREIGN = {
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+    "tensor parallelism": "ACCELERATE_USE_PARALLELISM_CONFIG",
+}
 
 
 def _asks_for(variable: str) -> bool:
@@ -185,19 +199,23 @@ def asks_to_shard() -> bool:
 
 def _refuse_foreign_sharding() -> None:
     """Refuse settings of an Accelerate configuration that lmkit does not do: training would go on without them."""
-    for name, variable in (
-        ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
-        ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
-        ("tensor parallelism", "ACCELERATE_USE_PARALLELISM_CONFIG"),
-    ):
+    for name, variable in _FOREIGN.items():
         if _asks_for(variable):
-            raise RecipeError(
-                f"the Accelerate configuration asks for {name}, and lmkit shards by FSDP2 alone",
-                place="accelerate launch",
-                remedy="recipes/accelerate/fsdp.yaml, or distributed_type: MULTI_GPU; docs/scale.md says what each costs",
-            )
-    if not asks_to_shard():
-        return
+            raise _foreign(name)
+    if asks_to_shard():
+        _check_fsdp()
+
+
+def _foreign(name: str) -> RecipeError:
+    return RecipeError(
+        f"the Accelerate configuration asks for {name}, and lmkit shards by FSDP2 alone",
+        place="accelerate launch",
+        remedy="recipes/accelerate/fsdp.yaml, or distributed_type: MULTI_GPU; docs/scale.md says what each costs",
+    )
+
+
+def _check_fsdp() -> None:
+    """Refuse FSDP 1, and what lmkit does not do of FSDP2."""
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise RecipeError("FSDP 1 is not supported", place="fsdp_config.fsdp_version", remedy="2")
     for key, remedy in (

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmkit import console
 from lmkit.batch import Batch, flat
-from lmkit.data.encode import encode
+from lmkit.data.encode import Encoded, encode
 from lmkit.data.splits import Splits, cache_folder, provenance
 from lmkit.errors import ModelError, RunError
 from lmkit.evaluation.analysis import Background
@@ -29,7 +29,7 @@ from lmkit.records import Manifest, Metrics
 from lmkit.run import Run, atomic_directory, write_json, write_rejects, write_text
 from lmkit.tasks.base import Task
 from lmkit.train import card
-from lmkit.train.averages import use_average
+from lmkit.train.averages import keeps_average, use_average
 from lmkit.train.checkpoint import average_weights, averaged, checkpoint_steps, load_weights
 from lmkit.train.device import micro_batch_tokens
 from lmkit.train.manifest import announce, end_of, start_manifest
@@ -83,15 +83,19 @@ def _alone_in(run: Run) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCKED_SECONDS)
     except Timeout:
-        raise RunError(
-            "another process is training into this directory",
-            place=str(run.path),
-            remedy="wait for it or end it; or give another -o/--output",
-        ) from None
+        raise _in_use(run) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _in_use(run: Run) -> RunError:
+    return RunError(
+        "another process is training into this directory",
+        place=str(run.path),
+        remedy="wait for it or end it; or give another -o/--output",
+    )
 
 
 def _fit(
@@ -159,11 +163,21 @@ def _write_start(run: Run, setup: Setup, manifest: Manifest) -> None:
 
 def choose_weights(setup: Setup, run: Run, progress: Progress) -> list[int]:
     """Give the model the best weights, or the mean of the last ones up to them; return the steps of a mean."""
-    use_average(setup.optimizer)
-    recipe, best_step = setup.recipe, progress.best_step
-    every, number = evaluation_interval(recipe, setup.plan), recipe.train.average_checkpoints
+    train, best_step = setup.recipe.train, progress.best_step
+    if keeps_average(train):
+        use_average(setup.optimizer)
+    steps = _average_last(setup, run, progress) if train.average_checkpoints else []
+    if not steps and best_step is not None and best_step != progress.step:
+        load_weights(run, best_step, setup.model, setup.parallelism)
+    return steps
+
+
+def _average_last(setup: Setup, run: Run, progress: Progress) -> list[int]:
+    """Give the model the mean of the last evaluated weights, up to the best ones; return their steps."""
+    recipe, number = setup.recipe, setup.recipe.train.average_checkpoints
+    every = evaluation_interval(recipe, setup.plan)
     stored = checkpoint_steps(run)
-    steps = averaged(stored, number, every=every, last=progress.step, best=best_step)
+    steps = averaged(stored, number, every=every, last=progress.step, best=progress.best_step)
     if number and len(steps) < number:
         console.warn(
             f"train.average_checkpoints: {number}, but there were only {len(steps)} evaluations; train.eval_every makes more"
@@ -172,8 +186,6 @@ def choose_weights(setup: Setup, run: Run, progress: Progress) -> list[int]:
         average_weights(run, steps, setup.model, setup.parallelism)
         numbers = ", ".join(map(str, steps))
         console.say(f"the model is the mean of the weights after steps {numbers}")
-    elif best_step is not None and best_step != progress.step:
-        load_weights(run, best_step, setup.model, setup.parallelism)
     return steps
 
 
@@ -182,8 +194,13 @@ def tune_on_validation(setup: Setup) -> None:
     task, encoded = setup.task, setup.prepared.encoded
     if not task.problem.tunes(task.recipe, task.facts) or "validation" not in encoded:
         return
+    _tune(setup, encoded["validation"])
+
+
+def _tune(setup: Setup, validation: Encoded) -> None:
+    task = setup.task
     forward = _forward(setup, task)
-    records = list(forward.predictions(encoded["validation"]))
+    records = list(forward.predictions(validation))
     learned = task.problem.tune(task.facts, records) if setup.parallelism.is_first else {}
     task.facts |= setup.parallelism.first_rank_says(learned)
 
@@ -219,11 +236,15 @@ def prove_reload(model: Any, setup: Setup, run: Run) -> None:
         model.forward = autocast_forward
     model.train(was_training)
     if not is_same:
-        raise ModelError(
-            f"the saved model computes something else than the trained one (logits differ by {difference:.3g})",
-            place=str(run.model),
-            remedy="this is a fault of lmkit's, or of the model's code: please report it with recipe.yaml; the checkpoints are intact",
-        )
+        raise _reload_differs(run, difference)
+
+
+def _reload_differs(run: Run, difference: float) -> ModelError:
+    return ModelError(
+        f"the saved model computes something else than the trained one (logits differ by {difference:.3g})",
+        place=str(run.model),
+        remedy="this is a fault of lmkit's, or of the model's code: please report it with recipe.yaml; the checkpoints are intact",
+    )
 
 
 def _compare(model: Any, fresh: Any, task: Task, batch: Batch) -> tuple[float, bool]:

@@ -28,43 +28,42 @@ def check_optimizer(recipe: Recipe) -> None:
     train, chosen = recipe.train, recipe.train.optimizer
     library = _LIBRARIES.get(chosen)
     if library is not None and importlib.util.find_spec(library) is None:
-        raise RecipeError(
-            f"{library} is not installed",
-            place="train.optimizer",
-            remedy=f"pip install 'lmkit[{chosen}]'",
-        )
-    defaults, free = Train(), chosen == "schedule_free"
-    problems = {
-        "spike_factor": "has no effect without train.on_spike"
-        if train.on_spike is None and train.spike_factor != defaults.spike_factor
-        else None,
-        "schedule": "schedule-free has a constant rate after the warm-up"
-        if free and train.schedule != "constant"
-        else None,
-        "ema": "schedule-free averages the weights itself"
-        if free and train.ema is not None
-        else None,
-        "beta1": "schedule-free needs one above 0" if free and train.beta1 == 0 else None,
-        "decay_embeddings": None if train.decay_embeddings else _no_embeddings(recipe),
-        "optimizer": "muon updates whole matrices, and lora trains factors of them"
-        if chosen == "muon" and recipe.lora
-        else None,
-        **{
-            key: f"{chosen} has no {key}"
-            for key in _UNUSED.get(chosen, ())
-            if getattr(train, key) != getattr(defaults, key)
-        },
-    }
-    remedies = {
-        "schedule": "schedule: constant",
-        "optimizer": "adamw, or lora=null",
-        "beta1": "0.9",
-    }
-    for key, problem in problems.items():
-        if problem is not None:
-            raise RecipeError(
-                problem, place=f"train.{key}", remedy=remedies.get(key, "leave it out")
-            )
+        raise _not_installed(library, chosen)
+    if train.on_spike is None and train.spike_factor != Train().spike_factor:
+        raise _useless("spike_factor", "has no effect without train.on_spike")
+    if chosen == "schedule_free":
+        _check_schedule_free(train)
+    if not train.decay_embeddings and (problem := _no_embeddings(recipe)):
+        raise _useless("decay_embeddings", problem)
+    if chosen == "muon" and recipe.lora:
+        problem = "muon updates whole matrices, and lora trains factors of them"
+        raise _useless("optimizer", problem, "adamw, or lora=null")
+    for key in _UNUSED.get(chosen, ()):
+        if getattr(train, key) != getattr(Train(), key):
+            raise _useless(key, f"{chosen} has no {key}")
+
+
+def _not_installed(library: str, chosen: str) -> RecipeError:
+    return RecipeError(
+        f"{library} is not installed",
+        place="train.optimizer",
+        remedy=f"pip install 'lmkit[{chosen}]'",
+    )
+
+
+def _useless(key: str, problem: str, remedy: str = "leave it out") -> RecipeError:
+    return RecipeError(problem, place=f"train.{key}", remedy=remedy)
+
+
+def _check_schedule_free(train: Train) -> None:
+    """Refuse what schedule-free does in its own way."""
+    if train.schedule != "constant":
+        problem = "schedule-free has a constant rate after the warm-up"
+        raise _useless("schedule", problem, "schedule: constant")
+    if train.ema is not None:
+        raise _useless("ema", "schedule-free averages the weights itself")
+    if train.beta1 == 0:
+        raise _useless("beta1", "schedule-free needs one above 0", "0.9")
 
 
 def _no_embeddings(recipe: Recipe) -> str | None:
@@ -129,29 +128,49 @@ def build_optimizer(
 
 def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str, Any]]) -> Any:
     """Build the library's optimizer over these groups; ``hidden`` ones are Muon's."""
-    import torch
+    if train.optimizer == "adamw":
+        return _adamw(train, others)
+    if train.optimizer == "muon":
+        return _muon(train, hidden, others)
+    return _rare_optimizer(train, others)
 
-    rate = train.learning_rate
-    adam: dict[str, Any] = {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
-    if (
-        train.optimizer == "adafactor"
-    ):  # Shazeer & Stern 2018: the rate is relative to the size of the weights
+
+def _rare_optimizer(train: Train, others: list[dict[str, Any]]) -> Any:
+    """Build an optimizer that saves memory or needs no schedule."""
+    rate, adam = train.learning_rate, _adam_options(train)
+    if train.optimizer == "adafactor":
+        import torch
+
+        # Shazeer & Stern 2018: the rate is relative to the size of the weights
         return torch.optim.Adafactor(others, lr=rate)
     if train.optimizer == "adamw8bit":  # Dettmers et al. 2022
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(others, lr=rate, **adam)
-    if train.optimizer == "schedule_free":  # Defazio et al. 2024
-        from schedulefree import AdamWScheduleFree
+    from schedulefree import AdamWScheduleFree  # Defazio et al. 2024
 
-        free = AdamWScheduleFree(others, lr=rate, **adam)
-        free.train()
-        return free
-    adamw = (
-        torch.optim.AdamW(others, lr=rate, fused=True, **adam) if others else None
-    )  # Loshchilov & Hutter 2019
-    if train.optimizer == "adamw":
-        return adamw
+    free = AdamWScheduleFree(others, lr=rate, **adam)
+    free.train()
+    return free
+
+
+def _adam_options(train: Train) -> dict[str, Any]:
+    return {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
+
+
+def _adamw(train: Train, groups: list[dict[str, Any]]) -> Any:
+    """Build AdamW (Loshchilov & Hutter 2019); None: there is nothing for it."""
+    import torch
+
+    if not groups:
+        return None
+    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True, **_adam_options(train))
+
+
+def _muon(train: Train, hidden: list[dict[str, Any]], others: list[dict[str, Any]]) -> Any:
+    """Build Muon for the hidden matrices (Jordan et al. 2024), with AdamW for the rest."""
+    import torch
+
     if not hasattr(torch.optim, "Muon"):
         raise RecipeError(
             f"muon needs torch 2.9 or newer, this is {torch.__version__}",
@@ -166,8 +185,9 @@ def _optimizer(train: Train, hidden: list[dict[str, Any]], others: list[dict[str
         )
     from lmkit.train.combined import Combined
 
-    # Jordan et al. 2024; scaled to AdamW's step sizes, so that one learning rate serves both (Liu et al. 2025)
-    muon = torch.optim.Muon(hidden, lr=rate, adjust_lr_fn="match_rms_adamw")
+    adamw = _adamw(train, others)
+    # scaled to AdamW's step sizes, so that one learning rate serves both (Liu et al. 2025)
+    muon = torch.optim.Muon(hidden, lr=train.learning_rate, adjust_lr_fn="match_rms_adamw")
     return Combined([part for part in (muon, adamw) if part is not None])
 
 

@@ -97,37 +97,16 @@ def _tokenizer(
     recipe: Recipe, splits: Splits, source: ModelSource | None
 ) -> PreTrainedTokenizerBase:
     options, solved = recipe.tokenizer, problem(recipe.task)
-    if options.train is not None and options.base is not None:
-        raise RecipeError(
-            "given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two"
-        )
+    if options.train is not None:
+        _check_training(recipe, source)
     kind, is_encoder_decoder = architecture(recipe, source)
     usual = "decoder" if _is_decoder(solved, kind) else "encoder"
     if is_encoder_decoder:
         usual = "encoder-decoder"
     role = cast("Role", solved.tokenizer_role(kind, usual))
     if options.train is not None:
-        if source is not None:
-            raise RecipeError(
-                "a new tokenizer does not fit the weights of model.base",
-                place="tokenizer.train",
-                remedy="leave it out, or start from random weights with model.preset",
-            )
         return _learned_tokenizer(recipe, splits, options.train, role)
-    if options.base is not None:
-        location = (
-            find_model(options.base, key="tokenizer.base").location
-            if not _has_tokenizer(options.base)
-            else options.base
-        )
-    elif source is not None:
-        location = source.location
-    else:
-        raise RecipeError(
-            "a model with random weights has no tokenizer",
-            place="tokenizer",
-            remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train, or give tokenizer.base",
-        )
+    location = _location_of(options.base, source)
     revision = recipe.model.revision if options.base is None else None  # that of model.base alone
     trust = recipe.model.trust_remote_code
     slow = solved.architecture == "encoder-decoder"
@@ -137,6 +116,38 @@ def _tokenizer(
         for_words(tokenizer, location, revision=revision, trust_remote_code=trust)
         if words
         else tokenizer
+    )
+
+
+def _check_training(recipe: Recipe, source: ModelSource | None) -> None:
+    """Refuse to learn a tokenizer where there is one."""
+    if recipe.tokenizer.base is not None:
+        raise RecipeError(
+            "given beside tokenizer.train", place="tokenizer.base", remedy="keep one of the two"
+        )
+    if source is not None:
+        raise RecipeError(
+            "a new tokenizer does not fit the weights of model.base",
+            place="tokenizer.train",
+            remedy="leave it out, or start from random weights with model.preset",
+        )
+
+
+def _location_of(base: str | None, source: ModelSource | None) -> str:
+    """Return where the tokenizer is: at ``tokenizer.base``, else beside the model's weights."""
+    if base is not None:
+        is_tokenizer = _has_tokenizer(base)
+        return base if is_tokenizer else find_model(base, key="tokenizer.base").location
+    if source is not None:
+        return source.location
+    raise _no_tokenizer()
+
+
+def _no_tokenizer() -> RecipeError:
+    return RecipeError(
+        "a model with random weights has no tokenizer",
+        place="tokenizer",
+        remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train, or give tokenizer.base",
     )
 
 

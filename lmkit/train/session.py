@@ -13,7 +13,6 @@ from lmkit.evaluation.evaluate import validate
 from lmkit.evaluation.forward import Forward
 from lmkit.records import finite
 from lmkit.run import Run
-from lmkit.train.averages import averaged_weights
 from lmkit.train.checkpoint import (
     averaged,
     checkpoint_steps,
@@ -79,7 +78,7 @@ class Checkpoints:
         self.settle(best)
         setup, best_step = self.setup, progress.best_step
         if setup.parallelism.saves:
-            with averaged_weights(setup.optimizer):
+            with setup.averaged_weights():
                 self.writer.save(
                     progress.step,
                     setup.model,
@@ -105,8 +104,9 @@ class Checkpoints:
         self.setup.parallelism.wait()
 
     def _drop_old(self, best_step: int | None) -> None:
-        keep = self.setup.recipe.hardware.keep_checkpoints
-        drop_old(self.run, keep=keep, best=best_step, also=self._to_average(best_step))
+        recipe = self.setup.recipe
+        also = self._to_average(best_step) if recipe.train.average_checkpoints else ()
+        drop_old(self.run, keep=recipe.hardware.keep_checkpoints, best=best_step, also=also)
 
     def _to_average(self, best_step: int | None) -> set[int]:
         """Return the checkpoints that the mean may still need: if the best one stays it, and if a later one becomes it."""
@@ -225,7 +225,7 @@ class Session:
         assert metric is not None
         self.checkpoints.settle(self.best)
         with (
-            averaged_weights(setup.optimizer),
+            setup.averaged_weights(),
             setup.parallelism.whole(setup.model),
             setup.computation.for_evaluation(),
         ):

@@ -26,7 +26,7 @@ from lmkit.models.memory import free_cached_memory, is_out_of_memory
 from lmkit.models.padding import warn_of_padding
 from lmkit.recipe.schema import Recipe
 from lmkit.tasks.base import Task
-from lmkit.train.averages import update_ema
+from lmkit.train.averages import averaged_weights, keeps_average, update_ema
 from lmkit.train.batches import Rank, StepBatches
 from lmkit.train.compiled import choose_compile, uncompiled
 from lmkit.train.decisions import (
@@ -251,6 +251,12 @@ class Setup:
         self.optimizer.zero_grad(set_to_none=True)
         return Update(norm, is_spike)
 
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Give the model, while active, the weights that are evaluated and saved."""
+        if not keeps_average(self.recipe.train):
+            return nullcontext()
+        return averaged_weights(self.optimizer)
+
     def decisions_now(self) -> dict[str, Decision]:
         """Return the decisions, with the size that the micro-batches have by now."""
         decisions = dict(self.decisions)
@@ -288,14 +294,7 @@ class Setup:
         try:
             loss = self.accumulate(micro, items)
         except RuntimeError as error:
-            if "without overflow" in str(
-                error
-            ):  # a mask with a number that only fp32 has (DeBERTa v1)
-                raise TrainingStopped(
-                    f"{self.model.config.model_type} cannot be computed in half precision: {error}\n  hardware.precision=fp32"
-                ) from None
-            if not is_out_of_memory(error):
-                raise
+            self._check_memory_ended(error)
             self.parallelism.check_repeatable(step + 1, self.batches.budget)
             divisible = self.batches.largest(step)
         is_out = loss is None
@@ -309,6 +308,16 @@ class Setup:
         free_cached_memory()
         self._halve(step, int(divisible_anywhere), stuck=bool(stuck))
         return None
+
+    def _check_memory_ended(self, error: RuntimeError) -> None:
+        """Raise whatever is no lack of memory."""
+        # a mask with a number that only fp32 has (DeBERTa v1)
+        if "without overflow" in str(error):
+            raise TrainingStopped(
+                f"{self.model.config.model_type} cannot be computed in half precision: {error}\n  hardware.precision=fp32"
+            ) from None
+        if not is_out_of_memory(error):
+            raise error
 
     def _halve(self, step: int, divisible: int, *, stuck: bool) -> None:
         if stuck:
