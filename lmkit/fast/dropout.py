@@ -87,7 +87,6 @@ class FastDropout:
             return
         layers = [module for module in model.modules() if _is_replaceable(module)]
         for layer in layers:
-            # a method, which compiled layers know again; a new partial would compile them at every step
             layer.forward = MethodType(_forward, layer)
         try:
             yield model

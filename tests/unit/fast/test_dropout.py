@@ -6,7 +6,6 @@ import threading
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModel
 
 from lmkit.fast.dropout import FastDropout, _calls_the_function, dropout
@@ -109,16 +108,3 @@ def test_models_that_call_the_function_are_recognised(family: str, calls: bool) 
     with torch.device("meta"):
         model: torch.nn.Module = AutoModel.from_config(AutoConfig.for_model(family))
     assert any(_calls_the_function(module) for module in model.modules()) == calls
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it
-def test_compiled_layers_are_compiled_once_however_often_it_is_applied() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
-    counter = CompileCounter()
-    model.compile(backend=counter)
-    counts = []
-    for _ in range(3):
-        with FastDropout().applied(model):
-            model(torch.ones(2, 4))
-        counts.append(counter.frame_count)
-    assert counts[0] == counts[-1]
