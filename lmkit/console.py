@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -96,10 +96,10 @@ class ShownResult(Result, Protocol):
     def to_text(self) -> str: ...
 
 
-def emit(result: Result | Mapping[str, Any]) -> None:
+def emit(result: Result) -> None:
     """Print the one JSON object that ``--json`` promises on stdout; nothing without it."""
     if _state.as_json and not is_started_by_lmkit():
-        emit_line(result if isinstance(result, Mapping) else result.to_json())
+        emit_line(result.to_json())
 
 
 def show(result: ShownResult) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.source import ModelSource, find_model
@@ -17,6 +17,8 @@ from lmkit.tasks.registry import names, problem, problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lmkit.tasks.base import Facts
 
 DECIDED = ("tokenizer", "lora", "train", "data.labels")  # when a run was trained, whatever its task
 
@@ -31,7 +33,7 @@ class Subject:
 
 
 def find_subject(
-    source: str | Path | Mapping[str, Any] | Recipe,
+    source: str | Path | Mapping[str, object] | Recipe,
     overrides: Sequence[str] = (),
     *,
     output: str | None = None,
@@ -146,7 +148,7 @@ def tokenizer_of(recipe: Recipe, model: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> dict[str, Any]:
+def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> Facts:
     """Return what a model knows of its labels; a foreign one has the ``id2label`` of its config.
 
     Args:
@@ -158,7 +160,7 @@ def facts_of(model: ModelSource, recipe: Recipe, split: str | None = None) -> di
     if not any(field.kind in ("label", "tags") for field in solved.fields(recipe)):
         return {}
     from lmkit.data.splits import peek_split
-    from lmkit.models.load import load_config
+    from lmkit.models.config import load_config
 
     first_rows = None if split is None else peek_split(recipe, split)
     return solved.read_config(load_config(model, recipe), recipe, first_rows)

@@ -248,7 +248,7 @@ class Tiny:
 
     def base(self, task: str, architecture: str | None = None, **sections: Any) -> str:
         """The directory of a saved random model with its tokenizer, to start from as ``model.base``."""
-        from lmkit.models.build import save_model
+        from lmkit.models.save import save_model
 
         recipe = self.recipe(task, architecture, **sections)
         folder = Path(recipe.output)

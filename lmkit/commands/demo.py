@@ -145,8 +145,10 @@ def _row(name: str, run: Evaluated, metric: str, *, trained: str | None = None) 
         trained = TRAINED[name] + (" with LoRA" if recipe.lora else weights)
     scores = run.metrics.baselines or {}
     baselines = {baseline: score.metrics[metric] for baseline, score in scores.items()}
+    values = {name: interval.value for name, interval in baselines.items()}
+    measured = {name: value for name, value in values.items() if value is not None}
     choose = min if lower_is_better(metric) else max
-    best = choose(baselines, key=lambda baseline: baselines[baseline].value or 0.0)
+    best = choose(measured, key=lambda name: measured[name])
     return DemoRow(
         task=name,
         trained=trained,

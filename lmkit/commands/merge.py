@@ -137,7 +137,7 @@ def _prove_same(
 ) -> tuple[Any, float]:
     """Load the saved model, and refuse it unless it has the adapter's logits."""
     from lmkit.models.adapters import probe_logits
-    from lmkit.models.load import from_pretrained
+    from lmkit.models.pretrained import from_pretrained
     from lmkit.recipe.schema import Model
 
     section = Model(trust_remote_code=recipe.model.trust_remote_code)

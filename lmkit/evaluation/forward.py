@@ -179,9 +179,9 @@ class Forward:
         """Compute the model with the fast paths that are shown to be right on it, as ``hardware.fast`` says."""
         if self.task.recipe.hardware.fast == "off":
             return nullcontext()
-        from lmkit.fast.registry import choose_paths
+        from lmkit.fast.registry import choose_for_evaluation
 
-        return choose_paths(self.model, self.processes.device).applied(self.model)
+        return choose_for_evaluation(self.model, self.processes.device).applied(self.model)
 
 
 def forward_tokens(budget: int, task: Task, device: torch.device) -> int:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from lmkit.errors import first_line
+from lmkit.fast.proof import Precision, farther, in_fp32, states_and_gradients
 from lmkit.heads import unwrap
 from lmkit.models.memory import free_cached_memory, is_out_of_memory
-from lmkit.models.nearness import Precision, farther, in_fp32, states_and_gradients
 from lmkit.models.trials import in_evaluation
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -43,6 +43,7 @@ class Kernels:
         gates: activation -> function of what is activated and what it is multiplied with. Overwrites both in the backward pass.
     """
 
+    experimental: ClassVar[bool] = True  # they have run under Triton's interpreter alone
     norm: Callable[..., torch.Tensor]
     gates: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 

@@ -7,6 +7,7 @@ the backward pass (as Liger does in Triton: Hsu et al. 2024, arXiv:2410.10989).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,28 +22,38 @@ GROUP = 2
 SLAB = 2048  # rows of the weight whose product is added at a time: it stays in a core's cache
 
 
+@dataclass(frozen=True)
+class Options:
+    """How the loss is computed.
+
+    Args:
+        label_smoothing: share of the target that is spread over the vocabulary.
+        scale: what the products of hidden states and weight are multiplied by.
+        dtype: of the matrix products, default the hidden states' own. Everything else is at least fp32: softmax, losses,
+            and the sum of the weight's gradient.
+        chunk: tokens at a time.
+    """
+
+    label_smoothing: float = 0.0
+    scale: float = 1.0
+    dtype: torch.dtype | None = None
+    chunk: int | None = None
+
+
 def linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     labels: torch.Tensor,
-    *,
-    label_smoothing: float = 0.0,
-    scale: float = 1.0,
-    dtype: torch.dtype | None = None,
-    chunk: int | None = None,
+    options: Options = Options(),  # frozen
 ) -> torch.Tensor:
-    """The *sum* of the cross-entropies of ``scale * hidden @ weight.T + bias``, in nats; as torch's with ``reduction="sum"``.
+    """Sum the cross-entropies of ``scale * hidden @ weight.T + bias``, in nats; as torch's with ``reduction="sum"``.
 
     Args:
         hidden: ``(tokens, width)``.
         weight: ``(vocabulary, width)``.
         bias: ``(vocabulary,)`` or None.
         labels: ``(tokens,)``, -100 where nothing counts.
-        label_smoothing: share of the target that is spread over the vocabulary.
-        dtype: of the matrix products, default the hidden states' own. Everything else is at least fp32: softmax, losses,
-            and the sum of the weight's gradient.
-        chunk: tokens at a time.
 
     Returns:
         A number in fp32, or fp64 where the hidden states are.
@@ -50,13 +61,14 @@ def linear_cross_entropy(
     counts = labels != IGNORE
     if not counts.all():
         hidden, labels = hidden[counts], labels[counts]
+    chunk = options.chunk
     if chunk is None:
         chunk = CHUNK if hidden.device.type == "cpu" else max(CHUNK, GPU_NUMBERS // len(weight))
     arguments = (
         labels,
-        label_smoothing,
-        scale,
-        dtype or hidden.dtype,
+        options.label_smoothing,
+        options.scale,
+        options.dtype or hidden.dtype,
         chunk,
         torch.is_grad_enabled(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,27 +43,43 @@ class FastPaths:
         return batch
 
 
-def paths_for_any_model() -> list[FastPath]:
-    """List the paths that ask nothing of the data."""
+def paths_for_training() -> list[FastPath]:
+    """List the paths that make a forward and backward pass faster, whatever the data."""
     from lmkit.fast.attention import CpuAttention
     from lmkit.fast.dropout import FastDropout
+    from lmkit.fast.token_loss import TokenLoss
+
+    return [CpuAttention(), FastDropout(), TokenLoss()]
+
+
+def paths_for_evaluation() -> list[FastPath]:
+    """List the paths that make a pass without gradients faster; a search applies the attention by itself."""
     from lmkit.fast.search import Search
     from lmkit.fast.token_loss import TokenLoss
 
-    return [CpuAttention(), FastDropout(), TokenLoss(), Search()]
+    return [TokenLoss(), Search()]
 
 
-def choose_paths(model: Any, device: torch.device, packing: Packing | None = None) -> FastPaths:
-    """Try the paths on a model, where it is computed.
+def choose_for_evaluation(model: Any, device: torch.device) -> FastPaths:
+    """Try the paths of evaluation on a model, where it is computed."""
+    return _choose(paths_for_evaluation(), model, device)
+
+
+def choose_for_training(model: Any, device: torch.device, packing: Packing | None) -> FastPaths:
+    """Try the paths of training on a model, where it is computed.
 
     Args:
         packing: how it takes several texts in a row, shown to be exact; None: each text has its own.
     """
     from lmkit.fast.unpadding import SharedRows
 
-    candidates = paths_for_any_model()
+    candidates = paths_for_training()
     if packing is not None:
         candidates.append(SharedRows(packing))
+    return _choose(candidates, model, device)
+
+
+def _choose(candidates: Sequence[FastPath], model: Any, device: torch.device) -> FastPaths:
     chosen, reasons = [], {}
     for path in candidates:
         reason = path.available(model, device)

@@ -69,7 +69,7 @@ def token_loss(
         inputs: of the model, without labels.
         labels: ``(rows, length)``, aligned with the logits, -100 where nothing counts.
     """
-    from lmkit.fast.linear_cross_entropy import linear_cross_entropy
+    from lmkit.fast.linear_cross_entropy import Options, linear_cross_entropy
 
     head = _linear_head(model)
     if head is None or (scale := _scale_of(model, head)) is None:
@@ -84,15 +84,8 @@ def token_loss(
         added = scale * head.bias + added
     elif added is not None and not added.any():
         added = None
-    return linear_cross_entropy(
-        captured.hidden,
-        head.weight,
-        added,
-        labels[chosen],
-        label_smoothing=label_smoothing,
-        scale=scale,
-        dtype=captured.dtype,
-    )
+    options = Options(label_smoothing=label_smoothing, scale=scale, dtype=captured.dtype)
+    return linear_cross_entropy(captured.hidden, head.weight, added, labels[chosen], options)
 
 
 def _linear_head(model: Any) -> Any:

@@ -92,7 +92,7 @@ def _load_split(subject: Subject, split: str) -> Splits:
     if "facts" not in subject.source.description and files is not None:
         # a missing file is said before a config is loaded
         find_files(files, key=f"data.{split}")
-    facts = facts_of(subject.source, recipe, split)
+    facts = dict(facts_of(subject.source, recipe, split))
     return load_splits(recipe, problem(recipe.task), wanted=(split,), facts=facts)
 
 
@@ -203,7 +203,7 @@ def _evaluate_rows(
 def load_forward(subject: Subject, task: Task) -> Forward:
     """Load the model of a subject, ready to predict."""
     from lmkit.evaluation.forward import Forward
-    from lmkit.models.build import load_trained
+    from lmkit.models.load import load_trained
     from lmkit.train.device import micro_batch_tokens
     from lmkit.train.parallelism import start_processes
 

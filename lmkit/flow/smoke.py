@@ -133,7 +133,7 @@ def _tiny_base(recipe: Recipe, splits: Splits, folder: Path) -> Path:
     """Save a model directory like ``model.base``, with its tokenizer, tiny and random."""
     import transformers
 
-    from lmkit.models.load import load_config
+    from lmkit.models.config import load_config
     from lmkit.models.tokenizer import num_tokens, save_tokenizer
     from lmkit.train.prepare import build_tokenizer
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.errors import ModelError, RecipeError
 from lmkit.heads import num_positions, unwrap
-from lmkit.models.load import from_pretrained, new_modules
+from lmkit.models.pretrained import from_pretrained
 from lmkit.models.quantized import check_quantization, quantization
 from lmkit.models.source import ModelSource, find_model
 from lmkit.recipe.schema import Lora, Model, Recipe
@@ -60,7 +60,7 @@ def check_adapter_keys(recipe: Recipe) -> None:
 def add_lora(
     model: PreTrainedModel,
     recipe: Recipe,
-    source: ModelSource,
+    source: ModelSource | None,
     *,
     auto_class: str,
     new: list[str],
@@ -69,13 +69,20 @@ def add_lora(
     """Freeze the model and add low-rank updates (Hu et al. 2022).
 
     Args:
-        source: where the model was loaded from.
+        source: where the model was loaded from; None for random weights.
         new: modules that no weights were loaded for; trained whole, and saved.
         added: ids of tokens that the base did not know; their rows are trained, and saved.
 
     Raises:
-        RecipeError: ``lora.targets`` names what cannot be adapted, or added tokens and this architecture do not go together.
+        RecipeError: the weights are random, ``lora.targets`` names what cannot be adapted, or added tokens and this
+            architecture do not go together.
     """
+    if source is None:
+        raise RecipeError(
+            "LoRA adapts trained weights, and this model starts from random ones",
+            place="lora",
+            remedy="give model.base, or lora: null",
+        )
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     options = recipe.lora
@@ -84,7 +91,7 @@ def add_lora(
     config = LoraConfig(
         task_type=TASK_TYPES.get(auto_class),
         r=options.rank,
-        lora_alpha=options.alpha,
+        lora_alpha=options.alpha,  # type: ignore[arg-type] # fractions scale as well
         lora_dropout=options.dropout,
         use_rslora=options.variant == "rslora",  # Kalajdzievski 2023
         use_dora=options.variant == "dora",  # Liu et al. 2024
@@ -110,9 +117,9 @@ def add_lora(
             adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
         raise _nothing_to_adapt(model, new, str(error).split(". ")[0]) from None
-    found = adapted.base_model.targeted_module_names
+    adapted_names: Any = adapted.base_model.targeted_module_names
     for target in targets if isinstance(targets, list) and options.targets != "auto" else []:
-        if not any(name == target or name.endswith(f".{target}") for name in found):
+        if not any(name == target or name.endswith(f".{target}") for name in adapted_names):
             raise _nothing_to_adapt(adapted.get_base_model(), new, f"no module {target!r}")
     if added and (missed := _past_rows(adapted, table)):
         raise _not_kept(adapted.get_base_model(), f"{', '.join(missed)} would not learn them")
@@ -324,13 +331,8 @@ def load_adapter(
             console.warn(
                 f"the adapter was trained on a {bits} base, which is loaded in full precision here: {error.problem}"
             )
-    model, info = from_pretrained(model_class, base, options, changes)
-    missing = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", [])}
-    if lost := [
-        name
-        for name in new_modules(model, missing)
-        if not any(f".{name}." in f".{key}" for key in shapes)
-    ]:
+    model, new = from_pretrained(model_class, base, options, changes)
+    if lost := [name for name in new if not any(f".{name}." in f".{key}" for key in shapes)]:
         raise ModelError(
             f"neither the adapter nor its base has weights for {', '.join(lost)}",
             place=source.location,

@@ -139,6 +139,7 @@ def _check_fast(recipe: Recipe) -> None:
     for key, value, plain in (
         ("attention", "flash", "sdpa"),
         ("kernels", "liger", "torch"),
+        ("compile", "on", "off"),
     ):
         if getattr(hardware, key) == value:
             raise _contradicts_off(key, value, plain)

@@ -293,7 +293,7 @@ class Hardware(Section, frozen=True, kw_only=True):
     fast: Annotated[
         Literal["auto", "off"],
         about(
-            "whatever only makes it faster, where it is shown to compute the same on this model; off: none of it, each text in a row of its own, the same result up to rounding"
+            "auto: whatever computes the same faster; off: none of it, each text in a row of its own, the same result up to rounding"
         ),
     ] = "auto"
     packing: Annotated[
@@ -305,13 +305,13 @@ class Hardware(Section, frozen=True, kw_only=True):
     attention: Annotated[
         Literal["auto", "sdpa", "flash"],
         about(
-            "of rows that texts share: sdpa, with a mask; flash: FlashAttention, each text alone, on a GPU in bf16 or fp16; auto: flash where it is shown to compute the same on this model"
+            "of rows that texts share: sdpa, with a mask; flash: FlashAttention, each text alone, on a GPU in bf16 or fp16 (experimental: its kernels have not run yet); auto: flash where it is shown to compute the same on this model"
         ),
     ] = "auto"
     kernels: Annotated[
         Literal["auto", "torch", "liger"],
         about(
-            "of norms and gated layers: torch, or liger on a GPU (lmkit[liger]); auto: liger where it is installed and shown to compute the same on this model"
+            "of norms and gated layers: torch, or liger on a GPU (lmkit[liger]; experimental: it has not run on a GPU yet); auto: liger where it is installed and shown to compute the same on this model"
         ),
     ] = "auto"
     compile: Annotated[

@@ -85,12 +85,22 @@ def headline(task: str, metrics: Collection[str]) -> str:
 
 @cache
 def _entries() -> dict[str, list[EntryPoint]]:
-    """Return the entry points by name."""
+    """Return the entry points by name.
+
+    Raises:
+        RecipeError: there is none, not even lmkit's own.
+    """
     from importlib.metadata import entry_points
 
     by_name: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
         by_name.setdefault(entry.name, []).append(entry)
+    if not by_name:
+        raise RecipeError(
+            "no task is installed: lmkit runs from a folder, or was installed before it had entry points",
+            place="task",
+            remedy="pip install -e . in the folder of lmkit",
+        )
     return by_name
 
 

@@ -37,7 +37,7 @@ ROUNDS = 3  # over them, eager and compiled in turn; the fastest counts
 
 
 def choose_compile(
-    setup: Setup, kept: Mapping[str, Decision], *, first: int, seconds: float | None
+    setup: Setup, earlier: Mapping[str, Decision], *, first: int, seconds: float | None
 ) -> Decision:
     """Compile the layers of the model or leave them: the same on all ranks.
 
@@ -45,7 +45,7 @@ def choose_compile(
     first step then take less time. Weights stay as they are.
 
     Args:
-        kept: what a checkpoint kept; still good for the same wish on the same device, so that a resumed run computes
+        earlier: decisions of a checkpoint; still good for the same wish on the same device, so that a resumed run computes
             with the kernels that it had.
         first: steps that are done.
         seconds: that ``train.max_minutes`` leaves; None without.
@@ -56,7 +56,7 @@ def choose_compile(
     asked = setup.recipe.hardware.compile
     device = setup.parallelism.device.type
     made_for: dict[str, Any] = {"device": device, "processes": setup.parallelism.ranks}
-    decision = kept.get(COMPILE)
+    decision = earlier.get(COMPILE)
     if decision is not None and not decision.answers(asked, made_for):
         decision = None
     tokens = setup.batches.budget if decision is None else decision.proof["tokens"]

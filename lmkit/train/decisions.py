@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lmkit.recipe.schema import Hardware
+
 MICRO_BATCH = "hardware.micro_batch_tokens"
 COMPILE = "hardware.compile"
 ATTENTION = "hardware.attention"
 KERNELS = "hardware.kernels"
+
+SDPA = "SDPA"  # the plain attention
+TORCH = "PyTorch's"  # the plain kernels
 
 # state.json of lmkit 0.1: its name of a decision -> the key now, and its name of what was chosen
 _OF_0_1 = {
@@ -58,6 +63,16 @@ def decisions_of(state: Mapping[str, Any]) -> dict[str, Decision]:
         return by_key([Decision(**values) for values in state["decisions"]])
     stored = {name: state[name] for name in _OF_0_1 if state.get(name)}
     return by_key([_from_0_1(name, values) for name, values in stored.items()])
+
+
+def plain_decisions(hardware: Hardware) -> list[Decision]:
+    """Return the decisions of a run without anything that only makes it faster."""
+    plain = (
+        (ATTENTION, hardware.attention, SDPA),
+        (KERNELS, hardware.kernels, TORCH),
+        (COMPILE, hardware.compile, False),
+    )
+    return [Decision(key, asked, chosen, "hardware.fast is off") for key, asked, chosen in plain]
 
 
 def by_key(decisions: Sequence[Decision]) -> dict[str, Decision]:

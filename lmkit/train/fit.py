@@ -18,8 +18,9 @@ from lmkit.errors import ModelError, RunError
 from lmkit.evaluation.analysis import Background
 from lmkit.evaluation.evaluate import evaluate_split, metrics_table
 from lmkit.evaluation.forward import Forward
-from lmkit.models.build import load_trained, save_model
+from lmkit.models.load import load_trained
 from lmkit.models.memory import free_cached_memory
+from lmkit.models.save import save_model
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import tokenizer_hash
 from lmkit.recipe.load import dump_recipe

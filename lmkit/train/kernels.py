@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lmkit import console
 from lmkit.errors import RecipeError
 from lmkit.run import versions
-from lmkit.train.decisions import ATTENTION, KERNELS, Decision
+from lmkit.train.decisions import ATTENTION, KERNELS, SDPA, TORCH, Decision
 from lmkit.train.device import choose_precision, device_name
 
 if TYPE_CHECKING:
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from lmkit.train.setup import Setup
 
 TRIED_ON = ("cuda",)
-SDPA, FLASH = "SDPA", "FlashAttention"
-TORCH, LIGER = "PyTorch's", "Liger's"
+FLASH = "FlashAttention"
+LIGER = "Liger's"
 
 
-def choose_attention(setup: Setup, kept: Mapping[str, Decision]) -> Decision:
+def choose_attention(setup: Setup, earlier: Mapping[str, Decision]) -> Decision:
     """Choose the attention of rows that texts share; the same on all ranks.
 
     Batches with one text a row, evaluation and prediction stay with SDPA, which needs no mask where there is no padding.
 
     Args:
-        kept: what a checkpoint kept; still good for the same wish on the same device.
+        earlier: decisions of a checkpoint; still good for the same wish on the same device.
 
     Raises:
         RecipeError: ``flash``, or what a resumed run had, cannot be used.
     """
     asked, packing = setup.recipe.hardware.attention, setup.computation.packing
-    had = _kept(setup, kept, ATTENTION, asked)
+    had = _still_good(setup, earlier, ATTENTION, asked)
     if had is not None and had.chosen == SDPA:
         return had
     chosen, why, holds_for = None, "the recipe says so", _holds_for(setup)
@@ -77,7 +77,8 @@ def _proven(
     Args:
         is_proven: the kernel that the run had needs no proof of its results once more.
     """
-    from lmkit.fast.flash import kernels, refuted
+    from lmkit.fast.flash import kernels
+    from lmkit.fast.flash_proof import refuted
 
     packing = setup.computation.packing
     assert packing is not None
@@ -104,13 +105,13 @@ def _proven(
     return None, "; ".join(problems)
 
 
-def choose_kernels(setup: Setup, kept: Mapping[str, Decision]) -> Decision:
+def choose_kernels(setup: Setup, earlier: Mapping[str, Decision]) -> Decision:
     """Choose the kernels of norms and gated layers; the same on all ranks.
 
     Args, Raises: as above.
     """
     asked = setup.recipe.hardware.kernels
-    had = _kept(setup, kept, KERNELS, asked)
+    had = _still_good(setup, earlier, KERNELS, asked)
     if had is not None and had.chosen == TORCH:
         return had
     is_fused, why, holds_for = False, "the recipe says so", _holds_for(setup)
@@ -130,8 +131,6 @@ def choose_kernels(setup: Setup, kept: Mapping[str, Decision]) -> Decision:
 
 def _fuse(setup: Setup, ways: dict[str, int]) -> tuple[bool, str]:
     """Put Liger's kernels in place on all processes or on none; return whether they are, and why."""
-    if not setup.computation.is_fast:
-        return False, "hardware.fast is off"
     if setup.parallelism.device.type not in TRIED_ON:
         return False, "they need a GPU"
     if not setup.parallelism.computes_alone:
@@ -151,9 +150,11 @@ def _fuse(setup: Setup, ways: dict[str, int]) -> tuple[bool, str]:
     return True, f"{parts} are shown to compute the same with them"
 
 
-def _kept(setup: Setup, kept: Mapping[str, Decision], key: str, asked: str) -> Decision | None:
+def _still_good(
+    setup: Setup, earlier: Mapping[str, Decision], key: str, asked: str
+) -> Decision | None:
     """Return the decision of a checkpoint where it still holds."""
-    decision = kept.get(key)
+    decision = earlier.get(key)
     is_good = decision is not None and decision.answers(asked, _made_for(setup))
     return decision if is_good else None
 

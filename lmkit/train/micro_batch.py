@@ -22,14 +22,14 @@ GAIN = 1.05  # a size twice as large has to be faster by this to be worth its me
 ROOM = 0.9  # share of the memory that a pass and the optimizer's state may take; the rest is for what varies
 
 
-def choose_micro_batch(setup: Setup, kept: Mapping[str, Decision]) -> Decision:
+def choose_micro_batch(setup: Setup, earlier: Mapping[str, Decision]) -> Decision:
     """Choose the tokens of a micro-batch, the same on all ranks.
 
     Sizes are only tried on a GPU, and where a process can try by itself. On a CPU 4,096 tokens keep all cores busy, and
     larger passes only take more memory.
 
     Args:
-        kept: what a checkpoint kept; still good for the same wish on the same device, so that a resumed run
+        earlier: decisions of a checkpoint; still good for the same wish on the same device, so that a resumed run
             rounds as it did before, and does not run out of memory once more.
     """
     hardware, parallelism = setup.recipe.hardware, setup.parallelism
@@ -38,7 +38,7 @@ def choose_micro_batch(setup: Setup, kept: Mapping[str, Decision]) -> Decision:
         "processes": parallelism.ranks,
     }
     asked = hardware.micro_batch_tokens
-    decision = kept.get(MICRO_BATCH)
+    decision = earlier.get(MICRO_BATCH)
     if decision is None or not decision.answers(asked, made_for):
         decision = Decision(MICRO_BATCH, asked, _tokens(setup), made_for=made_for)
         if asked == "auto":

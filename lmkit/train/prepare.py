@@ -22,14 +22,13 @@ from lmkit.errors import RecipeError
 from lmkit.models.build import architecture
 from lmkit.models.source import ModelSource, find_model
 from lmkit.models.tokenizer import (
-    Role,
     add_tokens,
     for_words,
     load_tokenizer,
     save_tokenizer,
     tokenizer_hash,
-    train_tokenizer,
 )
+from lmkit.models.tokenizer_training import Role, train_tokenizer
 from lmkit.recipe.schema import Recipe, TokenizerTraining
 from lmkit.run import atomic_directory
 from lmkit.tasks.base import Problem, Task
@@ -89,7 +88,8 @@ def build_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Build the tokenizer a recipe asks for: learned from its data, named, or the base model's own; with ``add_tokens``."""
     tokenizer = _tokenizer(recipe, splits, source)
-    add_tokens(tokenizer, recipe.tokenizer.add_tokens)
+    if recipe.tokenizer.add_tokens:
+        add_tokens(tokenizer, recipe.tokenizer.add_tokens)
     return tokenizer
 
 

@@ -29,7 +29,15 @@ from lmkit.tasks.base import Task
 from lmkit.train.averages import update_ema
 from lmkit.train.batches import Rank, StepBatches
 from lmkit.train.compiled import choose_compile, uncompiled
-from lmkit.train.decisions import COMPILE, MICRO_BATCH, Decision
+from lmkit.train.decisions import (
+    ATTENTION,
+    COMPILE,
+    KERNELS,
+    MICRO_BATCH,
+    Decision,
+    by_key,
+    plain_decisions,
+)
 from lmkit.train.device import micro_batch_tokens
 from lmkit.train.kernels import choose_attention, choose_kernels
 from lmkit.train.micro_batch import choose_micro_batch
@@ -117,9 +125,9 @@ class Computation:
     def _paths_of(self, model: Any, device: torch.device) -> FastPaths:
         """Choose the fast paths once for each way of packing, which a trial may change."""
         if self._paths is None or self._paths[0] is not self.packing:
-            from lmkit.fast.registry import choose_paths
+            from lmkit.fast.registry import choose_for_training
 
-            self._paths = self.packing, choose_paths(model, device, self.packing)
+            self._paths = self.packing, choose_for_training(model, device, self.packing)
         return self._paths[1]
 
     def for_evaluation(self) -> AbstractContextManager[Any]:
@@ -368,21 +376,24 @@ def _optimizer_of(recipe: Recipe, model: Any) -> Any:
     )
 
 
-def decide(setup: Setup, kept: Mapping[str, Decision] | None = None) -> None:
+def decide(setup: Setup, earlier: Mapping[str, Decision] | None = None) -> None:
     """Choose how the passes are computed: attention, kernels, and the size of the micro-batches.
 
     Weights stay as they are.
 
     Args:
-        kept: decisions of a checkpoint. One that was made for the same wish on the same device holds.
+        earlier: decisions of a checkpoint. One that was made for the same wish on the same device holds.
 
     Raises:
         RecipeError: the recipe, or the run so far, has something that cannot be used here.
     """
-    setup.decisions = dict(kept or {})
-    for choose in (choose_attention, choose_kernels, choose_micro_batch):
-        decision = choose(setup, setup.decisions)
-        setup.decisions[decision.key] = decision
+    setup.decisions = dict(earlier or {})
+    if setup.computation.is_fast:
+        setup.decisions[ATTENTION] = choose_attention(setup, setup.decisions)
+        setup.decisions[KERNELS] = choose_kernels(setup, setup.decisions)
+    else:
+        setup.decisions |= by_key(plain_decisions(setup.recipe.hardware))
+    setup.decisions[MICRO_BATCH] = choose_micro_batch(setup, setup.decisions)
 
 
 def decide_compile(setup: Setup, *, first: int = 0, seconds: float | None = None) -> None:
@@ -394,8 +405,9 @@ def decide_compile(setup: Setup, *, first: int = 0, seconds: float | None = None
     Raises:
         RecipeError: the recipe says so, and they cannot be.
     """
-    decision = choose_compile(setup, setup.decisions, first=first, seconds=seconds)
-    setup.decisions[COMPILE] = decision
+    if setup.computation.is_fast:
+        decision = choose_compile(setup, setup.decisions, first=first, seconds=seconds)
+        setup.decisions[COMPILE] = decision
 
 
 def _change_weights(optimizer: Any) -> None:

@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 from lmkit.commands.merge import merge
 from lmkit.errors import ModelError, RecipeError
 from lmkit.models.adapters import TASK_TYPES, probe_logits
-from lmkit.models.build import Built, build_model, load_trained, save_model
-from lmkit.models.load import from_pretrained
+from lmkit.models.build import Built, build_model
+from lmkit.models.load import load_trained
+from lmkit.models.pretrained import from_pretrained
+from lmkit.models.save import save_model
 from lmkit.models.source import find_model
 from lmkit.recipe.schema import Model
 

@@ -56,7 +56,7 @@ def test_without_fast_paths_the_same_is_learned(tiny: Any, task: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("attention", "flash"), ("kernels", "liger")],
+    [("attention", "flash"), ("kernels", "liger"), ("compile", "on")],
 )
 def test_off_beside_a_fast_path_by_name_is_a_mistake(key: str, value: str) -> None:
     with pytest.raises(RecipeError) as found:

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from lmkit.models.build import build_model, load_trained, save_model
+from lmkit.models.build import build_model
+from lmkit.models.load import load_trained
+from lmkit.models.save import save_model
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import names
 

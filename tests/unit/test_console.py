@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,10 +22,20 @@ def everything() -> None:
     console.say("said")
     console.warn("warned")
     console.fail("failed")
-    console.emit({"a": "é"})
+    console.emit(Result({"a": "é"}))
 
 
 Outputs = pytest.CaptureFixture[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A command's result."""
+
+    values: dict[str, str]
+
+    def to_json(self) -> dict[str, str]:
+        return self.values
 
 
 def test_people_read_stdout_and_mistakes_go_to_stderr(capsys: Outputs) -> None:

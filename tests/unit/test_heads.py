@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lmkit.heads import head_in_fp32, logits_at, unwrap
-from lmkit.models.build import load_trained, save_model
+from lmkit.models.load import load_trained
+from lmkit.models.save import save_model
 from lmkit.models.source import find_model
 
 

@@ -178,6 +178,7 @@ EARLY = {
         "fast.attention",
         "fast.dropout",
         "fast.flash",
+        "fast.flash_proof",
         "fast.liger",
         "fast.linear_cross_entropy",
     ],

@@ -62,7 +62,7 @@ def test_an_unknown_metric_is_refused_before_anything_is_evaluated(
 ) -> None:
     recipe = tiny.recipe("mlm", base=tiny.base("mlm"))
     monkeypatch.setattr(
-        "lmkit.models.build.load_trained", lambda *_: pytest.fail("a model was loaded")
+        "lmkit.models.load.load_trained", lambda *_: pytest.fail("a model was loaded")
     )
     with pytest.raises(LmkitError, match=r"--fail-under: no metric 'pseudo_perplexity'"):
         evaluate(recipe, limited=["loss", "perplexity", "accuracy", "pseudo_perplexity"])

@@ -33,7 +33,7 @@ class Learned:
 
 @pytest.fixture(scope="module")
 def learned(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    from lmkit.models.build import load_trained
+    from lmkit.models.load import load_trained
     from lmkit.models.source import find_model
 
     recipe = tiny.recipe(

@@ -23,11 +23,12 @@ from transformers import (
 from lmkit.batch import IGNORE, Batch, lay_out
 from lmkit.data.plan import rows_to_share
 from lmkit.fast import flash
-from lmkit.fast.flash import Kernel, refuted
+from lmkit.fast.flash import Kernel
+from lmkit.fast.flash_proof import refuted
 from lmkit.fast.packing import Packing, find_packing
 from lmkit.fast.token_loss import token_loss
 from lmkit.fast.unpadding import find_unpadding, shared_rows
-from lmkit.models.build import _checkpoint_gradients
+from lmkit.models.build import checkpoint_gradients
 
 TINY = {
     "hidden_size": 32,
@@ -178,7 +179,7 @@ def test_the_loss_is_still_computed_without_logits() -> None:
 
 def test_layers_that_are_computed_again_still_know_their_rows() -> None:
     model = tiny_model("llama").train()
-    _checkpoint_gradients(model)
+    checkpoint_gradients(model)
     batch = lay_out(
         [[{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]], columns={"input_ids": 0}, packed=True
     )

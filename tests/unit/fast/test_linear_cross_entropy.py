@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear
 
-from lmkit.fast.linear_cross_entropy import linear_cross_entropy
+from lmkit.fast.linear_cross_entropy import Options, linear_cross_entropy
 
 
 def tensors(
@@ -25,6 +25,16 @@ def tensors(
     shapes = (tokens, width), (vocabulary, width), (vocabulary,)
     floats = [torch.randn(shape, generator=maker).to(dtype).requires_grad_() for shape in shapes]
     return *floats, torch.randint(vocabulary, (tokens,), generator=maker)  # type: ignore[return-value]
+
+
+def loss_of(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    **options: Any,
+) -> torch.Tensor:
+    return linear_cross_entropy(hidden, weight, bias, labels, Options(**options))
 
 
 def gradients(loss: torch.Tensor, *of: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -49,7 +59,7 @@ def plain(
 
 def test_a_loss_that_can_be_computed_by_hand() -> None:
     hidden, weight = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [math.log(3)]])
-    loss = linear_cross_entropy(hidden, weight, None, torch.tensor([1, 0]))
+    loss = loss_of(hidden, weight, None, torch.tensor([1, 0]))
     assert loss.item() == pytest.approx(
         math.log(4 / 3) + math.log(2)
     )  # probabilities 3 : 1, and evenly
@@ -60,9 +70,7 @@ def test_a_loss_that_can_be_computed_by_hand() -> None:
 def test_loss_and_gradients_are_those_in_double_precision(smoothing: float, chunk: int) -> None:
     hidden, weight, bias, labels = tensors()
     labels[[2, 5]] = -100
-    loss = linear_cross_entropy(
-        hidden, weight, bias, labels, label_smoothing=smoothing, chunk=chunk
-    )
+    loss = loss_of(hidden, weight, bias, labels, label_smoothing=smoothing, chunk=chunk)
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
     reference = plain(*exact, labels, label_smoothing=smoothing)
     assert loss.dtype == torch.float32
@@ -83,7 +91,7 @@ def test_gradients_are_the_slopes_of_the_loss(smoothing: float, with_bias: bool)
     def loss(
         hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return linear_cross_entropy(hidden, weight, bias, labels, **options)
+        return loss_of(hidden, weight, bias, labels, **options)
 
     assert loss(*inputs).dtype == torch.float64
     assert torch.autograd.gradcheck(loss, inputs)
@@ -91,22 +99,20 @@ def test_gradients_are_the_slopes_of_the_loss(smoothing: float, with_bias: bool)
 
 def test_a_scale_is_that_of_the_projection() -> None:
     hidden, weight, bias, labels = tensors()
-    scaled = linear_cross_entropy(hidden, weight, bias, labels, scale=0.25)
-    torch.testing.assert_close(scaled, linear_cross_entropy(hidden * 0.25, weight, bias, labels))
+    scaled = loss_of(hidden, weight, bias, labels, scale=0.25)
+    torch.testing.assert_close(scaled, loss_of(hidden * 0.25, weight, bias, labels))
 
 
 def test_a_token_that_is_nearly_impossible_costs_what_it_costs() -> None:
     """Its probability is 0 in fp32, its loss is not infinite."""
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [500.0]])
-    assert linear_cross_entropy(hidden, weight, None, torch.tensor([0])).item() == 500
+    assert loss_of(hidden, weight, None, torch.tensor([0])).item() == 500
 
 
 @pytest.mark.parametrize("tokens", [0, 3])
 def test_where_no_label_counts_the_loss_and_its_gradients_are_zero(tokens: int) -> None:
     hidden, weight, bias, _ = tensors(tokens)
-    loss = linear_cross_entropy(
-        hidden, weight, bias, torch.full((tokens,), -100), label_smoothing=0.1
-    )
+    loss = loss_of(hidden, weight, bias, torch.full((tokens,), -100), label_smoothing=0.1)
     assert loss.item() == 0
     for gradient, of in zip(
         gradients(loss, hidden, weight, bias), (hidden, weight, bias), strict=True
@@ -117,15 +123,15 @@ def test_where_no_label_counts_the_loss_and_its_gradients_are_zero(tokens: int) 
 def test_tied_weights_get_both_their_gradients() -> None:
     _, table, _, labels = tensors()
     ids = labels.flip(0)
-    (ours,) = gradients(linear_cross_entropy(table[ids], table, None, labels, chunk=4), table)
+    (ours,) = gradients(loss_of(table[ids], table, None, labels, chunk=4), table)
     (theirs,) = gradients(plain(table[ids], table, None, labels), table)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_weights_get_no_gradient_and_the_others_get_theirs() -> None:
     hidden, weight, bias, labels = tensors()
-    with_all = gradients(linear_cross_entropy(hidden, weight, bias, labels), hidden)
-    loss = linear_cross_entropy(hidden, weight.detach(), bias.detach(), labels)
+    with_all = gradients(loss_of(hidden, weight, bias, labels), hidden)
+    loss = loss_of(hidden, weight.detach(), bias.detach(), labels)
     assert [saved is None for saved in loss.grad_fn.saved_tensors] == [False, True, True]  # type: ignore[union-attr]
     torch.testing.assert_close(gradients(loss, hidden), with_all, rtol=0, atol=0)
 
@@ -134,14 +140,14 @@ def test_frozen_weights_get_no_gradient_and_the_others_get_theirs() -> None:
 def test_without_gradients_the_loss_is_the_same(mode: Any) -> None:
     hidden, weight, bias, labels = tensors()
     with mode():
-        loss = linear_cross_entropy(hidden, weight, bias, labels)
+        loss = loss_of(hidden, weight, bias, labels)
     assert not loss.requires_grad
-    assert torch.equal(loss, linear_cross_entropy(hidden, weight, bias, labels).detach())
+    assert torch.equal(loss, loss_of(hidden, weight, bias, labels).detach())
 
 
 def test_a_second_backward_pass_gives_the_same_gradients() -> None:
     hidden, weight, bias, labels = tensors()
-    loss = linear_cross_entropy(hidden, weight, bias, labels) / 3
+    loss = loss_of(hidden, weight, bias, labels) / 3
     first, second = (
         torch.autograd.grad(loss, (hidden, weight, bias), retain_graph=True) for _ in range(2)
     )
@@ -157,7 +163,7 @@ def test_in_bf16_nothing_is_further_from_the_truth_than_under_autocast(smoothing
         exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
         reference = plain(*exact, labels, label_smoothing=smoothing)
         truth = reference, *gradients(reference, *exact)
-        ours = linear_cross_entropy(
+        ours = loss_of(
             hidden, weight, bias, labels, label_smoothing=smoothing, dtype=torch.bfloat16, chunk=32
         )
         with torch.autocast("cpu", torch.bfloat16):

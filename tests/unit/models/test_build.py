@@ -13,9 +13,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lmkit.errors import ModelError, RecipeError
-from lmkit.models.build import Built, build_model, count_parameters, load_trained, save_model
-from lmkit.models.load import new_modules
+from lmkit.models.build import Built, build_model, count_parameters
+from lmkit.models.load import load_trained
+from lmkit.models.pretrained import new_modules
 from lmkit.models.quantized import check_quantization
+from lmkit.models.save import save_model
 from lmkit.models.source import find_model
 from lmkit.tasks.registry import names
 

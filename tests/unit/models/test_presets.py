@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lmkit.errors import ModelError, RecipeError
-from lmkit.models.build import load_trained
+from lmkit.models.load import load_trained
 from lmkit.models.presets import FAMILIES, preset_config, preset_names, shrink
 from lmkit.models.source import find_model
 from lmkit.models.tokenizer import load_tokenizer

@@ -21,8 +21,8 @@ from lmkit.models.tokenizer import (
     load_tokenizer,
     pieces_of,
     tokenizer_hash,
-    train_tokenizer,
 )
+from lmkit.models.tokenizer_training import train_tokenizer
 from lmkit.recipe.schema import TokenizerTraining
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")

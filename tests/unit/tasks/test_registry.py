@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from lmkit.errors import RecipeError
+from lmkit.tasks import registry
 from lmkit.tasks.registry import names, problem, problems, readers_of, real_name
 
 HEAVY = "torch transformers tokenizers datasets sklearn scipy pyarrow"
@@ -22,6 +23,12 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     assert real_name("clasification") is None
     with pytest.raises(RecipeError, match="did you mean 'classification'"):
         problem("clasification")
+
+
+def test_a_folder_that_was_never_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    with pytest.raises(RecipeError, match=r"no task is installed.*\n.*pip install -e \."):
+        registry._entries.__wrapped__()
 
 
 def test_no_name_stands_for_two_tasks() -> None:

@@ -19,7 +19,9 @@ from lmkit.evaluation.forward import Forward
 from lmkit.evaluation.suspicions import never_predicted
 from lmkit.heads import crf_of
 from lmkit.metrics.tagging import chunks
-from lmkit.models.build import build_model, load_trained, save_model
+from lmkit.models.build import build_model
+from lmkit.models.load import load_trained
+from lmkit.models.save import save_model
 from lmkit.models.source import find_model
 from lmkit.run import Run
 from lmkit.tasks.ner import problem as ner

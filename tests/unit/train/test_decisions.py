@@ -96,3 +96,12 @@ def test_a_checkpoint_of_0_1_goes_on_with_the_size_that_it_had(tiny: Any) -> Non
     assert decisions[MICRO_BATCH]["value"] == 77
     assert decisions.keys() == {MICRO_BATCH, COMPILE, ATTENTION, KERNELS}
     assert decisions[COMPILE]["why"].startswith("on a cpu it is not tried")
+
+
+def test_without_fast_paths_nothing_is_tried_and_the_manifest_says_so(tiny: Any) -> None:
+    run = tiny.fit(tiny.recipe("classification", train={"max_steps": 1}, hardware={"fast": "off"}))
+    decisions = {decision["key"]: decision for decision in run.manifest["decisions"]}
+    plain = {ATTENTION: "SDPA", KERNELS: "PyTorch's", COMPILE: False}
+    for key, chosen in plain.items():
+        assert (decisions[key]["value"], decisions[key]["why"]) == (chosen, "hardware.fast is off")
+    assert run.manifest["attention"] == {"on": "SDPA", "why": "hardware.fast is off"}
