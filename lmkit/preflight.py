@@ -24,19 +24,24 @@ def check_recipe(recipe: Recipe, stage: str) -> None:
     if recipe.lora is not None and recipe.lora.quantize is not None:
         check_quantization(recipe.lora.quantize)
     check_eval_keys(recipe)
-    check_metrics(recipe)
+    if recipe.eval.metrics:
+        check_metrics(recipe)
 
 
 def check_stage(recipe: Recipe, stage: str) -> None:
     """Refuse a recipe without a task, or with one of the other stage."""
     if recipe.task and problem(recipe.task).stage == stage:
         return
+    raise _wrong_stage(recipe, stage)
+
+
+def _wrong_stage(recipe: Recipe, stage: str) -> RecipeError:
     names = [solved.name for solved in problems() if solved.stage == stage]
     tasks = f"one of: {', '.join(names)}"
     if not recipe.task:
-        raise RecipeError("no task", place="task", remedy=tasks)
+        return RecipeError("no task", place="task", remedy=tasks)
     command = COMMAND_OF[problem(recipe.task).stage]
-    raise RecipeError(
+    return RecipeError(
         f"{recipe.task} is not for lmkit {stage}", place="task", remedy=f"use {command}, or {tasks}"
     )
 
@@ -44,45 +49,65 @@ def check_stage(recipe: Recipe, stage: str) -> None:
 def check_model_keys(recipe: Recipe, source: ModelSource | None) -> None:
     """Refuse a model section that contradicts itself, its tokenizer, or the source of its weights."""
     from lmkit.models.adapters import check_adapter_keys
-    from lmkit.models.presets import is_encoder_decoder, preset_config
     from lmkit.train.optim import check_optimizer
 
     check_adapter_keys(recipe)
     check_optimizer(recipe)
-    model = recipe.model
-    if model.base and model.preset:
+    if recipe.model.preset:
+        _check_preset(recipe)
+    if source is None:
+        _check_random_weights(recipe)
+    if recipe.tokenizer.train is not None:
+        _check_new_tokenizer(recipe, source)
+
+
+def _check_preset(recipe: Recipe) -> None:
+    """Refuse a preset beside weights, and one that the task cannot use."""
+    from lmkit.models.presets import is_encoder_decoder, preset_config
+
+    preset = recipe.model.preset
+    assert preset is not None
+    if recipe.model.base:
         raise RecipeError(
             "given beside model.base", place="model.preset", remedy="keep one of the two"
         )
-    if model.preset:
-        preset_config(model.preset, max_length=recipe.data.max_length)
-        solved = problem(recipe.task)
-        if solved.architecture == "encoder-decoder" and not is_encoder_decoder(model.preset):
-            raise RecipeError(
-                f"{model.preset} is no encoder-decoder, and {recipe.task} needs one",
-                place="model.preset",
-                remedy=f"for example {solved.smoke_preset}-mini",
-            )
-    if source is None and not model.preset and "model_type" not in model.config:
+    preset_config(preset, max_length=recipe.data.max_length)
+    solved = problem(recipe.task)
+    if solved.architecture == "encoder-decoder" and not is_encoder_decoder(preset):
+        raise RecipeError(
+            f"{preset} is no encoder-decoder, and {recipe.task} needs one",
+            place="model.preset",
+            remedy=f"for example {solved.smoke_preset}-mini",
+        )
+
+
+def _check_random_weights(recipe: Recipe) -> None:
+    """Refuse a model of random weights without a shape or a tokenizer, or with an adapter."""
+    model = recipe.model
+    if not model.preset and "model_type" not in model.config:
         raise RecipeError(
             "no model: neither model.base nor model.preset is given",
             place="model",
             remedy="model.base=RUN_OR_DIRECTORY for trained weights, model.preset=bert-mini for random ones",
         )
-    if recipe.lora is not None and source is None:
+    if recipe.lora is not None:
         raise RecipeError(
             "LoRA adapts trained weights, and this model starts from random ones",
             place="lora",
             remedy="give model.base, or lora=null",
         )
-    if source is None and recipe.tokenizer.base is None and recipe.tokenizer.train is None:
+    if recipe.tokenizer.base is None and recipe.tokenizer.train is None:
         raise RecipeError(
             "a model with random weights has no tokenizer",
             place="tokenizer",
             remedy="tokenizer.train={algorithm: bpe, vocab_size: 8000} learns one from data.train; or give tokenizer.base",
         )
+
+
+def _check_new_tokenizer(recipe: Recipe, source: ModelSource | None) -> None:
+    """Refuse to train a tokenizer for weights that have one, and two where one is enough."""
     _check_joint(recipe)
-    if source is not None and recipe.tokenizer.train is not None:
+    if source is not None:
         raise RecipeError(
             "a new tokenizer does not fit the weights of model.base",
             place="tokenizer.train",
@@ -123,8 +148,6 @@ def check_choice(recipe: Recipe, splits: Splits) -> None:
 
 def check_metrics(recipe: Recipe) -> None:
     """Refuse modules of ``eval.metrics`` that are not there, or have nothing to measure."""
-    if not recipe.eval.metrics:
-        return
     from lmkit.metrics.custom import find_module
 
     fields = problem(recipe.task).fields(recipe) if recipe.task else ()

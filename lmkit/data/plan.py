@@ -98,6 +98,10 @@ def deal(examples: Index, lengths: np.ndarray, ranks: int) -> list[Index]:
     """
     if ranks == 1:
         return [examples]
+    return _deal_evenly(examples, lengths, ranks)
+
+
+def _deal_evenly(examples: Index, lengths: np.ndarray, ranks: int) -> list[Index]:
     loads, parts = [0] * ranks, [[] for _ in range(ranks)]  # type: list[int], list[list[int]]
     for example in sorted(examples.tolist(), key=lambda i: (-int(lengths[i]), i)):
         rank = loads.index(min(loads))
@@ -122,13 +126,18 @@ def micro_batches(
     """
     order = np.array(sorted(examples.tolist(), key=lambda i: (int(lengths[i]), i)), dtype=np.int64)
     sizes = lengths[order].tolist()
+    if padded:
+        return _cheapest_cut(order, sizes, budget)
     # sorted upwards, so the last example of a micro-batch is its longest
-    if not padded:
-        starts: list[int] = []
-        for at, size in enumerate(sizes):
-            if not starts or (at + 1 - starts[-1]) * size > budget:
-                starts.append(at)
-        return np.split(order, starts[1:]) if starts else []
+    starts: list[int] = []
+    for at, size in enumerate(sizes):
+        if not starts or (at + 1 - starts[-1]) * size > budget:
+            starts.append(at)
+    return np.split(order, starts[1:]) if starts else []
+
+
+def _cheapest_cut(order: Index, sizes: list[int], budget: int) -> list[Index]:
+    """Cut examples that are sorted by size where the cost of all passes is least."""
     costs = np.zeros(len(sizes) + 1)  # of the first 0, 1, 2, ... examples
     before = [0]  # where the last micro-batch of their cut begins
     for end, size in enumerate(sizes, 1):

@@ -66,24 +66,35 @@ def load_rows(source: Source, roles: Roles, options: ReadOptions, cache_dir: Pat
         rejected.append({"place": place, **entry})
     rows = Rows(cached, files=data_files, rejected=rejected, fingerprint=fingerprint)
     if not len(rows):
-        raise DataError(
-            f"all {len(rejected)} rows are bad; the first: {rejected[0]['problem']}",
-            place=rejected[0]["place"],
-            remedy="correct the data, or data.columns",
-        )
+        raise _no_usable_row(rejected)
     return rows
+
+
+def _no_usable_row(rejected: list[Row]) -> DataError:
+    return DataError(
+        f"all {len(rejected)} rows are bad; the first: {rejected[0]['problem']}",
+        place=rejected[0]["place"],
+        remedy="correct the data, or data.columns",
+    )
 
 
 def _locate(source: Source, roles: Roles) -> Files:
     located = find_rows(source, roles)
     if isinstance(located, HubId):
-        paths = download(located, split=source.split, key=source.key)
-        return Files(paths, [f"{located}/{path.name}" for path in paths], source.key)
-    role_names: tuple[str, ...] = ()
+        return _download(located, source)
     if isinstance(located, dict):
-        role_names = tuple(located)
-        located = list(itertools.chain.from_iterable(located.values()))
-    return Files(located, [short_path(path) for path in located], source.key, role_names)
+        return _by_role(located, source)
+    return Files(located, [short_path(path) for path in located], source.key)
+
+
+def _download(hub_id: HubId, source: Source) -> Files:
+    paths = download(hub_id, split=source.split, key=source.key)
+    return Files(paths, [f"{hub_id}/{path.name}" for path in paths], source.key)
+
+
+def _by_role(located: parallel.ByRole, source: Source) -> Files:
+    paths = list(itertools.chain.from_iterable(located.values()))
+    return Files(paths, [short_path(path) for path in paths], source.key, tuple(located))
 
 
 def _hash_files(files: Files, cache_dir: Path) -> list[str]:
@@ -91,12 +102,16 @@ def _hash_files(files: Files, cache_dir: Path) -> list[str]:
         hashes = [sources.sha256_of(path) for path in files.paths]
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"{error.strerror}: {error.filename}",
-            place=files.key,
-            remedy="check that it can be read, and the cache written",
-        ) from None
+        raise _no_access(error, files.key) from None
     return hashes
+
+
+def _no_access(error: OSError, key: str) -> DataError:
+    return DataError(
+        f"{error.strerror}: {error.filename}",
+        place=key,
+        remedy="check that it can be read, and the cache written",
+    )
 
 
 def _fingerprint(
@@ -141,19 +156,25 @@ def find_rows(source: Source, roles: Roles) -> list[Path] | HubId | parallel.ByR
         DataError: there is no such file, or none that can be read.
     """
     if isinstance(source.entry, Mapping):
-        return parallel.find_parallel(
-            source.entry,
-            key=source.key,
-            fields=roles.fields,
-            fields_read=roles.fields_read,
-        )
+        return _find_by_role(source.entry, source.key, roles)
     try:
         return sources.find_files(source.entry, key=source.key)
     except DataError as error:
-        hint = _parallel_hint(source, roles.fields_read)
-        if hint is None:
-            raise
-        raise DataError(error.problem, place=error.place, remedy=hint) from None
+        raise _with_hint(error, source, roles.fields_read) from None
+
+
+def _find_by_role(entry: Mapping[str, str | list[str]], key: str, roles: Roles) -> parallel.ByRole:
+    return parallel.find_parallel(
+        entry, key=key, fields=roles.fields, fields_read=roles.fields_read
+    )
+
+
+def _with_hint(error: DataError, source: Source, fields_read: Sequence[Field]) -> DataError:
+    """Say how parallel files are given where one of them is named alone."""
+    hint = _parallel_hint(source, fields_read)
+    if hint is None:
+        return error
+    return DataError(error.problem, place=error.place, remedy=hint)
 
 
 def _parallel_hint(source: Source, fields_read: Sequence[Field]) -> str | None:

@@ -16,6 +16,7 @@ from lmkit.errors import DataError, nearest
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 SAMPLE = "sample:"
+HUB = "hf://datasets/"
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,8 @@ class Source:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_files(source: str | list[str], *, key: str, lines: bool = False) -> list[Path] | HubId:
@@ -72,20 +70,31 @@ def find_files(source: str | list[str], *, key: str, lines: bool = False) -> lis
 
 
 def _find(entry: str, key: str, *, lines: bool) -> list[Path] | HubId:
-    if not entry.strip():
-        raise DataError("an empty path", place=key, remedy="name a file")
-    if entry.startswith("hf://datasets/") and not lines:
-        return parse_hub_id(entry.removeprefix("hf://datasets/"), key)
     is_sample = entry.startswith(SAMPLE)
     folder = SAMPLES if is_sample else Path.cwd()
-    path = folder / os.path.expanduser(entry.removeprefix(SAMPLE) if is_sample else entry)
+    path = folder / os.path.expanduser(entry.removeprefix(SAMPLE))
+    is_file = bool(entry.strip()) and os.path.isfile(path)
+    if is_file and not entry.startswith(HUB):
+        _check_format(path, entry, key, lines=lines)
+        return [path]
+    return _find_no_file(entry, path, folder, key, lines=lines)
+
+
+def _find_no_file(
+    entry: str, path: Path, folder: Path, key: str, *, lines: bool
+) -> list[Path] | HubId:
+    """Find the files of a directory or a glob, or read a hub id."""
+    if not entry.strip():
+        raise DataError("an empty path", place=key, remedy="name a file")
+    if entry.startswith(HUB) and not lines:
+        return parse_hub_id(entry.removeprefix(HUB), key)
     if os.path.isdir(path):
         if lines:
             remedy = "name the text file in it, a list, or a glob"
             raise DataError(f"a directory: {entry}", place=key, remedy=remedy)
         return _files_in(path, key)
     if os.path.isfile(path):
-        _check_format(path, entry, key, lines=lines)
+        _check_format(path, entry, key, lines=lines)  # under hf:, where text files are meant
         return [path]
     if any(sign in entry for sign in "*?["):
         return _matches(entry, folder, key, lines=lines)
@@ -94,7 +103,7 @@ def _find(entry: str, key: str, *, lines: bool) -> list[Path] | HubId:
     close = nearest(path.name, [beside.name for beside in listing(path.parent)])
     hint = ""
     if close:
-        hint = f"; did you mean {close if is_sample else Path(entry).with_name(close)}?"
+        hint = f"; did you mean {close if folder == SAMPLES else Path(entry).with_name(close)}?"
     raise DataError(
         f"no such file: {entry}{hint}", place=key, remedy=f"looked in {short_path(folder)}"
     )
@@ -121,10 +130,14 @@ def _can_read(path: Path, *, lines: bool) -> bool:
 def _check_format(path: Path, entry: str, key: str, *, lines: bool) -> None:
     if _can_read(path, lines=lines):
         return
+    raise _unknown_format(entry, key, lines=lines)
+
+
+def _unknown_format(entry: str, key: str, *, lines: bool) -> DataError:
     if lines:
         remedy = f"parallel files are text, a row a line; one file with columns stands alone: {key.rpartition('.')[0]}={entry}"
-        raise DataError(f"not a text file: {entry}", place=key, remedy=remedy)
-    raise DataError(f"not a format that lmkit reads: {entry}", place=key, remedy=KNOWN)
+        return DataError(f"not a text file: {entry}", place=key, remedy=remedy)
+    return DataError(f"not a format that lmkit reads: {entry}", place=key, remedy=KNOWN)
 
 
 def _files_in(folder: Path, key: str) -> list[Path]:

@@ -59,24 +59,27 @@ def load_splits(
         DataError: something is wrong with a file or a row.
     """
     data = recipe.data
-    _refuse_contradictions(recipe, wanted, is_learning=facts is None)
+    if facts is None and data.train is None:
+        raise _nothing_to_learn_from()
+    takes_from_training = data.fold is not None or data.validation_fraction is not None
+    if takes_from_training or data.columns:
+        _refuse_contradictions(data, wanted)
     first_rows = None if facts is not None else peek_split(recipe, "train")
     fields = problem.fields(recipe, facts, first_rows)
-    read = _splits_to_read(data, wanted)
+    read = [split for split in dict.fromkeys(wanted) if getattr(data, split) is not None]
+    if takes_from_training and "train" not in wanted and _needs_training_rows(data, wanted):
+        read.append("train")
     for split in read:  # a file that is not there is said before another is read
         find_rows(_source(recipe, split), Roles(fields))
     from lmkit.data.check.labels import check_labels, labels_of
-    from lmkit.data.check.tags import prepare_tags
 
     rows = {split: _load(recipe, problem, fields, split) for split in read}
     gold = [field for field in fields if field.gold and field.kind in ("label", "labels", "tags")]
     if any(field.kind == "tags" for field in gold) and rows:
-        tags = data.labels if facts is None else facts["labels"]
-        rows = prepare_tags(
-            rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, model_tags=tags
-        )
+        rows = _with_tags_alike(rows, recipe, facts)
     all_training_rows = rows.get("train")  # labels are those of all folds
-    rows = _set_aside(rows, data, wanted)
+    if takes_from_training:
+        rows = _set_aside(rows, data, wanted)
     if facts is None:
         labels = data.labels or []
         if gold and not labels:
@@ -92,15 +95,29 @@ def load_splits(
     return Splits({split: rows[split] for split in rows if split in wanted}, facts)
 
 
-def _refuse_contradictions(recipe: Recipe, wanted: Sequence[str], *, is_learning: bool) -> None:
-    """Refuse keys of ``data`` that contradict each other, or lack ``data.train``."""
+def _nothing_to_learn_from() -> RecipeError:
+    return RecipeError(
+        "no data to learn from",
+        place="data.train",
+        remedy="give a path, list, glob, directory or hub id",
+    )
+
+
+def _with_tags_alike(
+    rows: dict[str, Rows], recipe: Recipe, facts: dict[str, Any] | None
+) -> dict[str, Rows]:
+    """Write the tags of all splits in one scheme."""
+    from lmkit.data.check.tags import prepare_tags
+
     data = recipe.data
-    if is_learning and data.train is None:
-        raise RecipeError(
-            "no data to learn from",
-            place="data.train",
-            remedy="give a path, list, glob, directory or hub id",
-        )
+    tags = data.labels if facts is None else facts["labels"]
+    return prepare_tags(
+        rows, on_bad_row=data.on_bad_row, repair=recipe.tagging.repair, model_tags=tags
+    )
+
+
+def _refuse_contradictions(data: Data, wanted: Sequence[str]) -> None:
+    """Refuse keys of ``data`` that contradict each other, or lack ``data.train``."""
     if data.validation is not None and data.validation_fraction is not None:
         raise RecipeError(
             "given beside data.validation",
@@ -138,13 +155,10 @@ def _takes_validation_from_training(data: Data, wanted: Sequence[str]) -> bool:
     return data.validation_fraction is not None and bool({"train", "validation"} & {*wanted})
 
 
-def _splits_to_read(data: Data, wanted: Sequence[str]) -> list[str]:
-    """Return the splits that are wanted and have files, and the training split where others are taken from it."""
-    splits = [split for split in dict.fromkeys(wanted) if getattr(data, split) is not None]
+def _needs_training_rows(data: Data, wanted: Sequence[str]) -> bool:
+    """Tell whether a split is taken from the training rows."""
     is_folded = bool(data.fold) and "test" in wanted
-    if (_takes_validation_from_training(data, wanted) or is_folded) and "train" not in wanted:
-        splits.append("train")
-    return splits
+    return _takes_validation_from_training(data, wanted) or is_folded
 
 
 def _set_aside(rows: dict[str, Rows], data: Data, wanted: Sequence[str]) -> dict[str, Rows]:

@@ -27,15 +27,21 @@ def recipe_type() -> type[Recipe]:
         if name is None or section is None:
             continue
         if name in sections or name in Recipe.__struct_fields__:
-            raise RecipeError(
-                f"the task {problem.name!r} brings a section {name!r}, which recipes have already",
-                place="task",
-                remedy="its package has to give the section another name",
-            )
+            raise _section_twice(problem.name, name)
         annotation = Annotated[section, about(f"{problem.name} only")]  # type: ignore[valid-type]
         sections[name] = (name, annotation, msgspec.field(default_factory=section))
-    if not sections:
-        return Recipe
+    return _extended(sections) if sections else Recipe
+
+
+def _section_twice(task: str, name: str) -> RecipeError:
+    return RecipeError(
+        f"the task {task!r} brings a section {name!r}, which recipes have already",
+        place="task",
+        remedy="its package has to give the section another name",
+    )
+
+
+def _extended(sections: dict[str, tuple[str, Any, Any]]) -> type[Recipe]:
     extended = msgspec.defstruct(
         "Recipe",
         list(sections.values()),

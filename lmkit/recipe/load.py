@@ -45,22 +45,31 @@ def load_recipe(
     given = [_apply(values, override) for override in overrides]
     recipe = _validate(values, place, given)
     task = _check_task(recipe, place) if recipe.task else ""
-    _check_fast(recipe)
+    if recipe.hardware.fast == "off":
+        _check_fast(recipe)
     name = recipe.name or stem
     if not re.fullmatch(r"[\w][\w.\- ]*", name):
-        raise RecipeError(
-            f"{name!r} cannot be the name of a folder",
-            place=f"{place}: name",
-            remedy="use letters, digits, '-', '_' and '.'",
-        )
+        raise _no_folder_name(name, place)
     if unknown := re.search(r"\{(?!name\})[^{}]*\}", recipe.output):
-        raise RecipeError(
-            f"unknown {unknown[0]}",
-            place=f"{place}: output",
-            remedy="only {name} stands for something here",
-        )
+        raise _unknown_placeholder(unknown[0], place)
     output = str(Path(recipe.output.replace("{name}", name)).expanduser())
     return recipe.model_copy(update={"name": name, "task": task, "output": output})
+
+
+def _no_folder_name(name: str, place: str) -> RecipeError:
+    return RecipeError(
+        f"{name!r} cannot be the name of a folder",
+        place=f"{place}: name",
+        remedy="use letters, digits, '-', '_' and '.'",
+    )
+
+
+def _unknown_placeholder(text: str, place: str) -> RecipeError:
+    return RecipeError(
+        f"unknown {text}",
+        place=f"{place}: output",
+        remedy="only {name} stands for something here",
+    )
 
 
 def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, Any], str, str]:
@@ -69,29 +78,34 @@ def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, An
         return source.model_dump(), "recipe", source.name
     if isinstance(source, Mapping):
         return _to_plain(source), "recipe", "run"
-    path = find_recipe(str(source))
+    return _read_file(str(source))
+
+
+def _read_file(name: str) -> tuple[dict[str, Any], str, str]:
+    path = find_recipe(name)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}", place=str(path)) from None
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        kind = "empty" if values is None else f"a {type(values).__name__}"
-        problem = f"a recipe is a mapping of keys to values, this is {kind}"
-        raise RecipeError(problem, place=str(path))
+        raise _no_mapping(values, path)
     anchor_paths(values, path.parent)
     return values, str(path), path.stem
 
 
+def _no_mapping(values: Any, path: Path) -> RecipeError:
+    kind = "empty" if values is None else f"a {type(values).__name__}"
+    problem = f"a recipe is a mapping of keys to values, this is {kind}"
+    return RecipeError(problem, place=str(path))
+
+
 def _check_task(recipe: Recipe, place: str) -> str:
     """Refuse an unknown task, and keys that the task does not read; return its real name."""
-    from lmkit.tasks.registry import name_here, names, problem, readers_of, real_name
+    from lmkit.tasks.registry import problem, readers_of, real_name
 
     if real_name(recipe.task) is None:
-        task = recipe.task
-        here = name_here(task)
-        remedy = f"here it is {here}" if here else suggest(task, names())
-        raise RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
+        raise _unknown_task(recipe.task, place)
     solved = problem(recipe.task)
     task = solved.name
     defaults = type(recipe)()
@@ -101,14 +115,27 @@ def _check_task(recipe: Recipe, place: str) -> str:
             continue
         if key == "data.labels" and _has_labels(solved, recipe):
             continue
-        if key not in TOLERATED:
-            raise RecipeError(
-                f"has no effect on {task}",
-                place=key,
-                remedy=f"leave it out: it is for {', '.join(readers)}",
-            )
-        console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
+        _refuse_without_effect(key, task, readers)
     return task
+
+
+def _unknown_task(task: str, place: str) -> RecipeError:
+    from lmkit.tasks.registry import name_here, names
+
+    here = name_here(task)
+    remedy = f"here it is {here}" if here else suggest(task, names())
+    return RecipeError(f"unknown task {task!r}", place=f"{place}: task", remedy=remedy)
+
+
+def _refuse_without_effect(key: str, task: str, readers: Sequence[str]) -> None:
+    """Refuse a key that the task does not read; only warn of those that older recipes give."""
+    if key not in TOLERATED:
+        raise RecipeError(
+            f"has no effect on {task}",
+            place=key,
+            remedy=f"leave it out: it is for {', '.join(readers)}",
+        )
+    console.warn(f"{key} has no effect on {task}: it is for {', '.join(readers)}")
 
 
 def _has_labels(solved: Problem, recipe: Recipe) -> bool:
@@ -120,19 +147,21 @@ def _has_labels(solved: Problem, recipe: Recipe) -> bool:
 def _check_fast(recipe: Recipe) -> None:
     """Refuse a fast path that is asked for by name where all of them are off."""
     hardware = recipe.hardware
-    if hardware.fast != "off":
-        return
     for key, value, plain in (
         ("attention", "flash", "sdpa"),
         ("kernels", "liger", "torch"),
         ("compile", "on", "off"),
     ):
         if getattr(hardware, key) == value:
-            raise RecipeError(
-                f"hardware.{key}: {value} is one of the things that hardware.fast: off leaves out",
-                place=f"hardware.fast, hardware.{key}",
-                remedy=f"hardware.fast=auto, or hardware.{key}={plain}",
-            )
+            raise _contradicts_off(key, value, plain)
+
+
+def _contradicts_off(key: str, value: str, plain: str) -> RecipeError:
+    return RecipeError(
+        f"hardware.{key}: {value} is one of the things that hardware.fast: off leaves out",
+        place=f"hardware.fast, hardware.{key}",
+        remedy=f"hardware.fast=auto, or hardware.{key}={plain}",
+    )
 
 
 def _value(recipe: Recipe, dotted: str) -> Any:
@@ -182,10 +211,14 @@ def _validate(values: Mapping[str, Any], place: str, given: Sequence[str] = ()) 
     recipe = convert_section(recipe_type(), values, mistakes)
     if recipe is not None:
         return recipe
+    raise _wrong_values(mistakes, place, given)
+
+
+def _wrong_values(mistakes: list[Mistake], place: str, given: Sequence[str]) -> RecipeError:
     lines = [_explain(mistake) for mistake in mistakes]
     keys = [".".join(mistake.path) for mistake in mistakes]
     from_file = any(not any(f"{key}.".startswith(f"{name}.") for name in given) for key in keys)
-    raise RecipeError("\n  ".join(lines), place=place if from_file else None)
+    return RecipeError("\n  ".join(lines), place=place if from_file else None)
 
 
 EXAMPLES = {

@@ -35,6 +35,10 @@ def find_recipe(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
+    return _find_shipped(path, name)
+
+
+def _find_shipped(path: Path, name: str) -> Path:
     if path.suffix in SUFFIXES:
         raise _no_such_file(path, name)
     shipped = shipped_recipes()

@@ -56,15 +56,15 @@ def _mapping_once(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, (list, dict)):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a key is a list or a mapping", key_node.start_mark
-            )
+            raise _bad_key("a key is a list or a mapping", key_node)
         if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
-            )
+            raise _bad_key(f"the key {key!r} stands twice", key_node)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
+
+
+def _bad_key(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
@@ -86,12 +86,15 @@ def parse_yaml(text: str, place: str) -> Any:
     try:
         return yaml.load(text, Loader=Loader)  # a SafeLoader: builds plain values only
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{place}:{mark.line + 1}" if mark else place
-        what = getattr(error, "problem", None) or str(error).split("\n")[0]
-        alias = (
-            getattr(error, "context", None) == "while scanning an alias"
-            or "undefined alias" in what
-        )
-        remedy = 'a value that begins with * stands in quotes: "*.jsonl"' if alias else None
-        raise RecipeError(f"not readable as YAML: {what}", place=where, remedy=remedy) from None
+        raise _not_yaml(error, place) from None
+
+
+def _not_yaml(error: yaml.YAMLError, place: str) -> RecipeError:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{place}:{mark.line + 1}" if mark else place
+    what = getattr(error, "problem", None) or str(error).split("\n")[0]
+    alias = (
+        getattr(error, "context", None) == "while scanning an alias" or "undefined alias" in what
+    )
+    remedy = 'a value that begins with * stands in quotes: "*.jsonl"' if alias else None
+    return RecipeError(f"not readable as YAML: {what}", place=where, remedy=remedy)

@@ -69,20 +69,28 @@ class Roles:
         names = list(dict.fromkeys(field.name for form in forms for field in form.fields))
         unknown = [role for role in columns if role not in names]
         if unknown:
-            raise DataError(
-                f"this task has no column {unknown[0]!r}",
-                place="data.columns",
-                remedy=suggest(unknown[0], names),
-            )
+            raise _unknown_role(unknown[0], names)
         suited = [form for form in forms if columns.keys() <= _names(form)]
         if not suited:
-            choices = " or ".join(", ".join(field.name for field in form.fields) for form in forms)
-            raise DataError(
-                f"{' and '.join(columns)} do not go together",
-                place="data.columns",
-                remedy=f"name {choices}",
-            )
+            raise _no_such_form(columns, forms)
         return suited if self.with_gold else [_without_gold(form) for form in suited]
+
+
+def _unknown_role(role: str, names: list[str]) -> DataError:
+    return DataError(
+        f"this task has no column {role!r}",
+        place="data.columns",
+        remedy=suggest(role, names),
+    )
+
+
+def _no_such_form(columns: Mapping[str, str], forms: Sequence[Form]) -> DataError:
+    choices = " or ".join(", ".join(field.name for field in form.fields) for form in forms)
+    return DataError(
+        f"{' and '.join(columns)} do not go together",
+        place="data.columns",
+        remedy=f"name {choices}",
+    )
 
 
 def _names(form: Form) -> set[str]:
@@ -99,6 +107,10 @@ def has_header(path: Path, forms: Sequence[Form], roles: Roles) -> bool:
     Raises:
         DataError: some columns are named, others given by position.
     """
+    return not roles.columns or _has_named_columns(path, forms, roles)
+
+
+def _has_named_columns(path: Path, forms: Sequence[Form], roles: Roles) -> bool:
     read = set().union(*map(_names, forms))
     used = [column for role, column in roles.columns.items() if role in read]
     positions = [name for name in used if name.isdecimal()]
@@ -237,8 +249,11 @@ def find_keys(row: Row, name: str) -> Keys | None:
     >>> find_keys({"a.b": 1, "a": {"b": 2}}, "a.b")
     ('a.b',)
     """
-    if name in row:
-        return (name,)
+    return (name,) if name in row else _find_nested(row, name)
+
+
+def _find_nested(row: Row, name: str) -> Keys | None:
+    """Return the keys that lead into an object."""
     for dot in re.finditer(r"\.", name):
         head, rest = name[: dot.start()], name[dot.end() :]
         if head not in row:
@@ -260,6 +275,11 @@ def value_at(raw: Row, keys: Keys) -> Any:
     if keys[0] not in raw:
         raise BadValue(f"no {keys[0]!r} here, unlike in the first row")
     value = raw[keys[0]]
+    return value if len(keys) == 1 else _value_within(value, keys)
+
+
+def _value_within(value: Any, keys: Keys) -> Any:
+    """Return what the further keys of a column lead to within its value."""
     for depth, key in enumerate(keys[1:], 1):
         column = ".".join(keys[:depth])
         if not isinstance(value, dict):

@@ -66,7 +66,12 @@ def check_labels(
     allowed = set(labels)
     if distinct(rows, field.name) <= allowed:
         return rows
+    return _without_unknown(rows, field, allowed, split, on_bad_row)
 
+
+def _without_unknown(
+    rows: Rows, field: Field, allowed: set[str], split: str, on_bad_row: OnBadRow
+) -> Rows:
     def unknown(row: Row) -> Fault | None:
         is_sequence = field.kind == "tags"
         name = "tag" if is_sequence else "label"

@@ -64,12 +64,17 @@ def _text(value: Any, column: str, field: Field | None = None) -> str:
 
 
 def _label(value: Any, column: str, field: Field | None = None) -> str:
+    if isinstance(value, str):
+        return _text(value, column).strip()
+    return _label_of_number(value, column)
+
+
+def _label_of_number(value: Any, column: str) -> str:
+    """Write a bool or a whole number as a label."""
     if isinstance(value, bool):
         return str(value).lower()  # as JSON spells it
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, str):
-        return _text(value, column).strip()
     number = ""
     if isinstance(value, float):
         if value.is_integer():

@@ -72,15 +72,19 @@ class Format:
 
 def open_file(path: Path) -> io.BufferedIOBase:
     """Open a file for reading bytes, unpacked."""
+    if path.suffix.lower() in COMPRESSIONS:
+        return _open_packed(path)
+    return path.open("rb")
+
+
+def _open_packed(path: Path) -> io.BufferedIOBase:
     if path.suffix.lower() == ".gz":
         import gzip
 
         return gzip.open(path, "rb")
-    if path.suffix.lower() == ".zst":
-        import pyarrow  # its reader notices a truncated file; zstandard's does not
+    import pyarrow  # its reader notices a truncated file; zstandard's does not
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -93,24 +97,30 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode()
             except UnicodeDecodeError as error:
-                problem = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
-                remedy = f"save the file as UTF-8, for example: iconv -f latin1 -t utf-8 {path.name} > new-{path.name}"
-                raise DataError(
-                    problem, place=f"{short_path(path)}:{number}", remedy=remedy
-                ) from None
+                raise _not_utf8(path, number, line, error.start) from None
+
+
+def _not_utf8(path: Path, number: int, line: bytes, start: int) -> DataError:
+    problem = f"not UTF-8: byte 0x{line[start]:02x} at byte {start + 1} of the line"
+    remedy = f"save the file as UTF-8, for example: iconv -f latin1 -t utf-8 {path.name} > new-{path.name}"
+    return DataError(problem, place=f"{short_path(path)}:{number}", remedy=remedy)
 
 
 def _check_start(start: bytes, path: Path) -> None:
+    if start.startswith(tuple(MAGIC)) or b"\0" in start[:4]:
+        raise _no_text(start, path)
+
+
+def _no_text(start: bytes, path: Path) -> DataError:
+    """Describe a file by the bytes with which it begins."""
     kinds = [kind for magic, kind in MAGIC.items() if start.startswith(magic)]
-    if not kinds and b"\0" in start[:4]:
-        kinds = ["NUL bytes: UTF-16 text, or no text at all"]
     if not kinds:
-        return
+        kinds = ["NUL bytes: UTF-16 text, or no text at all"]
     remedy = "rename it, or export it as UTF-8 text"
     if "UTF-16" in kinds[0]:
         remedy = "save the file as UTF-8, for example: iconv -f utf-16 -t utf-8"
     problem = f"not UTF-8 text: the file begins with {kinds[0]}"
-    raise DataError(problem, place=f"{short_path(path)}:1", remedy=remedy)
+    return DataError(problem, place=f"{short_path(path)}:1", remedy=remedy)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

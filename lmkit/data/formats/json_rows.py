@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.data.formats.base import BadRow, Format, Layout, NumberedRows, numbered_lines
-from lmkit.data.row import Row, short_path
+from lmkit.data.row import short_path
 from lmkit.errors import DataError
 
 BLANK = re.compile(r"[ \t\n\r]*")
@@ -24,7 +24,7 @@ def read_json_lines(path: Path, layout: Layout) -> NumberedRows:
         except (ValueError, RecursionError) as error:
             yield number, _not_json(error, line, path, number)
             continue
-        yield number, _object(row, path, number)
+        yield number, row if isinstance(row, dict) else _no_object(row, path, number)
 
 
 def _not_json(error: Exception, line: str, path: Path, number: int) -> BadRow:
@@ -35,9 +35,7 @@ def _not_json(error: Exception, line: str, path: Path, number: int) -> BadRow:
     return BadRow(problem, path=path, line=number, remedy=remedy, row=line)
 
 
-def _object(row: Any, path: Path, line: int) -> Row | BadRow:
-    if isinstance(row, dict):
-        return row
+def _no_object(row: Any, path: Path, line: int) -> BadRow:
     problem = f"not a JSON object but {json.dumps(row)[:60]}"
     remedy = 'a row is an object: {"text": "..."}; a list of objects belongs in a .json file'
     return BadRow(problem, path=path, line=line, remedy=remedy, row=row)
@@ -52,7 +50,7 @@ def read_json(path: Path, layout: Layout) -> NumberedRows:
         while not text.startswith("]", at):
             row, end = json.JSONDecoder().raw_decode(text, at)
             line, counted = line + text.count("\n", counted, at), at
-            yield line, _object(row, path, line)
+            yield line, row if isinstance(row, dict) else _no_object(row, path, line)
             at = _after_blank(text, end)
             if not text.startswith("]", at):
                 at = _after_sign(text, ",", at)
