@@ -24,8 +24,7 @@ def check_recipe(recipe: Recipe, stage: str) -> None:
     if recipe.lora is not None and recipe.lora.quantize is not None:
         check_quantization(recipe.lora.quantize)
     check_eval_keys(recipe)
-    if recipe.eval.metrics:
-        check_metrics(recipe)
+    check_metrics(recipe)
 
 
 def check_stage(recipe: Recipe, stage: str) -> None:
@@ -148,6 +147,8 @@ def check_choice(recipe: Recipe, splits: Splits) -> None:
 
 def check_metrics(recipe: Recipe) -> None:
     """Refuse modules of ``eval.metrics`` that are not there, or have nothing to measure."""
+    if not recipe.eval.metrics:
+        return
     from lmkit.metrics.custom import find_module
 
     fields = problem(recipe.task).fields(recipe) if recipe.task else ()
